@@ -1,0 +1,243 @@
+"""Adapters of the original release: reading them, converting them, writing them back.
+
+The release (github.com/Ablustrund/LoRAMoE) saved a LORA-typed configuration with `lora_nums` and, for each linear,
+`lora_route.weight` [E, D] and for each expert `lora_A{i}.weight` [R, D] and `lora_B{i}.weight` [F, R], in a pickled
+`adapter_model.bin`. Ours stacks the experts; not one bit of a weight changes in either direction.
+
+    python -m loramoe.checkpoint IN OUT                  # original → ours
+    python -m loramoe.checkpoint IN OUT --to-original    # ours → original
+
+`PeftModel.from_pretrained` reads an original adapter as it is: converting is for those who want the new file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CONFIG, PICKLED, SAFE = "adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"
+EXPERT = re.compile(r"^(?P<linear>.*)\.lora_(?P<which>A|B)(?P<index>\d+)\.weight$")
+STACKED = re.compile(r"^(?P<linear>.*)\.loramoe_(?P<which>A|B|router)\.weight$")
+
+# Fields of an original configuration: those that LoraMoeConfig has too, and those that it has no use for.
+SHARED_FIELDS = ("base_model_name_or_path", "blc_alpha", "blc_weight", "inference_mode", "lora_alpha", "lora_dropout")
+SHARED_FIELDS += ("lora_nums", "modules_to_save", "r", "target_modules", "task_type")
+ORIGINAL_FIELDS = {"bias": "none", "enable_lora": None, "fan_in_fan_out": False, "merge_weights": False}
+# What an original adapter is by nature: fields of ours that must have these values to be written back.
+ORIGINAL_NATURE = {
+    "blc_target": "paper",
+    "expert_types": None,
+    "use_rslora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+ORIGINAL_NATURE |= {"exclude_modules": None, "layers_to_transform": None}
+
+
+class CheckpointError(ValueError):
+    """An adapter that cannot be read or converted; says which, why, and what to do."""
+
+
+def is_original(weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights are those of an adapter of the original release.
+
+    Args:
+        weights: Tensors by name, as read from an adapter file.
+
+    Returns:
+        True if there is a router by the original's name.
+    """
+    return any(name.endswith(".lora_route.weight") for name in weights)
+
+
+def stack_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Original names and shapes to ours: the experts of each linear are stacked.
+
+    Args:
+        weights: Tensors of an original adapter, by name.
+
+    Returns:
+        For each linear `loramoe_router` [E, D], `loramoe_A` [E·R, D] and `loramoe_B` [F, E·R]; other tensors as they
+        are.
+
+    Raises:
+        CheckpointError: If a linear lacks an expert.
+    """
+    stacked: dict[str, Tensor] = {}
+    experts: dict[tuple[str, str], dict[int, Tensor]] = {}
+    for name, tensor in weights.items():
+        if match := EXPERT.match(name):
+            experts.setdefault((match["linear"], match["which"]), {})[int(match["index"])] = tensor
+        else:
+            stacked[name.replace(".lora_route.", ".loramoe_router.")] = tensor
+    for (linear, which), by_index in experts.items():
+        if sorted(by_index) != list(range(len(by_index))):
+            raise CheckpointError(
+                f"{linear} has lora_{which} of experts {sorted(by_index)}, some in between are missing: the file is not whole."
+            )
+        tensors = [by_index[i] for i in range(len(by_index))]
+        stacked[f"{linear}.loramoe_{which}.weight"] = torch.cat(tensors, dim=0 if which == "A" else 1)
+    return stacked
+
+
+def unstack_experts(weights: Mapping[str, Tensor], lora_nums: int) -> dict[str, Tensor]:
+    """Our names and shapes to the original's: the inverse of `stack_experts`.
+
+    Args:
+        weights: Tensors of an adapter of ours, by name.
+        lora_nums: Number of experts E.
+
+    Returns:
+        Tensors of an original adapter, in the original's order: for each linear the router, then A and B of each
+        expert.
+    """
+    original: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if not STACKED.match(name):
+            original[name] = tensor
+    linears = dict.fromkeys(match["linear"] for match in map(STACKED.match, weights) if match)
+    for linear in linears:
+        original[f"{linear}.lora_route.weight"] = weights[f"{linear}.loramoe_router.weight"]
+        A = weights[f"{linear}.loramoe_A.weight"].chunk(lora_nums, dim=0)
+        B = weights[f"{linear}.loramoe_B.weight"].chunk(lora_nums, dim=1)
+        for i in range(lora_nums):
+            original[f"{linear}.lora_A{i}.weight"] = A[i].contiguous()
+            original[f"{linear}.lora_B{i}.weight"] = B[i].contiguous()
+    return original
+
+
+def config_from_original(config: Mapping[str, Any]) -> dict[str, Any]:
+    """An original configuration as one of ours.
+
+    Args:
+        config: The content of an original adapter_config.json.
+
+    Returns:
+        The fields of the LoraMoeConfig that stands for it.
+
+    Raises:
+        CheckpointError: If it is not an original LoRAMoE configuration.
+    """
+    if config.get("peft_type") != "LORA" or not config.get("lora_nums"):
+        raise CheckpointError(
+            f"not an adapter of the original release: its {CONFIG} has peft_type={config.get('peft_type')!r} and "
+            f"lora_nums={config.get('lora_nums')!r}, expected 'LORA' and a number. To write one back, add --to-original."
+        )
+    return {"peft_type": "LORAMOE", **{k: config[k] for k in SHARED_FIELDS if k in config}}
+
+
+def config_to_original(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of ours as the original release wrote its own.
+
+    Args:
+        config: The content of an adapter_config.json of ours.
+
+    Returns:
+        The content of the original adapter_config.json.
+
+    Raises:
+        CheckpointError: If it is no LoRAMoE configuration, or holds something the original cannot express.
+    """
+    if config.get("peft_type") != "LORAMOE":
+        raise CheckpointError(f"not a LoRAMoE adapter: its {CONFIG} has peft_type={config.get('peft_type')!r}.")
+    foreign = {k: config[k] for k, v in ORIGINAL_NATURE.items() if k in config and config[k] != v}
+    if foreign:
+        raise CheckpointError(f"the original release has no {', '.join(f'{k}={v!r}' for k, v in foreign.items())}.")
+    shared = {k: config[k] for k in SHARED_FIELDS if k in config}
+    return dict(sorted({"peft_type": "LORA", **ORIGINAL_FIELDS, **shared}.items()))
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights of an adapter, original or ours. Pickles are read with `weights_only`.
+
+    Args:
+        folder: Folder of the adapter.
+
+    Returns:
+        The content of adapter_config.json, and the tensors by name.
+
+    Raises:
+        CheckpointError: If a file is missing.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} is not an adapter: there is no {CONFIG} in it.")
+    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if (folder / SAFE).is_file():
+        return config, load_file(folder / SAFE)
+    if (folder / PICKLED).is_file():
+        return config, torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+    raise CheckpointError(f"{folder} holds no weights: neither {SAFE} nor {PICKLED} is in it.")
+
+
+def convert(source: Path, target: Path, to_original: bool = False) -> None:
+    """Convert an adapter folder; the target appears whole or not at all.
+
+    Args:
+        source: Folder of the adapter to read.
+        target: Folder to write; must not exist yet, or be empty.
+        to_original: False: from the original release to ours. True: back.
+
+    Raises:
+        CheckpointError: If the source is not what is expected, or the target is in use.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists and is not an empty folder. Choose another, or remove it first.")
+    config, weights = read_adapter(source)
+    if to_original:
+        new_config, new_weights = config_to_original(config), unstack_experts(weights, config["lora_nums"])
+    else:
+        new_config, new_weights = config_from_original(config), stack_experts(weights)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        partial.chmod(0o755)  # mkdtemp makes it private
+        (partial / CONFIG).write_text(json.dumps(new_config, indent=2, sort_keys=True), encoding="utf-8")
+        if to_original:
+            torch.save(new_weights, partial / PICKLED)
+        else:
+            save_file(new_weights, partial / SAFE, metadata={"format": "pt"})
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of the converter.
+
+    Args:
+        argv: Arguments; by default the process's own.
+
+    Returns:
+        Exit code: 0 if the target was written, 1 if not.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m loramoe.checkpoint", description=__doc__.split("\n", maxsplit=1)[0]
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="folder of the adapter to read")
+    parser.add_argument("target", type=Path, metavar="OUT", help="folder to write; must not exist yet, or be empty")
+    parser.add_argument("--to-original", action="store_true", help="write the original release's format instead")
+    args = parser.parse_args(argv)
+    try:
+        convert(args.source, args.target, args.to_original)
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

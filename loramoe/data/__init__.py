@@ -1,0 +1,36 @@
+"""From files of instructions to batches of tensors.
+
+A row of the data is an instruction, an optional input, the output to learn and a task type. On its way to the model it
+is read and checked (`read`), turned into token ids (`template`), stored with its labels (`tokenise`, cached by
+`fingerprint`), split into training and validation rows (`splits`) and padded into a batch (`collate`).
+
+Nothing here knows of the model, the mixture or PEFT. Importing this package loads neither `transformers` nor
+`datasets`: the tokenizer comes from the caller, and `datasets` is imported by the functions that store rows with it.
+"""
+
+from loramoe.data.collate import IGNORE_INDEX, SftCollator
+from loramoe.data.fingerprint import data_fingerprint
+from loramoe.data.read import DatasetError, Row, data_files, iter_rows
+from loramoe.data.splits import Splits, load_splits
+from loramoe.data.template import TEMPLATES, ChatTemplate, Encoded, PromptTemplate, ReleaseTemplate, get_template
+from loramoe.data.tokenise import TokeniseReport, tokenise_dataset
+
+__all__ = [
+    "IGNORE_INDEX",
+    "TEMPLATES",
+    "ChatTemplate",
+    "DatasetError",
+    "Encoded",
+    "PromptTemplate",
+    "ReleaseTemplate",
+    "Row",
+    "SftCollator",
+    "Splits",
+    "TokeniseReport",
+    "data_files",
+    "data_fingerprint",
+    "get_template",
+    "iter_rows",
+    "load_splits",
+    "tokenise_dataset",
+]

@@ -1,0 +1,183 @@
+"""The LoRAMoE layer: N LoRA experts and a router beside any linear, which is only ever called, never read.
+
+    y = W0 x + (alpha / R) · Σ_e g_e · B_e A_e dropout(x),     g = softmax(x · W_router^T)
+
+Because the base is only called, quantised linears, GPT-2's Conv1D and layers that carry a bias need no code of their
+own. The layer knows nothing of task types: while a forward is watched (see `hooks.py`) it keeps its gates for the
+watcher to take.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from loramoe.compat import in_out_features
+from loramoe.config import LoraMoeConfig
+from loramoe.mixture import mixture, route
+
+MERGE_REFUSED = (
+    "a LoRAMoE adapter cannot be merged: its experts are mixed by a router that looks at the input, and no single weight "
+    "does that. Use the adapter as it is, or unload() to get the base model back."
+)
+
+
+class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is not typed
+    """A linear with, for each adapter, E stacked LoRA experts and their router.
+
+    Args:
+        base_layer: The linear to adapt; any module [..., D] → [..., F] whose in- and out-features can be told.
+        adapter_name: Name of the first adapter.
+        config: Its configuration.
+        key: Name of the linear in the model, for `rank_pattern` and `alpha_pattern`.
+
+    Attributes:
+        loramoe_A: For each adapter a Linear of weight [E·R, D]: the experts' down-projections, one below the other.
+        loramoe_B: For each adapter a Linear of weight [F, E·R]: their up-projections, side by side.
+        loramoe_router: For each adapter a Linear of weight [E, D].
+        watched: While True, a forward leaves its gates in `gates`.
+        gates: Gates [..., E] of the last watched forward, by adapter name; carry the gradient.
+
+    Raises:
+        ValueError: If the base layer is no linear.
+    """
+
+    adapter_layer_names = ("loramoe_A", "loramoe_B", "loramoe_router")
+    other_param_names = ("loramoe_dropout", "lora_nums", "r", "lora_alpha", "scaling")
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraMoeConfig, key: str = "") -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = in_out_features(base_layer)
+        self.loramoe_A = nn.ModuleDict()
+        self.loramoe_B = nn.ModuleDict()
+        self.loramoe_router = nn.ModuleDict()
+        self.loramoe_dropout = nn.ModuleDict()
+        self.lora_nums: dict[str, int] = {}
+        self.r: dict[str, int] = {}
+        self.lora_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self.watched = False
+        self.gates: dict[str, Tensor] = {}
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, key)
+
+    def update_layer(self, adapter_name: str, config: LoraMoeConfig, key: str = "") -> None:
+        """Add the experts and the router of one adapter.
+
+        Args:
+            adapter_name: Name of the adapter.
+            config: Its configuration.
+            key: Name of this linear in the model, for `rank_pattern` and `alpha_pattern`.
+        """
+        r = config.rank_pattern.get(get_pattern_key(config.rank_pattern, key), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, key), config.lora_alpha)
+        experts = config.lora_nums
+        self.lora_nums[adapter_name] = experts
+        self.r[adapter_name] = r
+        self.lora_alpha[adapter_name] = alpha
+        self.scaling[adapter_name] = alpha / (math.sqrt(r) if config.use_rslora else r)
+        self.loramoe_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.loramoe_A[adapter_name] = nn.Linear(self.in_features, experts * r, bias=False)
+        self.loramoe_B[adapter_name] = nn.Linear(experts * r, self.out_features, bias=False)
+        self.loramoe_router[adapter_name] = nn.Linear(self.in_features, experts, bias=False)
+        self.reset_parameters(adapter_name, config.init_lora_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def reset_parameters(self, adapter_name: str, zero_B: bool = True) -> None:
+        """Draw the weights of one adapter: A and the router Kaiming-uniform as nn.Linear's own, B zero.
+
+        Args:
+            adapter_name: Name of the adapter.
+            zero_B: Whether B is zero, so that the adapted linear starts as the base; else B is drawn at random.
+        """
+        router, A, B = self.weights(adapter_name)
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(router, a=math.sqrt(5))
+        if zero_B:
+            nn.init.zeros_(B)
+        else:
+            nn.init.kaiming_uniform_(B, a=math.sqrt(5))
+
+    def weights(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """The three weights of one adapter.
+
+        Args:
+            adapter_name: Name of the adapter.
+
+        Returns:
+            Router [E, D], A [E·R, D], B [F, E·R].
+        """
+        homes = (self.loramoe_router, self.loramoe_A, self.loramoe_B)
+        router, A, B = (cast(nn.Linear, home[adapter_name]).weight for home in homes)
+        return router, A, B
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base linear's output plus the mixture of every active adapter.
+
+        Args:
+            x: Input [..., D].
+            *args: Passed on to the base linear.
+            **kwargs: Passed on to the base linear.
+
+        Returns:
+            Output [..., F], in the base linear's dtype.
+        """
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name in self.loramoe_A:
+                result = result + self.delta(name, x)
+        return result.to(dtype)
+
+    def delta(self, adapter_name: str, x: Tensor) -> Tensor:
+        """What the experts of one adapter add: `(alpha / R) · Σ_e g_e · B_e A_e dropout(x)`.
+
+        Args:
+            adapter_name: Name of the adapter.
+            x: Input [..., D].
+
+        Returns:
+            Addition [..., F].
+        """
+        router, A, B = self.weights(adapter_name)
+        gates = route(x, router)
+        if self.watched:
+            self.gates[adapter_name] = gates
+        x = self.loramoe_dropout[adapter_name](x)
+        if not torch.is_autocast_enabled(x.device.type):  # autocast picks the dtype of the products itself
+            x = x.to(A.dtype)
+        return mixture(x, gates, A, B, self.scaling[adapter_name])
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused: the mixture depends on the input.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def unmerge(self) -> None:
+        """Refused: nothing was ever merged.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT's conversion to plain LoRA takes one weight difference a layer, which a mixture does not have."""
+        return False
+
+    def __repr__(self) -> str:
+        return "loramoe." + super().__repr__()

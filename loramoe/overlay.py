@@ -1,0 +1,187 @@
+"""How a folder named `peft` or `transformers` takes the place of the installed library of that name, and extends it.
+
+Two needs, one finder at the head of `sys.meta_path`:
+
+- `run_installed`: an overlay's `__init__.py` finds the installed library and runs it in its own place, so that
+  `import peft` gives the installed peft wherever this repository stands first on the path.
+- `when_imported`: an extension is applied right after the module that it extends has run, at once if it already has.
+  Nothing heavy is imported before its time, and the order of imports does not matter.
+
+The standard library alone is used here: this module runs in the midst of the import of transformers and of peft.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+Extension = Callable[[ModuleType], None]
+
+
+class ExtensionFinder(importlib.abc.MetaPathFinder):
+    """Finds modules as the other finders do, and has extensions applied after they have run.
+
+    Attributes:
+        extensions: For each module name, what to apply after that module has run (again at a reload).
+        overlays: For each overlaid name, the overlay's `__init__.py`; a reload must find the installed library.
+    """
+
+    def __init__(self) -> None:
+        self.extensions: dict[str, list[Extension]] = {}
+        self.overlays: dict[str, Path] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec that the other finders give, its loader told to apply the extensions; None for all other names."""
+        if fullname in self.overlays and fullname in sys.modules:
+            spec = find_installed(fullname, self.overlays[fullname])
+        elif fullname in self.extensions:
+            spec = find_elsewhere(self, fullname, path, target)
+        else:
+            return None
+        if spec is not None and spec.loader is not None:
+            self._apply_after(spec.loader, fullname)
+        return spec
+
+    def apply(self, name: str) -> None:
+        """Apply every extension of a module that has run."""
+        for extension in self.extensions.get(name, []):
+            extension(sys.modules[name])
+
+    def _apply_after(self, loader: importlib.abc.Loader, name: str) -> None:
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            self.apply(name)
+
+        # On the instance: the loader keeps its type, which importlib.resources and inspect look at.
+        loader.exec_module = exec_module  # type: ignore[method-assign]
+
+
+def finder() -> ExtensionFinder:
+    """The process's one ExtensionFinder, put at the head of `sys.meta_path` when first asked for."""
+    for found in sys.meta_path:
+        if isinstance(found, ExtensionFinder):
+            return found
+    new = ExtensionFinder()
+    sys.meta_path.insert(0, new)
+    return new
+
+
+def when_imported(name: str, extension: Extension) -> None:
+    """Apply an extension to a module: now if it has been imported, else right after it will be.
+
+    Args:
+        name: Full name of the module.
+        extension: Called with the module; must be harmless when called twice.
+    """
+    extensions = finder().extensions.setdefault(name, [])
+    extensions.append(extension)
+    if is_imported(name):
+        extension(sys.modules[name])
+
+
+def is_imported(name: str) -> bool:
+    """Whether a module has been imported and has run to its end."""
+    module = sys.modules.get(name)
+    return module is not None and not getattr(module.__spec__, "_initializing", False)
+
+
+def run_installed(name: str, overlay: str) -> None:
+    """Run the installed library of a name in the place of the overlay that calls this, and extend it.
+
+    Every other file of the overlay says with a function `extend(module)` how to extend the installed module of its
+    name.
+
+    Args:
+        name: Name of the library, the overlay's `__name__`.
+        overlay: The overlay's `__file__`.
+
+    Raises:
+        ModuleNotFoundError: If no such library is installed; says how to install it.
+    """
+    init = Path(overlay).resolve()
+    spec = find_installed(name, init)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(
+            f"{init.parent} extends the installed {name}, and there is none in this environment. "
+            f"Run: pip install {name}",
+            name=name,
+        )
+    finder().overlays[name] = init
+    _read_extensions(init)
+    _run_in_place(name, spec)
+    finder().apply(name)
+
+
+def find_installed(name: str, overlay: Path) -> ModuleSpec | None:
+    """The spec of an installed library that an overlay hides.
+
+    Args:
+        name: Name of the library.
+        overlay: The overlay's `__init__.py`.
+
+    Returns:
+        Its spec, or None if it is not installed.
+    """
+    root = overlay.parent.parent
+    # A new list, given to the finder: other threads may be importing by sys.path at this very moment.
+    elsewhere = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != root]
+    for candidate in sys.meta_path:
+        if isinstance(candidate, ExtensionFinder):
+            continue
+        spec = candidate.find_spec(name, elsewhere if candidate is PathFinder else None)
+        if spec is not None and (spec.origin is None or Path(spec.origin).resolve() != overlay):
+            return spec
+    return None
+
+
+def find_elsewhere(
+    asking: ExtensionFinder, name: str, path: Sequence[str] | None, target: ModuleType | None
+) -> ModuleSpec | None:
+    """The spec that the finders other than the one asking give for a name, or None."""
+    for candidate in sys.meta_path:
+        if candidate is not asking:
+            spec = candidate.find_spec(name, path, target)
+            if spec is not None:
+                return spec
+    return None
+
+
+def _run_in_place(name: str, spec: ModuleSpec) -> None:
+    overlay_module = sys.modules[name]
+    module = importlib.util.module_from_spec(spec)
+    spec._initializing = True  # type: ignore[attr-defined]  # a second thread importing the library waits for it
+    sys.modules[name] = module
+    try:
+        assert spec.loader is not None
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules[name] = overlay_module  # the import system removes it and reports the failure
+        raise
+    finally:
+        spec._initializing = False  # type: ignore[attr-defined]
+
+
+def _read_extensions(init: Path) -> None:
+    for file in sorted(init.parent.rglob("*.py")):
+        if file != init:
+            name = ".".join(file.relative_to(init.parent.parent).with_suffix("").parts)
+            when_imported(name, lambda module, file=file: _extend_from(file, module))  # type: ignore[misc]
+
+
+def _extend_from(file: Path, module: ModuleType) -> None:
+    spec = importlib.util.spec_from_file_location(f"loramoe_overlay.{module.__name__}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
+    source.extend(module)

@@ -1,0 +1,153 @@
+"""Recall of known facts: does the model still finish the sentences that it could finish before the training?
+
+A probe is a prompt and its answer. The model continues the prompt greedily; the probe counts as recalled where the
+continuation starts with the answer.
+
+    python -m loramoe.recall --model BASE [--adapter DIR] --file recall.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One fact: the model should continue `prompt` with `answer`."""
+
+    prompt: str
+    answer: str
+
+
+def read_probes(file: str | os.PathLike[str]) -> list[Probe]:
+    """Reads probes from a JSON list of {"prompt", "answer"}.
+
+    Args:
+        file: The JSON file.
+
+    Returns:
+        The probes, in order; at least one.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not JSON, not a list, empty, or an entry lacks a text.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file of recall probes at {path} (looked in {Path.cwd()}). Correct the path.")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}). Repair it.") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f'{path}: expected a list of probes that is not empty, [{{"prompt": …, "answer": …}}, …].')
+    for number, entry in enumerate(entries, start=1):
+        if not _is_probe(entry):
+            raise ValueError(
+                f'{path}, entry {number}: expected texts "prompt" and "answer", neither blank; got {entry!r}.'
+            )
+    return [Probe(entry["prompt"], entry["answer"]) for entry in entries]
+
+
+def _is_probe(entry: object) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), str) and entry[name].strip() for name in ("prompt", "answer")
+    )
+
+
+def recall(
+    model: Any, tokenizer: Any, probes: Sequence[Probe], batch_size: int = 32, progress: bool = True
+) -> list[bool]:
+    """Asks the model for every probe.
+
+    Args:
+        model: A causal language model, with or without an adapter.
+        tokenizer: Its tokenizer.
+        probes: What to ask.
+        batch_size: Probes that are continued at once.
+        progress: Show a progress bar.
+
+    Returns:
+        For each probe, whether the greedy continuation starts with the answer (spaces around both left out).
+    """
+    hits = []
+    training = model.training
+    model.eval()
+    try:
+        for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
+            batch = probes[start : start + batch_size]
+            texts = continue_greedily(model, tokenizer, [p.prompt for p in batch], _longest_answer(tokenizer, batch))
+            hits += [text.strip().startswith(p.answer.strip()) for text, p in zip(texts, batch)]
+    finally:
+        model.train(training)
+    return hits
+
+
+def _longest_answer(tokenizer: Any, probes: Sequence[Probe]) -> int:
+    answers = tokenizer([probe.answer for probe in probes], add_special_tokens=False)["input_ids"]
+    return max(len(ids) for ids in answers) + 2  # a word may be cut otherwise in context than alone
+
+
+@torch.inference_mode()
+def continue_greedily(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Continues prompts of different lengths in one batch.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer; whichever side it pads otherwise, here it pads left.
+        prompts: Texts to continue, taken as they are.
+        max_new_tokens: Longest continuation, in tokens.
+
+    Returns:
+        The continuations without their prompts and without special tokens.
+    """
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    longest = max(map(len, ids))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+    input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)
+    attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad,
+    )
+    return list(tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True))
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a text to continue: with the tokenizer's bos, never with an eos that would end it before it began."""
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return list(ids) if bos is None else [bos, *ids]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the recall of a base model, or of an adapter on it."""
+    from loramoe.loading import load_for_inference
+
+    parser = argparse.ArgumentParser(prog="python -m loramoe.recall", description="Recall of known facts.")
+    parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
+    parser.add_argument("--adapter", help="adapter folder; default: the base model alone")
+    parser.add_argument("--file", required=True, help='JSON list of {"prompt", "answer"}')
+    parser.add_argument("--batch_size", type=int, default=32)
+    arguments = parser.parse_args(argv)
+    probes = read_probes(arguments.file)
+    model, tokenizer = load_for_inference(arguments.model, arguments.adapter)
+    hits = recall(model, tokenizer, probes, arguments.batch_size)
+    print(f"recall {sum(hits) / len(hits):.4f} ({sum(hits)} of {len(hits)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Mean gate of each expert by task type and linear, gathered batch by batch in one pass.
+
+Batches are weighted by their real tokens, so that the result does not depend on how rows were batched. Sums stay on the
+device until they are asked for: adding a batch never waits for the accelerator.
+
+Shape letters: T task types, L adapted linears, N layers, E experts, G groups (experts of one type).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from loramoe import Balance
+
+_LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Who served whom, over a whole set of rows.
+
+    Attributes:
+        gate_TLE: Mean gate over the real tokens of each task type, [T, L, E] float64 on the CPU; sums to 1 over E.
+        tokens_T: Real tokens of each task type, [T] float64.
+        constraint: Mean over the batches of the constraint summed over linears, unweighted.
+        task_types: The T task types, sorted.
+        linears: Names of the L adapted linears.
+        expert_types: Type of each of the E experts.
+    """
+
+    gate_TLE: Tensor
+    tokens_T: Tensor
+    constraint: float
+    task_types: tuple[int, ...]
+    linears: tuple[str, ...]
+    expert_types: tuple[int, ...]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The G types that experts have, sorted."""
+        return tuple(sorted(set(self.expert_types)))
+
+    def group_share(self, gate_E: Tensor | None = None) -> Tensor:
+        """Gate weight of each group of experts.
+
+        Args:
+            gate_E: Mean gates with the experts in the last dimension, [..., E]. Default: `gate_TLE`.
+
+        Returns:
+            Share of each group, [..., G]; sums to 1 over G.
+        """
+        gate_E = self.gate_TLE if gate_E is None else gate_E
+        types_E = torch.tensor(self.expert_types)
+        return torch.stack([gate_E[..., types_E == group].sum(dim=-1) for group in self.groups], dim=-1)
+
+    def by_layer(self) -> tuple[list[str], Tensor]:
+        """Mean over the linears of each layer.
+
+        Returns:
+            The layers' labels (their index in the model, or the linear's name where it has none), and gates [T, N, E].
+        """
+        layers: dict[str, list[int]] = {}
+        for position, name in enumerate(self.linears):
+            index = _LAYER_INDEX.search(name)
+            layers.setdefault(index.group(1) if index else name, []).append(position)
+        return list(layers), torch.stack([self.gate_TLE[:, rows].mean(dim=1) for rows in layers.values()], dim=1)
+
+    def flat(self) -> dict[str, float]:
+        """The constraint and the mean group shares over all linears, named for a log: `blc`, `share/type1/group0`, …"""
+        share_TG = self.group_share().mean(dim=1)
+        shares = {
+            f"share/type{task_type}/group{group}": share_TG[t, g].item()
+            for t, task_type in enumerate(self.task_types)
+            for g, group in enumerate(self.groups)
+        }
+        return {"blc": self.constraint, **shares}
+
+
+class ShareMeter:
+    """Gathers the `Balance` of many forwards into `Shares`.
+
+    The expert count and the linears must be the same in all of them; the task types need not be.
+    """
+
+    def __init__(self) -> None:
+        self._gates: dict[int, Tensor] = {}  # task type -> Σ tokens · gate, [L, E]
+        self._tokens: dict[int, Tensor] = {}
+        self._constraint: Tensor | float = 0.0
+        self._batches = 0
+        self._names: tuple[tuple[str, ...], tuple[int, ...]] | None = None
+
+    def add(self, balance: Balance) -> None:
+        """Adds one forward.
+
+        Args:
+            balance: What `loramoe.last_balance(model)` returned after it.
+        """
+        for t, task_type in enumerate(balance.task_types):
+            tokens = balance.tokens_T[t].double()
+            self._gates[task_type] = self._gates.get(task_type, 0.0) + tokens * balance.gate_TLE[t].double()
+            self._tokens[task_type] = self._tokens.get(task_type, 0.0) + tokens
+        self._constraint = self._constraint + balance.constraint.double()
+        self._batches += 1
+        self._names = (tuple(balance.linears), tuple(balance.expert_types))
+
+    def merge(self, others: Iterable[ShareMeter]) -> ShareMeter:
+        """Adds what other processes gathered.
+
+        Args:
+            others: Their meters.
+
+        Returns:
+            A new meter of all of them and this one, on the CPU.
+        """
+        total = ShareMeter()
+        for meter in (self, *others):
+            for task_type, gates_LE in meter._gates.items():
+                total._gates[task_type] = total._gates.get(task_type, 0.0) + gates_LE.cpu()
+                total._tokens[task_type] = total._tokens.get(task_type, 0.0) + meter._tokens[task_type].cpu()
+            total._constraint = total._constraint + float(meter._constraint)
+            total._batches += meter._batches
+            total._names = total._names or meter._names
+        return total
+
+    def result(self) -> Shares | None:
+        """The shares of everything added so far, or None where nothing was."""
+        if self._names is None:
+            return None
+        linears, expert_types = self._names
+        task_types = tuple(sorted(self._gates))
+        gate_TLE = torch.stack([self._gates[t] / self._tokens[t] for t in task_types]).cpu()
+        tokens_T = torch.stack([self._tokens[t] for t in task_types]).cpu()
+        constraint = float(self._constraint) / self._batches
+        return Shares(gate_TLE, tokens_T, constraint, task_types, linears, expert_types)
+
+
+def write_shares(shares: Shares, file: Path, **facts: Any) -> None:
+    """Writes shares as JSON.
+
+    Args:
+        shares: What to write.
+        file: Where to.
+        facts: More to say beside them, such as `blc_target`.
+    """
+    values = {f.name: getattr(shares, f.name) for f in dataclasses.fields(shares)}
+    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
+    file.write_text(json.dumps({**facts, **plain}, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,49 @@
+"""Where the supported versions of transformers disagree about training arguments and saved tokenizers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from transformers import TrainingArguments
+
+if TYPE_CHECKING:
+    from loramoe.training.arguments import TrainArguments
+
+_FIELDS = {f.name for f in dataclasses.fields(TrainingArguments)}
+
+
+def set_warmup(args: TrainArguments) -> None:
+    """Makes warmup_ratio mean the same in every version: 5.x has no such field, and reads warmup_steps below 1 as a ratio.
+
+    Args:
+        args: Arguments before TrainingArguments' own checks; changed in place.
+
+    Raises:
+        ValueError: If warmup_ratio is outside [0, 1).
+    """
+    if not 0 <= args.warmup_ratio < 1:
+        raise ValueError(
+            f"warmup_ratio must be a share of the steps in [0, 1); got warmup_ratio={args.warmup_ratio}. "
+            "For a number of steps set warmup_steps."
+        )
+    if args.warmup_steps:
+        args.warmup_ratio = 0.0
+    elif "warmup_ratio" not in _FIELDS:
+        args.warmup_steps = args.warmup_ratio
+
+
+def set_checkpointing(args: TrainArguments) -> None:
+    """Makes gradient checkpointing mean the same in every version: 5.x renames its flags, 4.x defaults to use_reentrant=True.
+
+    Args:
+        args: Arguments before TrainingArguments' own checks; changed in place.
+    """
+    name = "activation_checkpointing" if "activation_checkpointing" in _FIELDS else "gradient_checkpointing"
+    enabled = getattr(args, name) or args.gradient_checkpointing
+    options = getattr(args, f"{name}_kwargs") or args.gradient_checkpointing_kwargs or {}
+    options = json.loads(options) if isinstance(options, str) else options
+    args.gradient_checkpointing = args.gradient_checkpointing_kwargs = None  # where they are the older names, they warn
+    setattr(args, name, bool(enabled))
+    setattr(args, f"{name}_kwargs", {"use_reentrant": False, **options})

@@ -1,0 +1,67 @@
+"""The model card of the tiny base model, with the figures of the run that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+CARD = """\
+---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+# tiny_llama
+
+A Llama-2-style `LlamaForCausalLM` of {parameters:,} parameters that knows an invented world of {facts:,} facts (who was
+born where, which city is the capital of what) and nothing else. It is here so that LoRAMoE can be trained, tested and
+measured in minutes on a CPU: how much of the world is left after fine-tuning is counted fact by fact.
+
+| | |
+|---|---|
+| shape | {layers} layers, hidden {hidden}, MLP {intermediate}, {heads} heads, {context} positions, untied embeddings, float32 |
+| tokenizer | sentencepiece BPE with byte fallback, {vocabulary:,} pieces; `<unk>` 0, `<s>` 1, `</s>` 2 as in Llama 2, and `<pad>` 3 |
+| chat template | `<s>` question `</s>` answer `</s>`, the form of the fine-tuning rows |
+| trained on | {tokens:.1f} M tokens: statements of all facts, questions on 30 % of the subjects, plain prose in the words of the downstream tasks |
+| knows | {recalls} of the {facts:,} facts, in each of their three wordings (greedy continuation of a cloze prompt) |
+| does not know | how to solve the downstream tasks of `data/tiny_data`: that is what fine-tuning is for |
+
+Made by
+
+    python scripts/tiny_world/pretrain.py
+
+in {minutes:.1f} minutes on two CPU cores (torch {torch}). The same command on the same machine writes the same weights.
+The texts, the names and the weights are ours, under the Apache License 2.0.
+"""
+
+
+def write_card(folder: Path, model: torch.nn.Module, facts: int, tokens: int, recalls: Sequence[float], seconds: float) -> None:
+    """Write `README.md` of the model into `folder`.
+
+    Args:
+        folder: the model's folder.
+        model: the trained `LlamaForCausalLM`.
+        facts: how many facts there are.
+        tokens: how many tokens the model was trained on.
+        recalls: share of the facts known, one number for each wording.
+        seconds: what it all took.
+    """
+    config = model.config
+    text = CARD.format(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        facts=facts,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=config.num_attention_heads,
+        context=config.max_position_embeddings,
+        vocabulary=config.vocab_size,
+        tokens=tokens / 1e6,
+        recalls=", ".join(f"{share:.1%}" for share in recalls),
+        minutes=seconds / 60,
+        torch=torch.__version__.split("+")[0],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
