@@ -11,6 +11,7 @@ use it in the midst of peft's own import.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if importlib.util.find_spec("peft") is None:
+        raise ModuleNotFoundError("loramoe extends peft, which is not installed. Run: pip install peft", name="peft")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

@@ -15,21 +15,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 CONFIG, PICKLED, SAFE = "adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"
 EXPERT = re.compile(r"^(?P<linear>.*)\.lora_(?P<which>A|B)(?P<index>\d+)\.weight$")
 STACKED = re.compile(r"^(?P<linear>.*)\.loramoe_(?P<which>A|B|router)\.weight$")
+
+ROUTER = ".lora_route.weight"
+DECLARED = ("gate_proj", "down_proj", "up_proj")
 
 # Fields of an original configuration: those that LoraMoeConfig has too, and those that it has no use for.
 SHARED_FIELDS = ("base_model_name_or_path", "blc_alpha", "blc_weight", "inference_mode", "lora_alpha", "lora_dropout")
@@ -59,7 +65,23 @@ def is_original(weights: Mapping[str, Tensor]) -> bool:
     Returns:
         True if there is a router by the original's name.
     """
-    return any(name.endswith(".lora_route.weight") for name in weights)
+    return any(name.endswith(ROUTER) for name in weights)
+
+
+def is_original_folder(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter of the original release, by its configuration.
+
+    Args:
+        folder: A folder, or any other name of a model: what is no folder is no original.
+
+    Returns:
+        True if there is a configuration of type LORA with `lora_nums`.
+    """
+    file = Path(folder) / CONFIG
+    if not file.is_file():
+        return False
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return config.get("peft_type") == "LORA" and bool(config.get("lora_nums"))
 
 
 def stack_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,22 +95,26 @@ def stack_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         are.
 
     Raises:
-        CheckpointError: If a linear lacks an expert.
+        CheckpointError: If a linear lacks an expert, or its router.
     """
     stacked: dict[str, Tensor] = {}
     experts: dict[tuple[str, str], dict[int, Tensor]] = {}
+    routers = {name[: -len(ROUTER)]: tensor for name, tensor in weights.items() if name.endswith(ROUTER)}
     for name, tensor in weights.items():
         if match := EXPERT.match(name):
             experts.setdefault((match["linear"], match["which"]), {})[int(match["index"])] = tensor
         else:
             stacked[name.replace(".lora_route.", ".loramoe_router.")] = tensor
-    for (linear, which), by_index in experts.items():
-        if sorted(by_index) != list(range(len(by_index))):
-            raise CheckpointError(
-                f"{linear} has lora_{which} of experts {sorted(by_index)}, some in between are missing: the file is not whole."
-            )
-        tensors = [by_index[i] for i in range(len(by_index))]
-        stacked[f"{linear}.loramoe_{which}.weight"] = torch.cat(tensors, dim=0 if which == "A" else 1)
+    for linear in dict.fromkeys([*routers, *(linear for linear, _ in experts)]):
+        wanted = range(len(routers.get(linear, ())))
+        for which, dim in (("A", 0), ("B", 1)):
+            by_index = experts.get((linear, which), {})
+            if sorted(by_index) != list(wanted):
+                raise CheckpointError(
+                    f"{linear} has lora_{which} of experts {sorted(by_index)}, but a router for {len(wanted)} experts: the "
+                    "file is not whole. Copy or download it again."
+                )
+            stacked[f"{linear}.loramoe_{which}.weight"] = torch.cat([by_index[i] for i in wanted], dim=dim)
     return stacked
 
 
@@ -100,22 +126,34 @@ def unstack_experts(weights: Mapping[str, Tensor], lora_nums: int) -> dict[str, 
         lora_nums: Number of experts E.
 
     Returns:
-        Tensors of an original adapter, in the original's order: for each linear the router, then A and B of each
-        expert.
+        Tensors of an original adapter, in its order: for each linear the router, then A and B of each expert.
+
+    Raises:
+        CheckpointError: If a linear lacks a part, or has another number of experts.
     """
-    original: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if not STACKED.match(name):
-            original[name] = tensor
-    linears = dict.fromkeys(match["linear"] for match in map(STACKED.match, weights) if match)
-    for linear in linears:
-        original[f"{linear}.lora_route.weight"] = weights[f"{linear}.loramoe_router.weight"]
-        A = weights[f"{linear}.loramoe_A.weight"].chunk(lora_nums, dim=0)
-        B = weights[f"{linear}.loramoe_B.weight"].chunk(lora_nums, dim=1)
-        for i in range(lora_nums):
-            original[f"{linear}.lora_A{i}.weight"] = A[i].contiguous()
-            original[f"{linear}.lora_B{i}.weight"] = B[i].contiguous()
+    original = {name: tensor for name, tensor in weights.items() if not STACKED.match(name)}
+    linears = {match["linear"] for match in map(STACKED.match, weights) if match}
+    for linear in sorted(linears, key=_place):
+        parts = [weights.get(f"{linear}.loramoe_{which}.weight") for which in ("router", "A", "B")]
+        router, A, B = parts
+        if router is None or A is None or B is None or len(router) != lora_nums:
+            raise CheckpointError(
+                f"{linear} should have a router, A and B of lora_nums={lora_nums} experts, but has "
+                f"{[None if part is None else list(part.shape) for part in parts]}: weights and {CONFIG} do not belong "
+                "together."
+            )
+        original[f"{linear}.lora_route.weight"] = router
+        for i, (A_i, B_i) in enumerate(zip(A.chunk(lora_nums, dim=0), B.chunk(lora_nums, dim=1), strict=True)):
+            original[f"{linear}.lora_A{i}.weight"] = A_i.contiguous()
+            original[f"{linear}.lora_B{i}.weight"] = B_i.contiguous()
     return original
+
+
+def _place(linear: str) -> tuple[list[tuple[int, str]], int, str]:
+    """Where a linear stands in an original file: layer by layer, and in one as the release's model declares them."""
+    *path, name = linear.split(".")
+    numbered = [(int(part), "") if part.isdigit() else (-1, part) for part in path]
+    return numbered, DECLARED.index(name) if name in DECLARED else len(DECLARED), name
 
 
 def config_from_original(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +171,13 @@ def config_from_original(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("peft_type") != "LORA" or not config.get("lora_nums"):
         raise CheckpointError(
             f"not an adapter of the original release: its {CONFIG} has peft_type={config.get('peft_type')!r} and "
-            f"lora_nums={config.get('lora_nums')!r}, expected 'LORA' and a number. To write one back, add --to-original."
+            f"lora_nums={config.get('lora_nums')!r}, expected 'LORA' and a number. To write one back, add "
+            "--to-original."
+        )
+    foreign = {k: config[k] for k, v in ORIGINAL_FIELDS.items() if config.get(k, v) != v}
+    if foreign:
+        raise CheckpointError(
+            f"LoRAMoE has no {', '.join(f'{k}={v!r}' for k, v in foreign.items())}: such an adapter would not be the same."
         )
     return {"peft_type": "LORAMOE", **{k: config[k] for k in SHARED_FIELDS if k in config}}
 
@@ -169,16 +213,27 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         The content of adapter_config.json, and the tensors by name.
 
     Raises:
-        CheckpointError: If a file is missing.
+        CheckpointError: If a file is missing or cannot be read.
     """
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not an adapter: there is no {CONFIG} in it.")
-    config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{folder / CONFIG} is not JSON: {error}.") from error
     if (folder / SAFE).is_file():
-        return config, load_file(folder / SAFE)
+        return config, _read_weights(folder / SAFE, load_file)
     if (folder / PICKLED).is_file():
-        return config, torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+        return config, _read_weights(folder / PICKLED, partial(torch.load, map_location="cpu", weights_only=True))
     raise CheckpointError(f"{folder} holds no weights: neither {SAFE} nor {PICKLED} is in it.")
+
+
+def _read_weights(file: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    try:
+        return read(file)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise CheckpointError(f"{file} is damaged, or holds more than tensors, and was not loaded: {reason}") from error
 
 
 def convert(source: Path, target: Path, to_original: bool = False) -> None:
@@ -200,17 +255,17 @@ def convert(source: Path, target: Path, to_original: bool = False) -> None:
     else:
         new_config, new_weights = config_from_original(config), stack_experts(weights)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        partial.chmod(0o755)  # mkdtemp makes it private
-        (partial / CONFIG).write_text(json.dumps(new_config, indent=2, sort_keys=True), encoding="utf-8")
+        unfinished.chmod(0o755)  # mkdtemp makes it private
+        (unfinished / CONFIG).write_text(json.dumps(new_config, indent=2, sort_keys=True), encoding="utf-8")
         if to_original:
-            torch.save(new_weights, partial / PICKLED)
+            torch.save(new_weights, unfinished / PICKLED)
         else:
-            save_file(new_weights, partial / SAFE, metadata={"format": "pt"})
-        os.replace(partial, target)
+            save_file(new_weights, unfinished / SAFE, metadata={"format": "pt"})
+        os.replace(unfinished, target)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise
 
 
@@ -232,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         convert(args.source, args.target, args.to_original)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {args.target}")

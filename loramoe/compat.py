@@ -2,28 +2,22 @@
 
 Each function names what it touches and the versions that differ. The rest of the library is written as if there were
 one version of each. All extensions are idempotent: a second call finds the first one's work and leaves it.
+
+peft and torch are imported inside the functions, because some of these run in the midst of peft's or transformers' own
+import. What must subclass a class of peft is in `legacy.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
-from packaging.version import Version
-from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
-from peft.utils import ModulesToSaveWrapper
-from peft.utils.peft_types import PeftType
-from torch import Tensor, nn
-
-PEFT_VERSION = Version(importlib.metadata.version("peft"))
-LEGACY_PEFT = PEFT_VERSION < Version("0.18")
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # What the original release writes into adapter_config.json and its code never reads again, with the only values it
 # writes.
@@ -32,9 +26,12 @@ ORIGINAL_ONLY: dict[str, Any] = {"enable_lora": None, "merge_weights": False}
 
 def register() -> None:
     """Register LoRAMoE with the installed peft: type, classes, `LoraConfig(lora_nums=…)`, files of the original."""
-    extend_peft_type()
+    import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils.peft_types import PeftType
+    from transformers.integrations.peft import PeftAdapterMixin
 
+    extend_peft_type(PeftType)
     from loramoe.config import LoraMoeConfig
     from loramoe.model import LoraMoeModel
 
@@ -46,27 +43,31 @@ def register() -> None:
         setattr(peft, public.__name__, public)
     extend_lora_config(peft.LoraConfig)
     extend_load_peft_weights()
+    extend_load_adapter(PeftAdapterMixin)
 
 
-def extend_peft_type() -> None:
+def extend_peft_type(peft_type: Any) -> None:
     """Give the closed enum `PeftType` the member LORAMOE, as its class body would have (enum of Python 3.10 to 3.13).
 
     A bare string would not do: transformers reads `.peft_type.value`, and an adapter's JSON is looked up in the enum.
+
+    Args:
+        peft_type: `peft.utils.peft_types.PeftType`.
     """
     name = "LORAMOE"
-    if name in PeftType.__members__:
+    if name in peft_type.__members__:
         return
-    member = str.__new__(PeftType, name)
+    member = str.__new__(peft_type, name)
     member._name_ = name
     member._value_ = name
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType.__members__)
-    type.__setattr__(PeftType, name, member)
-    PeftType._member_names_.append(name)
-    PeftType._member_map_[name] = member
-    PeftType._value2member_map_[name] = member
+    member.__objclass__ = peft_type
+    member._sort_order_ = len(peft_type.__members__)
+    type.__setattr__(peft_type, name, member)
+    peft_type._member_names_.append(name)
+    peft_type._member_map_[name] = member
+    peft_type._value2member_map_[name] = member
     if sys.version_info >= (3, 13):
-        PeftType._hashable_values_.append(name)
+        peft_type._hashable_values_.append(name)
 
 
 def extend_lora_config(lora_config: type) -> None:
@@ -86,6 +87,8 @@ def extend_lora_config(lora_config: type) -> None:
             return _mixture_config(cls, *args, **kwargs)
         return object.__new__(cls)
 
+    # Where a class has a `__new__`, inspect.signature shows that; it must show the fields as before.
+    __new__.__signature__ = inspect.signature(lora_config.__init__)  # type: ignore[attr-defined,misc]
     lora_config.__new__ = __new__  # type: ignore[assignment]
 
 
@@ -102,7 +105,8 @@ def _mixture_config(lora_config: type, *args: Any, **kwargs: Any) -> Any:
     if foreign:
         raise ValueError(
             f"LoraConfig(lora_nums={given['lora_nums']}) makes a mixture of LoRA experts, which does not know "
-            f"{', '.join(f'{k}={v!r}' for k, v in foreign.items())}. Leave it out, or leave lora_nums out for plain LoRA."
+            f"{', '.join(f'{k}={v!r}' for k, v in foreign.items())}. Leave it out, or leave lora_nums out for plain "
+            "LoRA."
         )
     return LoraMoeConfig(**{k: v for k, v in given.items() if k in known})
 
@@ -132,6 +136,33 @@ def extend_load_peft_weights() -> None:
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "peft" and vars(module).get("load_peft_weights") is read:
             module.load_peft_weights = load_peft_weights  # type: ignore[attr-defined]
+
+
+def extend_load_adapter(mixin: type) -> None:
+    """Have `model.load_adapter`, and from_pretrained of an adapter's folder, read adapters of the original release.
+
+    transformers 5 reads the files by itself, and of a local folder only safetensors (seen in 5.23); weights that it is
+    handed it takes. transformers 4 asks peft.
+
+    Args:
+        mixin: `transformers.integrations.peft.PeftAdapterMixin`.
+    """
+    from peft.utils import save_and_load
+
+    from loramoe.checkpoint import is_original_folder
+
+    load = mixin.load_adapter  # type: ignore[attr-defined]
+    if "__wrapped__" in vars(load):
+        return
+
+    @functools.wraps(load)
+    def load_adapter(self: Any, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        adapter_state_dict_given = len(args) > 2  # after adapter_name and peft_config
+        if peft_model_id is not None and is_original_folder(peft_model_id) and not adapter_state_dict_given:
+            kwargs.setdefault("adapter_state_dict", save_and_load.load_peft_weights(peft_model_id, device="cpu"))
+        return load(self, peft_model_id, *args, **kwargs)
+
+    mixin.load_adapter = load_adapter  # type: ignore[attr-defined]
 
 
 def extend_label_smoother(label_smoother: type) -> None:
@@ -195,6 +226,9 @@ def in_out_features(base_layer: nn.Module) -> tuple[int, int]:
     Raises:
         ValueError: If the module is no linear: an embedding, a convolution, an attention.
     """
+    from peft.tuners.lora.layer import LoraLayer
+    from torch import nn
+
     no_linear = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
     if not isinstance(base_layer, no_linear):
         layer = LoraLayer(base_layer)
@@ -204,93 +238,3 @@ def in_out_features(base_layer: nn.Module) -> tuple[int, int]:
         f"LoRAMoE adapts linear layers; got {type(base_layer).__name__}. Leave it out of target_modules, or name it in "
         "exclude_modules."
     )
-
-
-class LegacyTuner(BaseTuner):  # type: ignore[misc]  # peft is not typed
-    """What every tuner had to write for itself before peft 0.18, which moved it into BaseTuner."""
-
-    prefix: str
-    tuner_layer_cls: type[BaseTunerLayer]
-
-    @staticmethod
-    def _check_target_module_exists(peft_config: Any, key: str) -> Any:
-        return check_target_module_exists(peft_config, key)
-
-    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            if self.prefix not in name:
-                parameter.requires_grad = False
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        setattr(parent, child_name, new_module)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "model":  # not set yet: looking it up on itself would not end
-                raise
-            return getattr(self.model, name)
-
-    def _enable_adapters(self, enabled: bool) -> None:
-        for module in self.model.modules():
-            if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper)):
-                module.enable_adapters(enabled)
-
-    def enable_adapter_layers(self) -> None:
-        """Enable all adapters."""
-        self._enable_adapters(True)
-
-    def disable_adapter_layers(self) -> None:
-        """Disable all adapters."""
-        self._enable_adapters(False)
-
-    def set_adapter(self, adapter_name: str | list[str]) -> None:
-        """Make one or several adapters the active ones.
-
-        Args:
-            adapter_name: Its name, or their names.
-        """
-        for module in self.model.modules():
-            if isinstance(module, self.tuner_layer_cls):
-                module.set_adapter(adapter_name)
-        self.active_adapter = adapter_name
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter.
-
-        Args:
-            adapter_name: Its name.
-
-        Raises:
-            ValueError: If there is no such adapter.
-        """
-        if adapter_name not in self.peft_config:
-            raise ValueError(f"Adapter {adapter_name} does not exist")
-        del self.peft_config[adapter_name]
-        left: list[str] | None = None
-        for module in self.model.modules():
-            if isinstance(module, self.tuner_layer_cls):
-                module.delete_adapter(adapter_name)
-                left = module.active_adapters[:] if left is None else left
-        self.active_adapter = left or []
-        self._delete_auxiliary_adapter(adapter_name, new_active_adapters=left)
-
-    def unload(self) -> nn.Module:
-        """Take all adapters off.
-
-        Returns:
-            The base model.
-        """
-        for name, module in list(self.model.named_modules()):
-            parent_name, _, child_name = name.rpartition(".")
-            if isinstance(module, self.tuner_layer_cls):
-                setattr(self.model.get_submodule(parent_name), child_name, module.get_base_layer())
-            elif isinstance(module, ModulesToSaveWrapper):
-                setattr(
-                    self.model.get_submodule(parent_name), child_name, module.modules_to_save[module.active_adapter]
-                )
-        return self.model
-
-
-TunerBase: Any = LegacyTuner if LEGACY_PEFT else BaseTuner

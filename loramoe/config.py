@@ -6,7 +6,6 @@ Defaults are the paper's (arXiv 2312.09979, section 4.1 and the released launche
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional, Union
 
 from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
@@ -52,28 +51,28 @@ class LoraMoeConfig(PeftConfig):  # type: ignore[misc]  # peft is not typed
     lora_nums: int = field(default=8, metadata={"help": "Number of experts beside each linear."})
     blc_alpha: float = field(default=0.1, metadata={"help": "Importance counts 1 ± blc_alpha by type. In [0, 1)."})
     blc_weight: float = field(default=0.1, metadata={"help": "Weight of the balancing constraint; 0 is off."})
-    expert_types: Optional[list[int]] = field(
+    expert_types: list[int] | None = field(
         default=None, metadata={"help": "Type of each expert. Default: the first half has type 1, the rest type 0."}
     )
     blc_target: BlcTarget = field(
         default="paper", metadata={"help": "'paper': the matching group gets less gate weight; 'match': more."}
     )
-    target_modules: Optional[Union[list[str], str]] = field(
+    target_modules: list[str] | str | None = field(
         default=None,
         metadata={"help": "Linears to adapt: names, suffixes, a regex or 'all-linear'. Default: the MLP's."},
     )
-    exclude_modules: Optional[Union[list[str], str]] = field(
+    exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Linears to leave alone: names, suffixes or a regex."}
     )
     use_rslora: bool = field(default=False, metadata={"help": "Scale by lora_alpha / √r instead."})
     init_lora_weights: bool = field(default=True, metadata={"help": "Start as the base model (B = 0)."})
-    modules_to_save: Optional[list[str]] = field(
+    modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules beside the adapter that are trained and saved whole."}
     )
-    layers_to_transform: Optional[Union[list[int], int]] = field(
+    layers_to_transform: list[int] | int | None = field(
         default=None, metadata={"help": "Index, or indices, of the layers to adapt. Default: all."}
     )
-    layers_pattern: Optional[Union[list[str], str]] = field(
+    layers_pattern: list[str] | str | None = field(
         default=None, metadata={"help": "Name of the list of layers, where it is not the usual one."}
     )
     rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Linears with another rank than r."})

@@ -163,9 +163,11 @@ class BalanceWatcher:
         device = next(iter(gates.values())).device
         mask_BS = _real_tokens(model, call, task_types).to(device)
         Q_LME = torch.stack([importance(_by_sample(k, g.to(device), mask_BS), mask_BS) for k, g in gates.items()])
-        I_ME = coefficient(task_types.to(device), config.types_of_experts, config.blc_alpha, config.blc_target)
-        one = config.lora_nums == 1  # a single expert has nothing to be balanced with
-        constraint_L = Q_LME.new_zeros(len(gates)) if one else localized_balance(Q_LME, I_ME)
+        if config.lora_nums == 1:  # a single expert has no type, and nothing to be balanced with
+            constraint_L = Q_LME.new_zeros(len(gates))
+        else:
+            I_ME = coefficient(task_types.to(device), config.types_of_experts, config.blc_alpha, config.blc_target)
+            constraint_L = localized_balance(Q_LME, I_ME)
         if config.blc_weight > 0:
             _check_gradient(model, name, gates)
         self.last[name] = _summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_BS)

@@ -51,9 +51,10 @@ def mixture(x: Tensor, gates: Tensor, A: Tensor, B: Tensor, scaling: float) -> T
     Returns:
         The addition to the linear's output, [..., F], in the dtype of the products.
     """
+    rank = A.shape[0] // gates.shape[-1]
     hidden = F.linear(x, A)  # [..., E·R]
     weights = (gates * scaling).to(hidden.dtype).unsqueeze(-1)  # [..., E, 1]
-    gated = hidden.view(*gates.shape, -1) * weights  # [..., E, R]
+    gated = hidden.view(*gates.shape, rank) * weights  # [..., E, R]
     return F.linear(gated.flatten(-2), B)
 
 

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from loramoe.compat import TunerBase
 from loramoe.config import LoraMoeConfig
 from loramoe.hooks import unwatch, watch
 from loramoe.layer import MERGE_REFUSED, LoraMoeLayer
+from loramoe.legacy import TunerBase
 
-_GATED = ("gate_proj", "up_proj", "down_proj")
-_GPT2 = ("mlp.c_fc", "mlp.c_proj")
-_NEOX = ("dense_h_to_4h", "dense_4h_to_h")
+MIXED_BATCH_REFUSED = (
+    "adapter_names mixes adapters within one batch, which LoRAMoE does not do; got adapter_names={names}. Call the "
+    "model once for each adapter, after set_adapter(name)."
+)
+WEIGHTED_REFUSED = (
+    "adapters of LoRAMoE cannot be averaged into one: each has a router of its own. Make them active together, with "
+    "model.base_model.set_adapter([name, name]), and their additions are summed."
+)
 
-# The linears of the MLP, where the paper puts its experts; for each `model_type` of transformers.
+# The linears of the MLP, where the paper puts its experts, and the `model_type`s of transformers that name them so.
 MLP_LINEARS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "cohere"),
-            *("cohere2", "olmo", "olmo2", "olmo3", "granite", "smollm3", "stablelm", "exaone4", "helium", "seed_oss"),
-            *("hunyuan_v1_dense",),
+    model_type: linears
+    for linears, model_types in {
+        ("gate_proj", "up_proj", "down_proj"): (
+            "cohere cohere2 cwm ernie4_5 exaone4 gemma gemma2 gemma3 gemma3_text gemma4_text granite helium "
+            "hunyuan_v1_dense llama minicpm3 ministral ministral3 mistral olmo olmo2 olmo3 qwen2 qwen3 qwen3_5 "
+            "qwen3_5_text seed_oss smollm3 stablelm vaultgemma"
         ),
-        _GATED,
-    ),
-    **dict.fromkeys(("phi3", "glm", "glm4"), ("gate_up_proj", "down_proj")),
-    **dict.fromkeys(("gpt2", "gpt_bigcode", "starcoder2"), _GPT2),
-    **dict.fromkeys(("gpt_neox", "bloom", "falcon"), _NEOX),
-    **dict.fromkeys(("phi", "opt"), ("fc1", "fc2")),
-    "gptj": ("fc_in", "fc_out"),
+        ("gate_up_proj", "down_proj"): "glm glm4 phi3",
+        ("up_proj", "down_proj"): "apertus arcee mpt nemotron",
+        ("w1", "w2", "w3"): "lfm2",
+        ("mlp.c_fc", "mlp.c_proj"): "gpt2 gpt_bigcode gpt_neo starcoder2",
+        ("dense_h_to_4h", "dense_4h_to_h"): "bloom falcon gpt_neox gpt_neox_japanese persimmon",
+        ("fc1", "fc2"): "biogpt nanochat opt phi xglm",
+        ("fc_in", "fc_out"): "codegen gptj",
+    }.items()
+    for model_type in model_types.split()
 }
 
 
@@ -71,8 +81,8 @@ class LoraMoeModel(TunerBase):
             model_type = model_config.get("model_type")
             if model_type not in MLP_LINEARS:
                 raise ValueError(
-                    f"which linears are the MLP's is not known for model_type={model_type!r}. Name them with target_modules, "
-                    'for example target_modules=["gate_proj", "up_proj", "down_proj"].'
+                    f"which linears are the MLP's is not known for model_type={model_type!r}. Name them with "
+                    'target_modules, for example target_modules=["gate_proj", "up_proj", "down_proj"].'
                 )
             peft_config.target_modules = set(MLP_LINEARS[model_type])  # type: ignore[assignment]  # as PEFT does
         return peft_config
@@ -98,6 +108,21 @@ class LoraMoeModel(TunerBase):
     def _check_merge_allowed(self) -> None:
         raise NotImplementedError(MERGE_REFUSED)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Where PEFT would tell the layers which sample takes which adapter; without it, adapter_names are dropped."""
+        if kwargs.get("adapter_names") is not None:
+            raise NotImplementedError(MIXED_BATCH_REFUSED.format(names=kwargs["adapter_names"]))
+        yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: an average of adapters is no adapter.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(WEIGHTED_REFUSED)
+
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: the mixture depends on the input.
 
@@ -118,7 +143,7 @@ class LoraMoeModel(TunerBase):
         """Take every adapter and the constraint's hooks off, and give the base model back.
 
         Returns:
-            The base model, with the weights that it had.
+            The base model, with the weights that it had; of `modules_to_save`, as in all of PEFT, the trained copies.
         """
         unwatch(self.model)
         base: nn.Module = super().unload()

@@ -161,6 +161,8 @@ def _run_in_place(name: str, spec: ModuleSpec) -> None:
     module = importlib.util.module_from_spec(spec)
     spec._initializing = True  # type: ignore[attr-defined]  # a second thread importing the library waits for it
     sys.modules[name] = module
+    # A thread that imported the overlay a moment ago holds it, and waits: what it then asks of it, the library answers.
+    vars(overlay_module)["__getattr__"] = lambda attribute: getattr(sys.modules[name], attribute)
     try:
         assert spec.loader is not None
         spec.loader.exec_module(module)

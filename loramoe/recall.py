@@ -86,7 +86,7 @@ def recall(
         for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
             batch = probes[start : start + batch_size]
             texts = continue_greedily(model, tokenizer, [p.prompt for p in batch], _longest_answer(tokenizer, batch))
-            hits += [text.strip().startswith(p.answer.strip()) for text, p in zip(texts, batch)]
+            hits += [text.strip().startswith(p.answer.strip()) for text, p in zip(texts, batch, strict=True)]
     finally:
         model.train(training)
     return hits
@@ -121,21 +121,31 @@ def continue_greedily(model: Any, tokenizer: Any, prompts: Sequence[str], max_ne
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
+        temperature=None,  # a chat model's own settings for sampling would only be warned about
+        top_p=None,
+        top_k=None,
         pad_token_id=pad,
     )
     return list(tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True))
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a text to continue: with the tokenizer's bos, never with an eos that would end it before it began."""
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    bos = tokenizer.bos_token_id
-    return list(ids) if bos is None else [bos, *ids]
+    """Token ids of a text to continue.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: The text.
+
+    Returns:
+        What the tokenizer makes of it, special tokens in front included, without an end-of-sequence token behind.
+    """
+    ids = list(tokenizer(prompt)["input_ids"])
+    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
 
 
 def main(argv: list[str] | None = None) -> None:
     """Prints the recall of a base model, or of an adapter on it."""
-    from loramoe.loading import load_for_inference
+    from loramoe.generate import load
 
     parser = argparse.ArgumentParser(prog="python -m loramoe.recall", description="Recall of known facts.")
     parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
@@ -144,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     arguments = parser.parse_args(argv)
     probes = read_probes(arguments.file)
-    model, tokenizer = load_for_inference(arguments.model, arguments.adapter)
+    model, tokenizer = load(arguments.model, arguments.adapter)
     hits = recall(model, tokenizer, probes, arguments.batch_size)
     print(f"recall {sum(hits) / len(hits):.4f} ({sum(hits)} of {len(hits)})")
 

@@ -89,8 +89,10 @@ def data_files(path: str | os.PathLike[str]) -> list[Path]:
             subfolders too.
     """
     root = Path(path).expanduser()
-    if not os.fspath(path) or not root.exists():
-        raise DatasetError(f"data path {os.fspath(path)!r} does not exist (looked in {Path.cwd()}). Correct the path.")
+    if not os.fspath(path) or not os.path.exists(root):
+        raise DatasetError(
+            f"data path '{path}' does not exist or is out of reach (looked in {Path.cwd()}). Correct the path."
+        )
     if not root.is_dir():
         if root.suffix.lower() not in SUFFIXES:
             raise DatasetError(
@@ -121,12 +123,12 @@ def iter_rows(path: str | os.PathLike[str], task_types: Collection[int] | None =
         empty = True
         for where, value in _parse(file):
             empty = False
-            row = _check(value, task_types)
-            if not isinstance(row, list):
-                yield row
-                continue
-            for problem in row:
-                problems.add(f"{file}, {where}{problem}")
+            checked = _check(value, task_types)
+            if isinstance(checked, list):
+                for problem in checked:
+                    problems.add(f"{file}, {where}{problem}")
+            else:
+                yield checked
         if empty:
             problems.add(f"{file}: the file holds no rows. Add some, or remove the file.")
     problems.raise_if_any()
@@ -184,7 +186,7 @@ def _parse(file: Path) -> Iterator[tuple[str, object]]:
 
 
 def _parse_lines(stream: BinaryIO) -> Iterator[tuple[str, object]]:
-    # Lines are cut from bytes: text mode would also end them at characters that JSON allows inside a string.
+    # Bytes, so that a line that is not UTF-8 is one bad row and not the end of the reading.
     for number, line in enumerate(stream, start=1):
         text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if text.strip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -141,7 +142,8 @@ def _divide(rows: Dataset, percentage: float, seed: int) -> tuple[Dataset, Datas
             f"validation_split_percentage={percentage} needs at least 2 rows to divide; got {len(rows)}. "
             "Add rows, or set it to 0."
         )
-    held_out = min(max(1, round(len(rows) * percentage / 100)), len(rows) - 1)
+    size = min(max(1, round(len(rows) * percentage / 100)), len(rows) - 1)
+    held_out = set(random.Random(seed).sample(range(len(rows)), size))
+    kept = [index for index in range(len(rows)) if index not in held_out]
     # In memory, because ranks of one machine that start together would otherwise write the same index files.
-    parts = rows.train_test_split(test_size=held_out, seed=seed, keep_in_memory=True)
-    return parts["train"], parts["test"]
+    return rows.select(kept, keep_in_memory=True), rows.select(sorted(held_out), keep_in_memory=True)

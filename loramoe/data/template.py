@@ -45,7 +45,7 @@ class PromptTemplate(Protocol):
 
 
 class ReleaseTemplate:
-    """`instruction[\\ninput]` and the end-of-sequence token, then `output` and the end-of-sequence token.
+    r"""`instruction[\ninput]` and the end-of-sequence token, then `output` and the end-of-sequence token.
 
     The prompt gets the special tokens that the tokenizer adds by itself, such as a beginning-of-sequence token; the
     target follows without any.
@@ -82,16 +82,16 @@ class ReleaseTemplate:
         return [ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id] for ids in prompts]
 
     def _text_ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=add_special_tokens,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return cast("list[list[int]]", encoded["input_ids"])
+        options = {
+            "add_special_tokens": add_special_tokens,
+            "split_special_tokens": True,
+            "return_attention_mask": False,
+            "verbose": False,
+        }
+        if self.tokenizer.is_fast and texts:
+            return cast("list[list[int]]", self.tokenizer(texts, **options)["input_ids"])
+        # Given a list, the tokenizers of transformers 4 that are written in Python forget split_special_tokens.
+        return [self.tokenizer(text, **options)["input_ids"] for text in texts]
 
 
 class ChatTemplate:

@@ -53,15 +53,15 @@ class TokeniseReport:
     max_seq_length: int
 
     def __str__(self) -> str:
-        types = ", ".join(f"{count:,} of type {task_type}" for task_type, count in sorted(self.task_types.items()))
-        lines = [f"{self.rows:,} rows read, {self.kept:,} kept ({types}), {self.tokens:,} tokens"]
+        types = ", ".join(f"type {task_type}: {count:,}" for task_type, count in sorted(self.task_types.items()))
+        lines = [f"rows read: {self.rows:,}, kept: {self.kept:,} ({types}), tokens: {self.tokens:,}"]
         if self.cut:
-            lines.append(f"{self.cut:,} answers cut at max_seq_length={self.max_seq_length}")
+            lines.append(f"answers cut at max_seq_length={self.max_seq_length}: {self.cut:,}")
         if self.dropped:
-            lines.append(f"{self.dropped:,} rows dropped: the prompt alone fills max_seq_length={self.max_seq_length}")
+            lines.append(f"rows dropped, as the prompt fills max_seq_length={self.max_seq_length}: {self.dropped:,}")
         if self.special:
             lines.append(
-                f"{self.special:,} rows contain the text of a special token, which the chat template takes for one"
+                f"rows with the text of a special token, which the chat template takes for one: {self.special:,}"
             )
         return "\n".join(lines)
 

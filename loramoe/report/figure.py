@@ -1,7 +1,7 @@
 """The figure of a run: which expert, and which group of experts, served which task type, layer by layer.
 
-Cividis grows evenly in lightness, and lines differ in marker and dash as well as in colour: the figure reads the same to
-colour-blind eyes and in black and white.
+Cividis grows evenly in lightness, and lines differ in marker and dash as well as in colour: the figure reads the same
+to colour-blind eyes and in black and white.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from loramoe.report.shares import Shares
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _MEANING = {
     "paper": "the matching group is pushed to less gate weight",
@@ -36,7 +35,7 @@ def draw_shares(shares: Shares, file: Path, blc_target: str, blc_weight: float) 
 
     layers, gate_TNE = shares.by_layer()
     panels = len(shares.task_types) + 1
-    height = min(12.0, 2.6 + 0.22 * len(layers))
+    height = min(12.0, 3.0 + 0.22 * len(layers))
     figure = Figure(figsize=(4.2 * panels, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -46,6 +45,7 @@ def draw_shares(shares: Shares, file: Path, blc_target: str, blc_weight: float) 
         axes[t].set_title(f"rows of task type {task_type}: mean gate")
     figure.colorbar(image, ax=list(axes[:-1]), shrink=0.8)
     _draw_groups(axes[-1], shares, layers, shares.group_share(gate_TNE).numpy())
+    figure.legend(*axes[-1].get_legend_handles_labels(), fontsize=7, ncols=2, loc="outside lower right")
     figure.suptitle(_title(blc_target, blc_weight))
     figure.savefig(file, dpi=150)
 
@@ -80,7 +80,6 @@ def _draw_groups(axes: Axes, shares: Shares, layers: list[str], share_TNG: Any) 
     axes.set_xlabel("share of the gate weight")
     axes.set_title("share of each group of experts")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="best")
 
 
 def _label_layers(axes: Axes, layers: list[str]) -> None:

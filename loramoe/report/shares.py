@@ -76,7 +76,11 @@ class Shares:
         return list(layers), torch.stack([self.gate_TLE[:, rows].mean(dim=1) for rows in layers.values()], dim=1)
 
     def flat(self) -> dict[str, float]:
-        """The constraint and the mean group shares over all linears, named for a log: `blc`, `share/type1/group0`, …"""
+        """The constraint and the mean group shares over all linears, named for a log.
+
+        Returns:
+            `blc`, and for each task type and group `share/type1/group0`.
+        """
         share_TG = self.group_share().mean(dim=1)
         shares = {
             f"share/type{task_type}/group{group}": share_TG[t, g].item()
@@ -113,17 +117,22 @@ class ShareMeter:
         self._batches += 1
         self._names = (tuple(balance.linears), tuple(balance.expert_types))
 
-    def merge(self, others: Iterable[ShareMeter]) -> ShareMeter:
-        """Adds what other processes gathered.
+    def on_cpu(self) -> ShareMeter:
+        """A copy on the CPU, which can be sent to other processes."""
+        return ShareMeter.sum([self])
+
+    @staticmethod
+    def sum(meters: Iterable[ShareMeter]) -> ShareMeter:
+        """Puts together what several processes gathered.
 
         Args:
-            others: Their meters.
+            meters: Their meters.
 
         Returns:
-            A new meter of all of them and this one, on the CPU.
+            A new meter of them all, on the CPU.
         """
         total = ShareMeter()
-        for meter in (self, *others):
+        for meter in meters:
             for task_type, gates_LE in meter._gates.items():
                 total._gates[task_type] = total._gates.get(task_type, 0.0) + gates_LE.cpu()
                 total._tokens[task_type] = total._tokens.get(task_type, 0.0) + meter._tokens[task_type].cpu()

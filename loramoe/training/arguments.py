@@ -1,27 +1,24 @@
 """The flags of `train.py`, in three groups: the model and its adapter, the data, the training.
 
 The original release's flags keep their names and meaning; every field of transformers' TrainingArguments is a flag too.
-Defaults are the paper's. Flags come from the command line, or from one .json or .yaml file, which flags after it override.
+Defaults are the paper's. Flags come from the command line, or from one .json or .yaml file; flags after it override it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import importlib.util
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional, get_args, get_origin, get_type_hints
+from typing import Literal, cast
 
-import yaml
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from loramoe.training.flag_file import FLAG_FILES, flags_of_file
 from loramoe.training.versions import set_checkpointing, set_warmup
-
-FILE_SUFFIXES = (".json", ".yaml", ".yml")
 
 
 @dataclass
@@ -29,11 +26,12 @@ class ModelArguments:
     """The base model and the LoRAMoE adapter on it."""
 
     model_name_or_path: str = field(metadata={"help": "Base model: a folder, or a name on the Hugging Face hub."})
-    tokenizer_name_or_path: Optional[str] = field(default=None, metadata={"help": "Tokenizer. Default: the base model's."})
-    peft_path: Optional[str] = field(
-        default=None, metadata={"help": "Adapter to continue from; its own config then replaces the lora_* and blc_* flags."}
+    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the base model's."})
+    peft_path: str | None = field(
+        default=None,
+        metadata={"help": "Adapter to continue from; its own config then replaces the lora_* and blc_* flags."},
     )
-    trainable: Optional[str] = field(
+    trainable: str | None = field(
         default=None, metadata={"help": "Linears to adapt, comma-separated. Default: the architecture's MLP linears."}
     )
     lora_rank: int = field(default=4, metadata={"help": "Rank of each expert."})
@@ -41,20 +39,26 @@ class ModelArguments:
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout probability on the experts' input."})
     lora_nums: int = field(default=8, metadata={"help": "Number of experts beside each linear."})
     blc_alpha: float = field(
-        default=0.1, metadata={"help": "Importance counts 1 + blc_alpha where expert and sample have one type, else 1 - blc_alpha."}
+        default=0.1,
+        metadata={"help": "Importance counts 1 + blc_alpha where expert and sample have one type, else 1 - blc_alpha."},
     )
-    blc_weight: float = field(default=0.1, metadata={"help": "Weight of the balancing constraint in the loss; 0 is off."})
-    expert_types: Optional[str] = field(
-        default=None, metadata={"help": "Type of each expert, comma-separated. Default: 1 for the first half, 0 for the rest."}
+    blc_weight: float = field(
+        default=0.1, metadata={"help": "Weight of the balancing constraint in the loss; 0 is off."}
+    )
+    expert_types: str | None = field(
+        default=None,
+        metadata={"help": "Type of each expert, comma-separated. Default: 1 for the first half, 0 for the rest."},
     )
     blc_target: Literal["paper", "match"] = field(
         default="paper",
-        metadata={"help": "paper: the group of a sample's type ends with less gate weight (released code); match: with more."},
+        metadata={
+            "help": "paper: the group of a sample's type ends with less gate weight (released code); match: with more."
+        },
     )
-    modules_to_save: Optional[str] = field(
+    modules_to_save: str | None = field(
         default=None, metadata={"help": "Modules to train and save whole beside the adapter, comma-separated."}
     )
-    load_in_kbits: Optional[int] = field(
+    load_in_kbits: int | None = field(
         default=None, metadata={"help": "Load the base model in 4 or 8 bits (needs bitsandbytes); 16: in torch_dtype."}
     )
     double_quant: bool = field(default=True, metadata={"help": "4 bits: quantise the quantisation constants too."})
@@ -62,11 +66,15 @@ class ModelArguments:
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Dtype of the base model; auto: as it was saved."}
     )
-    flash_attn: bool = field(default=False, metadata={"help": "Use FlashAttention-2 (needs a GPU and the flash-attn package)."})
+    flash_attn: bool = field(
+        default=False, metadata={"help": "Use FlashAttention-2 (needs a GPU and the flash-attn package)."}
+    )
 
     def __post_init__(self) -> None:
         if self.load_in_kbits not in (None, 4, 8, 16):
-            raise ValueError(f"load_in_kbits must be 4, 8 or 16; got load_in_kbits={self.load_in_kbits}. Leave it out for 16.")
+            raise ValueError(
+                f"load_in_kbits must be 4, 8 or 16; got load_in_kbits={self.load_in_kbits}. Leave it out for 16."
+            )
         if self.load_in_kbits in (4, 8):
             _require("bitsandbytes", f"load_in_kbits={self.load_in_kbits}")
         if self.flash_attn:
@@ -82,8 +90,8 @@ class ModelArguments:
             return [int(item) for item in types]
         except ValueError:
             raise ValueError(
-                f"expert_types must be comma-separated integers, one for each expert; got expert_types={self.expert_types!r}. "
-                "Write for example --expert_types 1,1,0,0 with --lora_nums 4."
+                "expert_types must be comma-separated integers, one for each expert; "
+                f"got expert_types={self.expert_types!r}. Write for example --expert_types 1,1,0,0 with --lora_nums 4."
             ) from None
 
 
@@ -91,20 +99,26 @@ class ModelArguments:
 class DataArguments:
     """The rows to train and to evaluate on."""
 
-    dataset_dir: Optional[str] = field(default=None, metadata={"help": "Folder of .json and .jsonl files to train on."})
-    train_file: Optional[str] = field(default=None, metadata={"help": "One file to train on, in place of dataset_dir."})
-    validation_file: Optional[str] = field(default=None, metadata={"help": "File, or folder, to evaluate on."})
-    validation_split_percentage: float = field(
-        default=0.05,
-        metadata={"help": "Share of the training rows set aside for evaluation where there is no validation_file; 5 and 0.05 are 5 %%."},
+    dataset_dir: str | None = field(default=None, metadata={"help": "Folder of .json and .jsonl files to train on."})
+    train_file: str | None = field(default=None, metadata={"help": "One file to train on, in place of dataset_dir."})
+    validation_file: str | None = field(default=None, metadata={"help": "File, or folder, to evaluate on."})
+    validation_split_percentage: float | None = field(
+        default=None,
+        metadata={
+            "help": "Per cent of the training rows to evaluate on where there is no validation_file. Default: 5."
+        },
     )
     max_seq_length: int = field(default=1024, metadata={"help": "Longest row in tokens, prompt and answer together."})
-    preprocessing_num_workers: Optional[int] = field(default=None, metadata={"help": "Processes that tokenise. Default: 1."})
-    prompt_template: Literal["release", "chat"] = field(
-        default="release", metadata={"help": "release: instruction[\\ninput]</s>output</s>; chat: the tokenizer's chat template."}
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenise. Default: 1."}
     )
-    recall_file: Optional[str] = field(
-        default=None, metadata={"help": "JSON list of {prompt, answer}: facts to ask for before and after the training."}
+    prompt_template: Literal["release", "chat"] = field(
+        default="release",
+        metadata={"help": "release: instruction[\\ninput]</s>output</s>; chat: the tokenizer's chat template."},
+    )
+    recall_file: str | None = field(
+        default=None,
+        metadata={"help": "JSON list of {prompt, answer}: facts to ask for before and after the training."},
     )
 
     def __post_init__(self) -> None:
@@ -116,22 +130,36 @@ class DataArguments:
                 f"train_file={self.train_file!r}. Keep one of them."
             )
 
+    def split_percentage(self) -> float | None:
+        """Per cent of the training rows to set aside; a value below 1 is a share, as the release's flag took it."""
+        share = self.validation_split_percentage
+        if share is None:
+            return None if self.validation_file else 5.0
+        return share * 100 if share < 1 else share
+
 
 @dataclass
-class TrainArguments(TrainingArguments):
+class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers is not typed
     """Everything of transformers' TrainingArguments, with the paper's values as defaults."""
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate over the steps."})
     warmup_ratio: float = field(
-        default=0.03, metadata={"help": "Share of all steps over which the learning rate rises; warmup_steps overrides it."}
+        default=0.03,
+        metadata={"help": "Share of all steps over which the learning rate rises; warmup_steps overrides it."},
     )
-    eval_strategy: Optional[str] = field(
-        default=None, metadata={"help": "When to evaluate: no, steps or epoch. There is always one evaluation at the end."}
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to evaluate: no, steps or epoch. There is always one evaluation at the end."},
     )
-    evaluation_strategy: Optional[str] = field(default=None, metadata={"help": "Older name of eval_strategy."})
-    report_to: Optional[str] = field(default="none", metadata={"help": "Trackers, comma-separated: tensorboard, wandb, none."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start anew where output_dir holds an earlier run."})
+    evaluation_strategy: str | None = field(default=None, metadata={"help": "Older name of eval_strategy."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step too, for comparison."})
+    report_to: str | None = field(
+        default="none", metadata={"help": "Trackers, comma-separated: tensorboard, wandb, none."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew where output_dir holds an earlier run."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the constraint needs the column task_types."}
     )
@@ -149,11 +177,15 @@ class TrainArguments(TrainingArguments):
         set_warmup(self)
         set_checkpointing(self)
         super().__post_init__()
+        if not torch.cuda.is_available():
+            self.dataloader_pin_memory = False  # torch would warn that it has nothing to pin for
 
 
 def _require(module: str, flag: str, package: str | None = None) -> None:
     if importlib.util.find_spec(module) is None:
-        raise ValueError(f"{flag} needs {module}, which is not installed. Run pip install {package or module}, or leave it out.")
+        raise ValueError(
+            f"{flag} needs {module}, which is not installed. Run pip install {package or module}, or leave it out."
+        )
 
 
 def _one_of_two_names(name: str, value: str | None, older: str | None) -> str | None:
@@ -189,65 +221,23 @@ def parse(argv: list[str] | None = None) -> Arguments:
         FileNotFoundError: If the file does not exist.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0].endswith(FILE_SUFFIXES):
-        argv = flags_of_file(Path(argv[0])) + argv[1:]
+    if argv and argv[0].endswith(FLAG_FILES):
+        argv = flags_of_file(Path(argv[0]), TrainArguments) + argv[1:]
     # Without allow_abbrev=False, argparse would take --lora_r for --lora_rank, and a typo for a wish.
     groups = (ModelArguments, DataArguments, TrainArguments)
-    parser = HfArgumentParser(groups, allow_abbrev=False, usage="train.py [FILE.yaml] --flag value …   (--help lists all)")
+    parser = HfArgumentParser(
+        groups, allow_abbrev=False, usage="train.py [FILE.yaml] --flag value …   (--help lists all)"
+    )
     _, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown_flag(unknown[0]))
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)  # type: ignore[return-value]
-
-
-def flags_of_file(file: Path) -> list[str]:
-    """Reads a .json or .yaml file of flags, so that its values pass the same checks as those of the command line.
-
-    Args:
-        file: One mapping from flag names to values; null leaves a flag at its default.
-
-    Returns:
-        The flags as a command line.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file does not hold one mapping.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"no file of flags at {file} (looked in {Path.cwd()}). Correct the path.")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: neither JSON nor YAML ({error}). Repair it.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected one mapping of flags to values, got {type(values).__name__}.")
-    return [word for name, value in values.items() if value is not None for word in _as_flag(str(name), value)]
-
-
-def _as_flag(name: str, value: Any) -> list[str]:
-    if isinstance(value, list):
-        items = [str(item) for item in value]
-        return [f"--{name}", *items] if name in _list_flags() else [f"--{name}", ",".join(items)]
-    if isinstance(value, dict):
-        return [f"--{name}", json.dumps(value)]
-    return [f"--{name}", str(value)]
-
-
-@functools.cache
-def _list_flags() -> frozenset[str]:
-    """Flags of transformers that take several words; our own lists are one word with commas."""
-    return frozenset(name for name, hint in get_type_hints(TrainArguments).items() if _takes_words(hint))
-
-
-def _takes_words(hint: Any) -> bool:
-    members = (hint,) if get_origin(hint) is list else get_args(hint)
-    return str not in members and any(get_origin(member) is list for member in members)
+    return cast(Arguments, parser.parse_args_into_dataclasses(argv, look_for_args_file=False))
 
 
 def _unknown_flag(word: str) -> str:
     if not word.startswith("--"):
         return f"unexpected argument {word!r}: expected flags, --name value. Put values with spaces in quotes."
-    name = word[2:].split("=")[0]
+    name = word[2:].partition("=")[0]
     known = [f.name for group in (ModelArguments, DataArguments, TrainArguments) for f in dataclasses.fields(group)]
     close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
     hint = f" Did you mean --{close[0]}?" if close else " See python train.py --help for all."

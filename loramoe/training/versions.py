@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
@@ -15,7 +16,7 @@ _FIELDS = {f.name for f in dataclasses.fields(TrainingArguments)}
 
 
 def set_warmup(args: TrainArguments) -> None:
-    """Makes warmup_ratio mean the same in every version: 5.x has no such field, and reads warmup_steps below 1 as a ratio.
+    """Makes warmup_ratio mean the same everywhere: 5.x has no such field, and reads warmup_steps below 1 as a ratio.
 
     Args:
         args: Arguments before TrainingArguments' own checks; changed in place.
@@ -35,7 +36,7 @@ def set_warmup(args: TrainArguments) -> None:
 
 
 def set_checkpointing(args: TrainArguments) -> None:
-    """Makes gradient checkpointing mean the same in every version: 5.x renames its flags, 4.x defaults to use_reentrant=True.
+    """Makes gradient checkpointing mean the same everywhere: 5.x renames its flags, 4.x has use_reentrant=True.
 
     Args:
         args: Arguments before TrainingArguments' own checks; changed in place.
@@ -47,3 +48,18 @@ def set_checkpointing(args: TrainArguments) -> None:
     args.gradient_checkpointing = args.gradient_checkpointing_kwargs = None  # where they are the older names, they warn
     setattr(args, name, bool(enabled))
     setattr(args, f"{name}_kwargs", {"use_reentrant": False, **options})
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Saves a tokenizer so that every version can load it: 5.x names a class that 4.x does not have.
+
+    Args:
+        tokenizer: What to save.
+        folder: Where to.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -63,20 +63,20 @@ def test_without_task_types_there_is_no_such_key():
 def test_task_types_in_some_rows_only(first):
     features = [feature([5], task_types=1), feature([5])]
     with pytest.raises(
-        ValueError, match="1 of the 2 rows of a batch have task_types; expected all or none. Give every row"
+        ValueError, match=r"1 of the 2 rows of a batch have task_types; expected all or none\. Give every row"
     ):
         SftCollator(0)([features[first], features[1 - first]])
 
 
 def test_labels_that_do_not_fit():
     with pytest.raises(
-        ValueError, match="row 1 of the batch has 2 input_ids and 1 labels; expected the same number. Give"
+        ValueError, match=r"row 1 of the batch has 2 input_ids and 1 labels; expected the same number\. Give"
     ):
         SftCollator(0)([feature([5]), {"input_ids": [1, 2], "labels": [1]}])
 
 
 def test_an_empty_batch():
-    with pytest.raises(ValueError, match="a batch needs at least one row; got none. Check the sampler"):
+    with pytest.raises(ValueError, match=r"a batch needs at least one row; got none\. Check the sampler"):
         SftCollator(0)([])
 
 
@@ -88,5 +88,5 @@ def test_a_tokenizer_without_padding_token():
 
 
 def test_a_multiple_below_one():
-    with pytest.raises(ValueError, match="pad_to_multiple_of must be at least 1 or None; got 0. Leave it out."):
+    with pytest.raises(ValueError, match=r"pad_to_multiple_of must be at least 1 or None; got 0\. Leave it out\."):
         SftCollator(0, pad_to_multiple_of=0)

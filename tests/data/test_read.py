@@ -186,7 +186,9 @@ def test_a_long_value_is_shortened(write, row):
 
 @pytest.mark.parametrize("path", ["", "nowhere.json", "nowhere/"])
 def test_a_path_that_is_not_there(path):
-    with pytest.raises(DatasetError, match=r"data path '.*' does not exist \(looked in /.*\)\. Correct the path\."):
+    with pytest.raises(
+        DatasetError, match=r"data path '.*' does not exist or is out of reach \(looked in /.*\)\. Correct the path\."
+    ):
         data_files(path)
 
 

@@ -46,8 +46,9 @@ def test_a_validation_file(load, train, write, row, percentage):
 def test_a_share_is_set_aside(load, train):
     splits = load(train_file=train, validation_split_percentage=5)
     assert len(splits.validation) == 2
-    together = sorted([*splits.train["task_types"], *splits.validation["task_types"]])
-    assert together == list(range(40))
+    train_rows, held_out = splits.train["task_types"][:], splits.validation["task_types"][:]
+    assert sorted(train_rows + held_out) == list(range(40))
+    assert train_rows == sorted(train_rows), "the order of the file is kept"
     assert (splits.train_report.rows, splits.validation_report) == (40, None)
 
 
@@ -65,7 +66,7 @@ def test_both_parts_have_a_row(load, write, row, percentage, held_out):
 
 
 def test_one_row_cannot_be_divided(load, write, row):
-    with pytest.raises(DatasetError, match="=5 needs at least 2 rows to divide; got 1. Add rows, or set it to 0."):
+    with pytest.raises(DatasetError, match=r"=5 needs at least 2 rows to divide; got 1\. Add rows, or set it to 0\."):
         load(train_file=write("rows.json", [row()]), validation_split_percentage=5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import ByT5Tokenizer
 
 from loramoe.data import TEMPLATES, get_template
 
@@ -50,6 +51,15 @@ def test_release_takes_special_tokens_in_a_row_for_text(tokenizer, row):
     assert encoded.prompt.count(BOS) == encoded.prompt.count(EOS) == encoded.target.count(EOS) == 1
     assert tokenizer.decode(encoded.prompt[1:-1]) == "<s>a</s>b"
     assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [EOS], "the tokenizer itself is left as it was"
+
+
+def test_release_does_so_with_a_tokenizer_written_in_python(row):
+    tokenizer = ByT5Tokenizer()
+    assert not tokenizer.is_fast
+    encoded = get_template("release", tokenizer).encode([row(instruction="a</s>b", output="</s>c"), row()])
+    for prompt, target, _ in encoded:
+        assert prompt.count(tokenizer.eos_token_id) == target.count(tokenizer.eos_token_id) == 1
+    assert encoded[0].prompt == [3 + byte for byte in b"a</s>b"] + [tokenizer.eos_token_id]
 
 
 def test_chat_divides_the_conversation_behind_the_generation_prompt(chat_tokenizer, row):

@@ -65,19 +65,19 @@ def test_the_report_counts_and_reads_well(run, write, row):
     tokens = 2 * len("<Who?>Me.>") + CUT
     assert report == TokeniseReport(5, 3, 1, 2, 0, tokens, {1: 2, 0: 1}, CUT)
     assert str(report) == (
-        "5 rows read, 3 kept (1 of type 0, 2 of type 1), 40 tokens\n"
-        "1 answers cut at max_seq_length=20\n"
-        "2 rows dropped: the prompt alone fills max_seq_length=20"
+        "rows read: 5, kept: 3 (type 0: 1, type 1: 2), tokens: 40\n"
+        "answers cut at max_seq_length=20: 1\n"
+        "rows dropped, as the prompt fills max_seq_length=20: 2"
     )
     assert run(file, max_seq_length=CUT)[1] == report, "the cache gives the same report"
-    assert str(run(file)[1]) == "5 rows read, 5 kept (2 of type 0, 3 of type 1), 101 tokens"
+    assert str(run(file)[1]) == "rows read: 5, kept: 5 (type 0: 2, type 1: 3), tokens: 99"
 
 
 def test_the_report_of_a_chat_tells_of_special_tokens(run, write, row, chat_tokenizer):
     file = write("rows.json", [row(), row(output="a</s>")])
     _, report = run(file, tokenizer=chat_tokenizer, template="chat")
     assert report.special == 1
-    assert str(report).endswith("\n1 rows contain the text of a special token, which the chat template takes for one")
+    assert str(report).endswith("\nrows with the text of a special token, which the chat template takes for one: 1")
 
 
 def test_nothing_is_read_or_tokenised_twice(run, write, row, tmp_path, monkeypatch):
@@ -200,6 +200,6 @@ def test_numbers_out_of_range(run, write, row, name, least):
 def test_without_the_datasets_library(run, write, row, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ImportError, match="needs the datasets library, which is not installed. Run: pip install datasets"
+        ImportError, match=r"needs the datasets library, which is not installed\. Run: pip install datasets"
     ):
         run(write("rows.json", [row()]))

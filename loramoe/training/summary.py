@@ -1,0 +1,91 @@
+"""What a run leaves behind, and the words in which it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loramoe.report import draw_shares, write_shares
+from loramoe.report.shares import Shares
+from loramoe.training.arguments import Arguments
+from loramoe.training.checkpoints import ADAPTER
+
+FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
+_NAMES = {"loss": "evaluation loss", "perplexity": "perplexity", "recall": "recall"}
+
+
+def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Finds the first and the last value of what was measured.
+
+    Args:
+        history: The Trainer's log; it outlives an interruption.
+
+    Returns:
+        `before` (of step 0 only) and `after`, each with those of `loss`, `perplexity` and `recall` that were measured.
+    """
+    keys = {"loss": "eval_loss", "perplexity": "eval_perplexity", "recall": "recall"}
+    measured = {name: [entry for entry in history if key in entry] for name, key in keys.items()}
+    before = {n: entries[0][keys[n]] for n, entries in measured.items() if entries and entries[0]["step"] == 0}
+    after = {n: entries[-1][keys[n]] for n, entries in measured.items() if entries}
+    return {"before": before, "after": after}
+
+
+def write_report(shares: Shares, output_dir: Path, blc_target: str, blc_weight: float) -> None:
+    """Writes the figure of the experts' shares, and the JSON beside it."""
+    write_shares(shares, output_dir / SHARES, blc_target=blc_target, blc_weight=blc_weight)
+    draw_shares(shares, output_dir / FIGURE, blc_target, blc_weight)
+
+
+def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]]) -> str:
+    """The summary that ends a run.
+
+    Args:
+        arguments: What the run was started with.
+        metrics: What `before_and_after` returned.
+
+    Returns:
+        Several lines of text.
+    """
+    model, data, training = arguments
+    output_dir = Path(training.output_dir)
+    adapter = output_dir / ADAPTER
+    lines = ["", "Finished.", f"  adapter   {adapter}"]
+    if (output_dir / FIGURE).is_file():
+        lines.append(f"  figure    {output_dir / FIGURE}   which expert served which task type")
+    lines += [f"  {line}" for line in _table(metrics)]
+    lines += [
+        "",
+        "Load it in Python (from this folder, or after pip install):",
+        *_python(model.model_name_or_path, adapter),
+    ]
+    lines += ["", "Generate:", f"  {_generate(data, adapter)}"]
+    lines += ["", "Evaluate:", f"  {_evaluate(data, model.model_name_or_path, adapter)}", ""]
+    return "\n".join(lines)
+
+
+def _table(metrics: dict[str, dict[str, float]]) -> list[str]:
+    before, after = metrics["before"], metrics["after"]
+    return [
+        f"{_NAMES[name]}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"
+        for name, value in after.items()
+    ]
+
+
+def _python(base: str, adapter: Path) -> list[str]:
+    return [
+        "  import loramoe",
+        "  from peft import PeftModel",
+        "  from transformers import AutoModelForCausalLM",
+        f'  model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")',
+    ]
+
+
+def _generate(data: Any, adapter: Path) -> str:
+    template = "" if data.prompt_template == "release" else f" --template {data.prompt_template}"
+    return f'python -m loramoe.generate --adapter {adapter}{template} --prompt "…"'
+
+
+def _evaluate(data: Any, base: str, adapter: Path) -> str:
+    if data.recall_file:
+        return f"python -m loramoe.recall --adapter {adapter} --file {data.recall_file}"
+    return f"PYTHONPATH=. lm_eval --model hf --model_args pretrained={base},peft={adapter} --tasks …"

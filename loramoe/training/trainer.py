@@ -1,0 +1,113 @@
+"""transformers' Trainer, with what LoRAMoE adds to it: expert shares beside the loss, saves that are whole, recall.
+
+Only documented extension points are overridden, but for `_load_best_model`: it looks for an adapter nowhere but at the
+top of a checkpoint, and would go on with the last weights after a mere warning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import Trainer
+
+from loramoe import last_balance
+from loramoe.recall import Probe, recall
+from loramoe.report.shares import ShareMeter, Shares
+from loramoe.training.checkpoints import ADAPTER, COMPLETE, KeepCheckpoints, filled_then_moved
+from loramoe.training.versions import save_tokenizer
+
+
+class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+    """Trainer of a PeftModel whose adapter is named `sft_lora_model`.
+
+    With that name the Trainer's own saving and resuming keep the adapter in `checkpoint-N/sft_lora_model/`.
+
+    Args:
+        tokenizer: Saved beside each adapter.
+        probes: Facts to ask for when the training begins, and by `measure_recall`.
+        kwargs: As for Trainer.
+
+    Attributes:
+        eval_shares: Which expert served which task type in the last evaluation.
+    """
+
+    def __init__(self, *, tokenizer: Any, probes: Sequence[Probe] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tokenizer_to_save = tokenizer
+        self.probes = probes
+        self.eval_shares: Shares | None = None
+        self._meters = {"train": ShareMeter(), "eval": ShareMeter()}
+        self.add_callback(KeepCheckpoints(self.args.save_total_limit))
+        self.args.save_total_limit = None
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the batch's balance goes into the meter of the logging window, or of the evaluation."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        balance = last_balance(model)
+        if balance is not None:
+            self._meters["train" if model.training else "eval"].add(balance)
+        return result
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, with the constraint and the experts' shares since the last log, and the perplexity."""
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = perplexity(logs["eval_loss"])
+            self.eval_shares = self._take("eval")
+            logs |= {f"eval_{name}": value for name, value in _flat(self.eval_shares).items()}
+        elif "loss" in logs:
+            logs |= _flat(self._take("train"))
+        super().log(logs, *args, **kwargs)
+
+    def _take(self, which: str) -> Shares | None:
+        meter, self._meters[which] = self._meters[which].on_cpu(), ShareMeter()
+        return ShareMeter.sum(gather_object([meter])).result()
+
+    def measure_recall(self) -> float | None:
+        """Asks for all probes, divided among the processes, and logs the share that was recalled.
+
+        Returns:
+            The share, or None without probes.
+        """
+        if not self.probes:
+            return None
+        mine = self.probes[self.args.process_index :: self.args.world_size]
+        hits = recall(self.model, self.tokenizer_to_save, mine, progress=self.is_world_process_zero())
+        everyone = gather_object(hits)
+        share: float = sum(everyone) / len(everyone)
+        self.log({"recall": share})
+        return share
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the adapter with the tokenizer in `output_dir/sft_lora_model/`, whole or not at all."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            (folder / COMPLETE).unlink(missing_ok=True)
+        with filled_then_moved(folder, writer=self.args.should_save) as draft:
+            super().save_model(str(draft), _internal_call=True)
+            if self.args.should_save:
+                save_tokenizer(self.tokenizer_to_save, draft / ADAPTER)
+                (draft / "README.md").unlink(missing_ok=True)  # a form to fill in, which nobody does
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self.model.load_adapter(str(Path(self.state.best_model_checkpoint) / ADAPTER), ADAPTER)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _flat(shares: Shares | None) -> dict[str, float]:
+    return {} if shares is None else shares.flat()

@@ -1,0 +1,356 @@
+"""The constraint in the model's forward: its value, its share of a step, who passes what, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from peft import inject_adapter_in_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+import loramoe
+from loramoe import LoraMoeConfig
+from loramoe.balance import coefficient, importance, localized_balance
+from loramoe.hooks import share_of_step
+from loramoe.layer import LoraMoeLayer
+
+B, S, VOCAB = 3, 8, 40
+
+
+def llama(**overrides: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, pad_token_id=0, **sizes, **overrides))
+
+
+def adapted(base: nn.Module | None = None, **config: Any) -> Any:
+    """A PeftModel of random weights in training mode; B drawn at random, so that the experts do something."""
+    from peft import get_peft_model
+
+    base = llama() if base is None else base
+    torch.manual_seed(1)
+    settings = {"lora_nums": 4, "lora_dropout": 0.0, "init_lora_weights": False, **config}
+    return get_peft_model(base, LoraMoeConfig(task_type="CAUSAL_LM", **settings)).train()
+
+
+def batch(seed: int = 0, lengths: tuple[int, ...] = (8, 5, 3), labelled_from: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, VOCAB, (len(lengths), S), generator=generator)
+    mask = (torch.arange(S) < torch.tensor(lengths).unsqueeze(-1)).long()
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :labelled_from] = -100
+    types = torch.arange(len(lengths)) % 2
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "task_types": types}
+
+
+def without(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: value for name, value in inputs.items() if name not in names}
+
+
+def lm_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model(**without(inputs, "task_types")).loss
+
+
+def constraint_by_hand(model: Any, inputs: dict[str, Tensor], config: LoraMoeConfig) -> Tensor:
+    """The sum over the adapted linears, from gates that ordinary forward hooks see."""
+    seen: list[tuple[LoraMoeLayer, Tensor]] = []
+    layers = [m for m in model.modules() if isinstance(m, LoraMoeLayer)]
+    hooks = [m.register_forward_hook(lambda layer, args, out: seen.append((layer, args[0]))) for m in layers]
+    lm_loss(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    I_ME = coefficient(inputs["task_types"], config.types_of_experts, config.blc_alpha, config.blc_target)
+    total = torch.zeros(())
+    for layer, x in seen:
+        gates = (x @ layer.weights("default")[0].T).softmax(-1)
+        total = total + localized_balance(importance(gates, inputs["attention_mask"]), I_ME)
+    return total
+
+
+def router_gradient(model: Any) -> Tensor:
+    return torch.cat([p.grad.flatten() for name, p in model.named_parameters() if "router" in name])
+
+
+@pytest.mark.parametrize("blc_target", ["paper", "match"])
+def test_the_loss_contains_the_constraint_of_every_linear(blc_target: str) -> None:
+    model, inputs = adapted(blc_weight=0.3, blc_alpha=0.4, blc_target=blc_target), batch()
+    config = model.peft_config["default"]
+    expected = lm_loss(model, inputs) + 0.3 * constraint_by_hand(model, inputs, config)
+    torch.testing.assert_close(model(**inputs).loss, expected)
+
+
+def test_evaluation_loss_is_the_language_models_alone() -> None:
+    model, inputs = adapted(blc_weight=1.0).eval(), batch()
+    assert torch.equal(model(**inputs).loss, lm_loss(model, inputs))
+    assert loramoe.last_balance(model).constraint > 0
+
+
+def test_weight_zero_adds_nothing() -> None:
+    model, inputs = adapted(blc_weight=0.0), batch()
+    assert torch.equal(model(**inputs).loss, lm_loss(model, inputs))
+
+
+def test_a_changed_weight_takes_effect_at_once() -> None:
+    model, inputs = adapted(blc_weight=0.1), batch()
+    model.peft_config["default"].blc_weight = 0.0
+    assert torch.equal(model(**inputs).loss, lm_loss(model, inputs))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_changes_nothing(side: str) -> None:
+    model, inputs = adapted(), batch(lengths=(5, 5, 5))
+    short = {name: t[:, :5] if t.dim() == 2 else t for name, t in inputs.items()}
+    loss, balance = model(**short).loss, loramoe.last_balance(model)
+    if side == "left":
+        inputs = {name: t.roll(3, dims=1) if t.dim() == 2 else t for name, t in inputs.items()}
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    torch.testing.assert_close(model(**inputs).loss, loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loramoe.last_balance(model).constraint_L, balance.constraint_L, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loramoe.last_balance(model).gate_TLE, balance.gate_TLE, rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_mask_every_token_counts() -> None:
+    model, inputs = adapted(), batch(lengths=(8, 8, 8))
+    torch.testing.assert_close(model(**without(inputs, "attention_mask")).loss, model(**inputs).loss)
+
+
+def test_positional_arguments() -> None:
+    base = llama()
+    model, inputs = adapted(base), batch()
+    expected = model(**inputs).loss
+    loss = base(
+        inputs["input_ids"], inputs["attention_mask"], labels=inputs["labels"], task_types=inputs["task_types"]
+    ).loss
+    assert torch.equal(loss, expected)
+
+
+def test_inputs_embeds_in_place_of_input_ids() -> None:
+    model, inputs = adapted(), batch()
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    torch.testing.assert_close(model(inputs_embeds=embeds, **without(inputs, "input_ids")).loss, model(**inputs).loss)
+
+
+def test_tuple_outputs() -> None:
+    model, inputs = adapted(), batch()
+    assert torch.equal(model(**inputs, return_dict=False)[0], model(**inputs).loss)
+    with pytest.raises(ValueError, match="Call the model with return_dict=True"):
+        model(**without(inputs, "labels"), return_dict=False)
+
+
+def test_an_injected_adapter_has_its_constraint() -> None:
+    base, config = llama(), LoraMoeConfig(lora_nums=4, lora_dropout=0.0, init_lora_weights=False)
+    torch.manual_seed(1)
+    injected = inject_adapter_in_model(config, base).train()
+    assert torch.equal(injected(**batch()).loss, adapted()(**batch()).loss)
+
+
+def test_one_sample_and_one_type() -> None:
+    model, inputs = adapted(), batch(lengths=(6,))
+    assert torch.isfinite(model(**inputs).loss)
+    assert loramoe.last_balance(model).task_types == (0,)
+
+
+def test_one_expert_has_no_constraint() -> None:
+    model, inputs = adapted(lora_nums=1, blc_weight=0.0), batch()
+    assert torch.equal(model(**inputs).loss, lm_loss(model, inputs))
+    assert loramoe.last_balance(model).constraint == 0
+
+
+def test_three_types_of_experts() -> None:
+    model, inputs = adapted(lora_nums=5, expert_types=[2, 2, 1, 0, 0]), batch()
+    inputs["task_types"] = torch.tensor([2, 0, 1])
+    assert torch.isfinite(model(**inputs).loss)
+    assert loramoe.last_balance(model).task_types == (0, 1, 2)
+
+
+def test_the_balance_can_be_read() -> None:
+    model, inputs = adapted(), batch()
+    assert loramoe.last_balance(model) is None
+    model(**inputs)
+    balance = loramoe.last_balance(model)
+    assert balance.task_types == (0, 1)
+    assert balance.expert_types == (1, 1, 0, 0)
+    assert balance.tokens_T.tolist() == [8 + 3, 5]
+    assert balance.gate_TLE.shape == (2, 6, 4)
+    assert balance.linears[0] == "model.layers.0.mlp.gate_proj"
+    torch.testing.assert_close(balance.gate_TLE.sum(-1), torch.ones(2, 6))
+    torch.testing.assert_close(balance.constraint, balance.constraint_L.sum())
+    assert not any(t.requires_grad for t in (balance.constraint, balance.constraint_L, balance.gate_TLE))
+
+
+def test_the_mean_gate_is_the_mean_over_the_real_tokens_of_a_type() -> None:
+    model, inputs = adapted(lora_nums=2, target_modules=["layers.0.mlp.gate_proj"]), batch()
+    layer = model.get_submodule("base_model.model.model.layers.0.mlp.gate_proj")
+    seen: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda layer, args, out: seen.append(args[0]))
+    model(**inputs)
+    hook.remove()
+    gates = (seen[0] @ layer.weights("default")[0].T).softmax(-1)
+    expected = torch.cat([gates[0, :8], gates[2, :3]]).mean(0)
+    torch.testing.assert_close(loramoe.last_balance(model).gate_TLE[0, 0], expected)
+
+
+def test_nothing_of_the_graph_stays_behind() -> None:
+    model = adapted()
+    model(**batch()).loss.backward()
+    layers = [m for m in model.modules() if isinstance(m, LoraMoeLayer)]
+    assert not any(layer.gates or layer.watched for layer in layers)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(**batch()).loss, model(**batch()).loss)
+
+
+def test_a_forward_that_failed_leaves_the_next_one_right() -> None:
+    model, inputs = adapted(), batch()
+    expected = model(**inputs).loss
+    with pytest.raises(ValueError, match="Expected input batch_size"):
+        model(**{**inputs, "labels": inputs["labels"][:1]})
+    assert torch.equal(model(**inputs).loss, expected)
+
+
+def test_two_adapters_each_add_their_constraint() -> None:
+    model, inputs = adapted(blc_weight=0.5), batch()
+    torch.manual_seed(2)
+    model.add_adapter("other", LoraMoeConfig(lora_nums=2, blc_weight=0.25, lora_dropout=0.0, init_lora_weights=False))
+    model.base_model.set_adapter(["default", "other"])
+    loss, lm = model(**inputs).loss, lm_loss(model, inputs)
+    default, other = (loramoe.last_balance(model, name) for name in ("default", "other"))
+    torch.testing.assert_close(loss - lm, 0.5 * default.constraint + 0.25 * other.constraint)
+    assert other.gate_TLE.shape[-1] == 2
+
+
+def test_disabled_adapters_have_no_constraint() -> None:
+    base = llama()
+    expected = base.train()(**without(batch(), "task_types")).loss
+    model = adapted(base)
+    with model.disable_adapter():
+        assert torch.equal(model(**batch()).loss, expected)
+
+
+# --- The share of a step ---------------------------------------------------------------------------------------------
+
+
+def test_micro_batches_of_a_step_add_up_to_their_token_weighted_mean() -> None:
+    """Given num_items_in_batch, LM loss and constraint of a micro-batch are both scaled by its share of the label tokens."""
+    model = adapted(blc_weight=0.7)
+    micro = [batch(1, lengths=(8, 4)), batch(2, lengths=(3, 6))]
+    tokens = [(m["labels"][:, 1:] != -100).sum() for m in micro]
+    step = torch.stack(tokens).sum()
+    got = sum(model(**m, num_items_in_batch=step).loss for m in micro)
+    alone = torch.stack([model(**m).loss for m in micro])
+    torch.testing.assert_close(got, (alone * torch.stack(tokens) / step).sum())
+
+
+def test_accumulated_gradients_do_not_grow_with_the_steps() -> None:
+    model, inputs = adapted(blc_weight=5.0), batch()
+    model(**inputs).loss.backward()
+    once = router_gradient(model)
+    model.zero_grad()
+    tokens = (inputs["labels"][:, 1:] != -100).sum()
+    for _ in range(4):
+        model(**inputs, num_items_in_batch=4 * tokens).loss.backward()
+    torch.testing.assert_close(router_gradient(model), once)
+
+
+@pytest.mark.parametrize("items", [20, torch.tensor(20)])
+def test_share_of_step(items: int | Tensor) -> None:
+    labels = torch.tensor([[5, 5, 5, -100], [-100, 5, 5, 5]])
+    assert share_of_step({"labels": labels, "num_items_in_batch": items}) == pytest.approx(5 / 20)
+    assert share_of_step({"shift_labels": labels, "num_items_in_batch": items}) == pytest.approx(6 / 20)
+    assert share_of_step({"labels": labels}) == 1
+
+
+# --- Gradient checkpointing ------------------------------------------------------------------------------------------
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    model, inputs = adapted(blc_weight=1.0), batch()
+    loss = model(**inputs).loss
+    loss.backward()
+    expected = router_gradient(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpointed = model(**inputs).loss
+    checkpointed.backward()
+    torch.testing.assert_close(checkpointed, loss)
+    torch.testing.assert_close(router_gradient(model), expected)
+    assert expected.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_refused() -> None:
+    model = adapted()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(RuntimeError, match=r"Set gradient_checkpointing_kwargs=\{'use_reentrant': False\}"):
+        model(**batch())
+
+
+# --- What is refused, and what is said -------------------------------------------------------------------------------
+
+
+def test_an_unknown_task_type_is_named() -> None:
+    inputs = {**batch(), "task_types": torch.tensor([0, 3, 1])}
+    with pytest.raises(ValueError, match="task_types has 3, which is the type of no expert"):
+        adapted()(**inputs)
+
+
+def test_a_wrong_number_of_task_types_is_refused() -> None:
+    inputs = {**batch(), "task_types": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match="one type for each of the B=3 samples; got 2"):
+        adapted()(**inputs)
+
+
+def test_a_mask_that_hides_the_padding_is_refused() -> None:
+    inputs = {**batch(), "attention_mask": torch.ones(B, 1, S, S, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"attention_mask must be \[B, S\].* got \[3, 1, 8, 8\]"):
+        adapted()(**inputs)
+
+
+def test_a_linear_that_sees_other_tokens_is_named() -> None:
+    model = adapted(target_modules=["gate_proj", "lm_head"])
+    with pytest.raises(ValueError, match=r"lm_head saw 3 tokens, the batch has \[3, 8\] = 24"):
+        model(**without(batch(), "labels"), logits_to_keep=1)
+
+
+def test_encoder_decoders_are_refused() -> None:
+    base = llama()
+    base.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="LlamaForCausalLM is an encoder-decoder"):
+        adapted(base)(**batch())
+
+
+def test_a_training_batch_without_task_types_is_told_once() -> None:
+    model, inputs = adapted(), without(batch(), "task_types")
+    with pytest.warns(
+        UserWarning, match=r"'default' has blc_weight=0.1, but this training batch came without task_types"
+    ):
+        model(**inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**inputs)
+
+
+def test_nothing_is_told_where_no_constraint_is_due() -> None:
+    inputs = without(batch(), "task_types")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapted(blc_weight=0.0)(**inputs)
+        adapted().eval()(**inputs)
+        adapted()(**without(inputs, "labels"))
+
+
+# --- Models that leave the loss to somebody else ---------------------------------------------------------------------
+
+
+def test_a_model_without_a_head_hands_the_constraint_over() -> None:
+    config = LoraMoeConfig(lora_nums=4, lora_dropout=0.0, init_lora_weights=False, blc_weight=0.5)
+    model = inject_adapter_in_model(config, LlamaModel(llama().config)).train()
+    outputs = model(**without(batch(), "labels"))
+    torch.testing.assert_close(outputs.balance_loss.detach(), 0.5 * loramoe.last_balance(model).constraint)
+    assert "balance_loss" not in model.eval()(**without(batch(), "labels"))

@@ -1,0 +1,170 @@
+"""Folders of a run: only what is whole is resumed from, and a save never destroys what was there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from loramoe.training.checkpoints import (
+    ARGUMENTS,
+    COMPLETE,
+    METRICS,
+    KeepCheckpoints,
+    checkpoints,
+    clear,
+    filled_then_moved,
+    latest_complete,
+    resume_point,
+    write_json,
+)
+
+
+def make(output_dir: Path, step: int, complete: bool = True) -> Path:
+    folder = output_dir / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    if complete:
+        (folder / COMPLETE).touch()
+    return folder
+
+
+def test_checkpoints_are_ordered_by_step_and_nothing_else_is_one(tmp_path: Path):
+    for step in (10, 9, 100):
+        make(tmp_path, step)
+    (tmp_path / "checkpoint-x").mkdir()
+    (tmp_path / "checkpoint-7").write_text("a file")
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
+    assert checkpoints(tmp_path / "none") == []
+
+
+def test_a_checkpoint_cut_off_is_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    whole = make(tmp_path, 10)
+    make(tmp_path, 20, complete=False)
+    assert latest_complete(tmp_path) == whole
+    assert "not complete, and left alone: checkpoint-20" in caplog.text
+
+
+class TestResumePoint:
+    """What a run starts from."""
+
+    def test_a_new_folder_starts_at_the_beginning(self, tmp_path: Path):
+        assert resume_point(tmp_path / "new", None, False, {}) is None
+
+    def test_an_interrupted_run_goes_on(self, tmp_path: Path):
+        newest = make(tmp_path, 10)
+        write_json(tmp_path / ARGUMENTS, {"lora_rank": 4})
+        assert resume_point(tmp_path, None, False, {"lora_rank": 4}) == newest
+        assert resume_point(tmp_path, "false", False, {"lora_rank": 4}) is None
+        assert resume_point(tmp_path, None, True, {"lora_rank": 4}) is None
+
+    def test_an_interrupted_run_with_other_arguments_is_refused(self, tmp_path: Path):
+        newest = make(tmp_path, 10)
+        write_json(tmp_path / ARGUMENTS, {"lora_rank": 4})
+        with pytest.raises(FileExistsError, match="lora_rank was 4, now 8. Set them back"):
+            resume_point(tmp_path, None, False, {"lora_rank": 8})
+        assert resume_point(tmp_path, "true", False, {"lora_rank": 8}) == newest
+
+    def test_a_finished_run_is_not_overwritten_unasked(self, tmp_path: Path):
+        make(tmp_path, 10)
+        write_json(tmp_path / METRICS, {})
+        with pytest.raises(FileExistsError, match="holds a finished run. Set --overwrite_output_dir true"):
+            resume_point(tmp_path, None, False, {})
+        assert resume_point(tmp_path, None, True, {}) is None
+
+    def test_a_wished_folder_must_be_complete(self, tmp_path: Path):
+        make(tmp_path, 10)
+        cut_off = make(tmp_path, 20, complete=False)
+        assert resume_point(tmp_path, str(tmp_path / "checkpoint-10"), False, {}) == tmp_path / "checkpoint-10"
+        with pytest.raises(FileNotFoundError, match="checkpoint-20 is no complete checkpoint. Complete ones.*-10"):
+            resume_point(tmp_path, str(cut_off), False, {})
+        with pytest.raises(FileNotFoundError, match="There is no complete one beside it either"):
+            resume_point(tmp_path, str(tmp_path / "elsewhere" / "checkpoint-1"), False, {})
+
+    def test_true_needs_a_checkpoint(self, tmp_path: Path):
+        with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
+            resume_point(tmp_path, "true", False, {})
+
+
+def test_clear_removes_a_run_and_nothing_else(tmp_path: Path):
+    make(tmp_path, 10)
+    write_json(tmp_path / METRICS, {})
+    (tmp_path / "notes.txt").write_text("mine")
+    clear(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_json_is_replaced_whole(tmp_path: Path):
+    file = tmp_path / "values.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"a": object()})
+    assert json.loads(file.read_text()) == {"a": 1}
+    write_json(file, {"a": 2})
+    assert json.loads(file.read_text()) == {"a": 2}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["values.json"]
+
+
+class TestFilledThenMoved:
+    """A folder's entries come into place together, or not at all."""
+
+    def test_entries_are_replaced_and_others_stay(self, tmp_path: Path):
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / "old").touch()
+        (tmp_path / "other").touch()
+        with filled_then_moved(tmp_path, writer=True) as draft:
+            (draft / "adapter").mkdir()
+            (draft / "adapter" / "new").touch()
+            (draft / "file").touch()
+            assert (tmp_path / "adapter" / "old").exists()
+        assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
+            "adapter",
+            "adapter/new",
+            "file",
+            "other",
+        }
+
+    def test_a_failure_leaves_what_was_there(self, tmp_path: Path):
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / "old").touch()
+        with pytest.raises(OSError, match="disk full"), filled_then_moved(tmp_path, writer=True) as draft:
+            (draft / "adapter").mkdir()
+            raise OSError("disk full")
+        assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["adapter", "adapter/old"]
+
+    def test_only_the_writer_touches_the_disk(self, tmp_path: Path):
+        with filled_then_moved(tmp_path / "run", writer=False) as draft:
+            assert draft == tmp_path / "run" / ".incomplete"
+        assert not (tmp_path / "run").exists()
+
+
+class TestKeepCheckpoints:
+    """Old checkpoints go once the new one is complete."""
+
+    def save(self, output_dir: Path, step: int, limit: int | None, best: str | None = None, should_save: bool = True):
+        make(output_dir, step, complete=False)
+        args = SimpleNamespace(output_dir=str(output_dir), should_save=should_save)
+        state = SimpleNamespace(global_step=step, best_model_checkpoint=best)
+        KeepCheckpoints(limit).on_save(args, state, SimpleNamespace())
+
+    def test_the_newest_is_complete_and_the_oldest_go(self, tmp_path: Path):
+        make(tmp_path, 5, complete=False)
+        for step in (10, 20, 30):
+            self.save(tmp_path, step, limit=2)
+        assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-20", "checkpoint-30"]
+        assert latest_complete(tmp_path) == tmp_path / "checkpoint-30"
+
+    def test_the_best_stays(self, tmp_path: Path):
+        for step in (10, 20, 30):
+            self.save(tmp_path, step, limit=1, best=str(tmp_path / "checkpoint-10"))
+        assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-30"]
+
+    def test_without_limit_all_stay(self, tmp_path: Path):
+        for step in (10, 20, 30):
+            self.save(tmp_path, step, limit=None)
+        assert len(checkpoints(tmp_path)) == 3
+
+    def test_other_processes_only_wait(self, tmp_path: Path):
+        self.save(tmp_path, 10, limit=1, should_save=False)
+        assert not (tmp_path / "checkpoint-10" / COMPLETE).exists()
