@@ -60,6 +60,11 @@ def _extend_trainer(trainer_pt_utils: ModuleType) -> None:
     importlib.import_module("loramoe.compat").extend_label_smoother(trainer_pt_utils.LabelSmoother)
 
 
+def _extend_trl(sft_trainer: ModuleType) -> None:
+    importlib.import_module("loramoe.compat").extend_sft_trainer(sft_trainer.SFTTrainer)
+
+
 for _name in ("peft", *dict.fromkeys(_HOME.values())):
     when_imported(_name, _register)
 when_imported("transformers.trainer_pt_utils", _extend_trainer)
+when_imported("trl.trainer.sft_trainer", _extend_trl)

@@ -15,8 +15,8 @@ Padding never counts: Q is a sum over the tokens that the mask calls real. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 BlcTarget = Literal["paper", "match"]
 BLC_TARGETS: tuple[BlcTarget, ...] = get_args(BlcTarget)
 EPSILON = 1e-10  # of the released code: keeps an all-zero Z finite
+IGNORE_INDEX = -100  # label of a token that is not predicted, by the convention of torch's cross entropy
 
 
 def importance(gates: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -139,3 +140,24 @@ def localized_balance(importance: Tensor, coefficient: Tensor) -> Tensor:
         A scalar, or [L], in the dtype of the importance.
     """
     return squared_cv(importance * coefficient.to(importance.dtype))
+
+
+def share_of_step(call: Mapping[str, Any]) -> Tensor | float:
+    """The share of an optimizer step that a micro-batch's loss stands for.
+
+    Given `num_items_in_batch`, the LM loss of a micro-batch is a sum over its label tokens divided by the label tokens
+    of the whole step (all accumulated micro-batches, all ranks). The constraint needs the same factor, or it would
+    count once for every micro-batch.
+
+    Args:
+        call: What the model was called with, by name: `labels` or `shift_labels`, and `num_items_in_batch`.
+
+    Returns:
+        This micro-batch's label tokens / num_items_in_batch; 1 where no `num_items_in_batch` was given.
+    """
+    items = call.get("num_items_in_batch")
+    if items is None:
+        return 1.0
+    shifted = call.get("shift_labels")
+    labels: Tensor = call["labels"][..., 1:] if shifted is None else shifted  # the first token is never predicted
+    return (labels != IGNORE_INDEX).sum() / torch.as_tensor(items, device=labels.device)

@@ -38,18 +38,19 @@ ROUTER = ".lora_route.weight"
 DECLARED = ("gate_proj", "down_proj", "up_proj")
 
 # Fields of an original configuration: those that LoraMoeConfig has too, and those that it has no use for.
-SHARED_FIELDS = ("base_model_name_or_path", "blc_alpha", "blc_weight", "inference_mode", "lora_alpha", "lora_dropout")
-SHARED_FIELDS += ("lora_nums", "modules_to_save", "r", "target_modules", "task_type")
+SHARED_FIELDS: tuple[str, ...] = ("base_model_name_or_path", "inference_mode", "modules_to_save", "target_modules")
+SHARED_FIELDS += ("blc_alpha", "blc_weight", "lora_alpha", "lora_dropout", "lora_nums", "r", "task_type")
 ORIGINAL_FIELDS = {"bias": "none", "enable_lora": None, "fan_in_fan_out": False, "merge_weights": False}
 # What an original adapter is by nature: fields of ours that must have these values to be written back.
-ORIGINAL_NATURE = {
-    "blc_target": "paper",
-    "expert_types": None,
-    "use_rslora": False,
-    "rank_pattern": {},
+ORIGINAL_NATURE: dict[str, Any] = {
     "alpha_pattern": {},
+    "blc_target": "paper",
+    "exclude_modules": None,
+    "expert_types": None,
+    "layers_to_transform": None,
+    "rank_pattern": {},
+    "use_rslora": False,
 }
-ORIGINAL_NATURE |= {"exclude_modules": None, "layers_to_transform": None}
 
 
 class CheckpointError(ValueError):
@@ -111,8 +112,8 @@ def stack_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             by_index = experts.get((linear, which), {})
             if sorted(by_index) != list(wanted):
                 raise CheckpointError(
-                    f"{linear} has lora_{which} of experts {sorted(by_index)}, but a router for {len(wanted)} experts: the "
-                    "file is not whole. Copy or download it again."
+                    f"{linear} has lora_{which} of experts {sorted(by_index)}, but a router for {len(wanted)} experts: "
+                    "the file is not whole. Copy or download it again."
                 )
             stacked[f"{linear}.loramoe_{which}.weight"] = torch.cat([by_index[i] for i in wanted], dim=dim)
     return stacked
@@ -177,7 +178,7 @@ def config_from_original(config: Mapping[str, Any]) -> dict[str, Any]:
     foreign = {k: config[k] for k, v in ORIGINAL_FIELDS.items() if config.get(k, v) != v}
     if foreign:
         raise CheckpointError(
-            f"LoRAMoE has no {', '.join(f'{k}={v!r}' for k, v in foreign.items())}: such an adapter would not be the same."
+            f"LoRAMoE has no {', '.join(f'{k}={v!r}' for k, v in foreign.items())}: the adapter would not be the same."
         )
     return {"peft_type": "LORAMOE", **{k: config[k] for k in SHARED_FIELDS if k in config}}
 

@@ -176,22 +176,57 @@ def extend_label_smoother(label_smoother: type) -> None:
     Args:
         label_smoother: `transformers.trainer_pt_utils.LabelSmoother`.
     """
-    from loramoe.hooks import share_of_step
+    from loramoe.balance import share_of_step
 
-    smooth = label_smoother.__call__  # type: ignore[operator]
+    smooth: Callable[..., Tensor] = label_smoother.__call__
     if "__wrapped__" in vars(smooth):
         return
 
     @functools.wraps(smooth)
     def __call__(self: Any, model_output: Any, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = smooth(self, model_output, labels, *args, **kwargs)
+        loss = smooth(self, model_output, labels, *args, **kwargs)
         balance_loss = model_output.get("balance_loss") if isinstance(model_output, dict) else None
         if balance_loss is None:
             return loss
         share = share_of_step({"labels": labels, "num_items_in_batch": kwargs.get("num_items_in_batch")})
-        return loss + share * balance_loss.to(loss.device)
+        total: Tensor = loss + share * balance_loss.to(loss.device)
+        return total
 
-    label_smoother.__call__ = __call__  # type: ignore[operator]
+    label_smoother.__call__ = __call__  # type: ignore[method-assign]
+
+
+def extend_sft_trainer(sft_trainer: type) -> None:
+    """Have TRL's SFTTrainer count the constraint.
+
+    Since TRL 1.x its default loss is summed from `outputs.log_probs` of a fused head, and `outputs.loss` is not looked
+    at.
+
+    Args:
+        sft_trainer: `trl.trainer.sft_trainer.SFTTrainer`.
+    """
+    from loramoe.balance import share_of_step
+    from loramoe.hooks import handing_over
+
+    compute = sft_trainer.compute_loss  # type: ignore[attr-defined]
+    if "__wrapped__" in vars(compute):
+        return
+
+    @functools.wraps(compute)
+    def compute_loss(
+        self: Any, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        with handing_over(model) as taken:
+            result = compute(self, model, inputs, return_outputs, num_items_in_batch)
+        loss, *outputs = result if return_outputs else (result,)
+        # A forward without gradient is one that TRL makes for its metrics.
+        balance_losses = [weighted.to(loss.device) for weighted in taken if weighted.requires_grad]
+        if balance_losses:
+            share = share_of_step({"labels": inputs["labels"], "num_items_in_batch": num_items_in_batch})
+            over_ranks = self.args.average_tokens_across_devices and num_items_in_batch is not None
+            loss = loss + share * sum(balance_losses) * (self.accelerator.num_processes if over_ranks else 1)
+        return (loss, *outputs) if return_outputs else loss
+
+    sft_trainer.compute_loss = compute_loss  # type: ignore[attr-defined]
 
 
 def declare_task_types(model_class: type) -> None:

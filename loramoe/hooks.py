@@ -11,20 +11,19 @@ unwatched.
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from loramoe.balance import coefficient, importance, localized_balance
+from loramoe.balance import coefficient, importance, localized_balance, share_of_step
 from loramoe.config import LoraMoeConfig
 from loramoe.layer import LoraMoeLayer
-
-IGNORE_INDEX = -100  # label of a token that has no loss, in all of transformers
+from loramoe.samples import by_name, by_sample, real_tokens
 
 
 @dataclass(frozen=True)
@@ -96,25 +95,27 @@ def unwatch(model: nn.Module) -> None:
                 del hooks[key]
 
 
-def share_of_step(call: Mapping[str, Any]) -> Tensor | float:
-    """The share of an optimizer step that a micro-batch's loss stands for.
+@contextmanager
+def handing_over(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Within, the weighted constraint of each forward is handed over, instead of being added to `outputs.loss`.
 
-    Given `num_items_in_batch`, the LM loss of a micro-batch is a sum over its label tokens divided by the label tokens
-    of the whole step (all accumulated micro-batches, all ranks). The constraint needs the same factor, or it would
-    count once for every micro-batch.
+    For those who compute the loss from something else that the model returns, as TRL's SFTTrainer does.
 
     Args:
-        call: What the model was called with, by name: `labels` or `shift_labels`, and `num_items_in_batch`.
+        model: The adapted model, or any module around it.
 
-    Returns:
-        This micro-batch's label tokens / num_items_in_batch; 1 where no `num_items_in_batch` was given.
+    Yields:
+        A list that each training forward with task types and labels appends its weighted constraint to.
     """
-    items = call.get("num_items_in_batch")
-    if items is None:
-        return 1.0
-    shifted = call.get("shift_labels")
-    labels: Tensor = call["labels"][..., 1:] if shifted is None else shifted  # the first token is never predicted
-    return (labels != IGNORE_INDEX).sum() / torch.as_tensor(items, device=labels.device)
+    watchers = [watcher for module in model.modules() if (watcher := _watcher_of(module)) is not None]
+    taken: list[Tensor] = []
+    for watcher in watchers:
+        watcher.taken = taken
+    try:
+        yield taken
+    finally:
+        for watcher in watchers:
+            watcher.taken = None
 
 
 class BalanceWatcher:
@@ -123,11 +124,13 @@ class BalanceWatcher:
     Attributes:
         configs: Configuration of each adapter that came into the model.
         last: For each active adapter, what the constraint saw in the last forward that was given task types.
+        taken: Where to put the weighted constraint while it is handed over; None while it is added to the loss.
     """
 
     def __init__(self) -> None:
         self.configs: dict[str, LoraMoeConfig] = {}
         self.last: dict[str, Balance] = {}
+        self.taken: list[Tensor] | None = None
         self._task_types: Tensor | None = None
         self._reminded = False
 
@@ -148,12 +151,12 @@ class BalanceWatcher:
         if self._task_types is None:
             return None
         task_types, self._task_types, self.last = self._task_types, None, {}
-        call = _by_name(model, args, kwargs)
+        call = by_name(model, args, kwargs)
         gates = _take_gates(_adapted_linears(model))
         weighted = [self._balance(model, name, gates[name], task_types, call) for name in gates]
         if not model.training or not weighted or all(self.configs[name].blc_weight == 0 for name in gates):
             return None
-        return _add_to_loss(outputs, torch.stack(weighted).sum(), call)
+        return self._add_to_loss(outputs, torch.stack(weighted).sum(), call)
 
     def _balance(
         self, model: nn.Module, name: str, gates: dict[str, Tensor], task_types: Tensor, call: Mapping[str, Any]
@@ -161,8 +164,8 @@ class BalanceWatcher:
         """The weighted constraint of one adapter, over all its linears; what it saw is kept in `last`."""
         config = self.configs[name]
         device = next(iter(gates.values())).device
-        mask_BS = _real_tokens(model, call, task_types).to(device)
-        Q_LME = torch.stack([importance(_by_sample(k, g.to(device), mask_BS), mask_BS) for k, g in gates.items()])
+        mask_BS = real_tokens(model, call, task_types).to(device)
+        Q_LME = torch.stack([importance(by_sample(k, g.to(device), mask_BS), mask_BS) for k, g in gates.items()])
         if config.lora_nums == 1:  # a single expert has no type, and nothing to be balanced with
             constraint_L = Q_LME.new_zeros(len(gates))
         else:
@@ -173,6 +176,26 @@ class BalanceWatcher:
         self.last[name] = _summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_BS)
         return config.blc_weight * constraint_L.sum()
 
+    def _add_to_loss(self, outputs: Any, weighted: Tensor, call: Mapping[str, Any]) -> Any:
+        """Add the constraint's share to the loss; hand it over as `balance_loss` where the model computed no loss."""
+        as_tuple = isinstance(outputs, tuple)
+        if as_tuple and call.get("labels") is None:
+            raise ValueError(
+                "without labels the constraint needs an output with names. Call the model with return_dict=True."
+            )
+        loss: Tensor | None = outputs[0] if as_tuple else outputs.get("loss")
+        if loss is None:
+            outputs["balance_loss"] = weighted
+            return outputs
+        if self.taken is not None:
+            self.taken.append(weighted)
+            return outputs
+        loss = loss + share_of_step(call) * weighted.to(loss.device)
+        if as_tuple:
+            return (loss, *outputs[1:])
+        outputs["loss"] = loss
+        return outputs
+
     def _remind(self, model: nn.Module, kwargs: Mapping[str, Any]) -> None:
         weights = {name: config.blc_weight for name, config in self.configs.items() if config.blc_weight > 0}
         in_training = model.training and torch.is_grad_enabled() and kwargs.get("labels") is not None
@@ -180,9 +203,9 @@ class BalanceWatcher:
             self._reminded = True
             name, weight = next(iter(weights.items()))
             warnings.warn(
-                f"adapter {name!r} has blc_weight={weight}, but this training batch came without task_types, so its "
-                "loss has no balancing constraint. Pass task_types (with the Trainer: remove_unused_columns=False, and a "
-                "collator that keeps the column), or set blc_weight=0.",
+                f"adapter {name!r} has blc_weight={weight}, but this training batch came without task_types, so "
+                "its loss has no balancing constraint. Pass task_types (with the Trainer: remove_unused_columns=False, "
+                "and a collator that keeps the column), or set blc_weight=0.",
                 stacklevel=2,
             )
 
@@ -206,43 +229,6 @@ def _take_gates(layers: Mapping[str, LoraMoeLayer]) -> dict[str, dict[str, Tenso
     return gates
 
 
-def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    if not args:
-        return kwargs
-    return dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | dict(kwargs)
-
-
-def _real_tokens(model: nn.Module, call: Mapping[str, Any], task_types: Tensor) -> Tensor:
-    """Mask of the tokens that are no padding, bool [B, S]."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ValueError(
-            f"task_types are for decoder-only models; {type(model).__name__} is an encoder-decoder, whose linears see "
-            "two different sequences. Leave task_types out, and set blc_weight=0."
-        )
-    tokens: Tensor = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
-    B, S = tokens.shape[:2]
-    if len(task_types) != B:
-        raise ValueError(f"task_types must hold one type for each of the B={B} samples; got {len(task_types)}.")
-    mask: Tensor | None = call.get("attention_mask")
-    if mask is None:
-        return torch.ones(B, S, dtype=torch.bool, device=tokens.device)
-    if mask.dim() != 2:
-        raise ValueError(
-            f"with task_types, attention_mask must be [B, S], to tell padding from real tokens; got {list(mask.shape)}."
-        )
-    return mask[:, -S:].bool()  # with a KV cache the mask also covers the past
-
-
-def _by_sample(linear: str, gates: Tensor, mask_BS: Tensor) -> Tensor:
-    """Gates [..., E] of one linear as [B, S, E]; some architectures flatten samples and tokens into one dimension."""
-    if gates.shape[:-1].numel() != mask_BS.numel():
-        raise ValueError(
-            f"{linear} saw {gates.shape[:-1].numel()} tokens, the batch has {list(mask_BS.shape)} = {mask_BS.numel()}: "
-            "the constraint needs linears that see each token once. Name it in exclude_modules, or leave task_types out."
-        )
-    return gates.reshape(*mask_BS.shape, gates.shape[-1])
-
-
 def _check_gradient(model: nn.Module, adapter: str, gates: Mapping[str, Tensor]) -> None:
     if not (model.training and torch.is_grad_enabled()):
         return
@@ -254,23 +240,6 @@ def _check_gradient(model: nn.Module, adapter: str, gates: Mapping[str, Tensor])
                 "checkpointing with use_reentrant=True does this. Set "
                 "gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
-
-
-def _add_to_loss(outputs: Any, weighted: Tensor, call: Mapping[str, Any]) -> Any:
-    """Add the constraint's share to the loss; hand it over as `balance_loss` where the model computed no loss."""
-    has_labels = call.get("labels") is not None or call.get("shift_labels") is not None
-    if isinstance(outputs, tuple):
-        if not has_labels:
-            raise ValueError(
-                "without labels the constraint needs an output with names. Call the model with return_dict=True."
-            )
-        return (outputs[0] + share_of_step(call) * weighted.to(outputs[0].device), *outputs[1:])
-    loss = outputs.get("loss")
-    if loss is None:
-        outputs["balance_loss"] = weighted
-    else:
-        outputs["loss"] = loss + share_of_step(call) * weighted.to(loss.device)
-    return outputs
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ watcher to take.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -22,8 +23,8 @@ from loramoe.config import LoraMoeConfig
 from loramoe.mixture import mixture, route
 
 MERGE_REFUSED = (
-    "a LoRAMoE adapter cannot be merged: its experts are mixed by a router that looks at the input, and no single weight "
-    "does that. Use the adapter as it is, or unload() to get the base model back."
+    "a LoRAMoE adapter cannot be merged: its experts are mixed by a router that looks at the input, and no single "
+    "weight does that. Use the adapter as it is, or unload() to get the base model back."
 )
 
 
@@ -49,6 +50,10 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
 
     adapter_layer_names = ("loramoe_A", "loramoe_B", "loramoe_router")
     other_param_names = ("loramoe_dropout", "lora_nums", "r", "lora_alpha", "scaling")
+    # What BaseTunerLayer gives; peft is not typed.
+    active_adapters: list[str]
+    set_adapter: Callable[..., None]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraMoeConfig, key: str = "") -> None:
         super().__init__()
@@ -91,6 +96,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         self.reset_parameters(adapter_name, config.init_lora_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
+        self.train(self.base_layer.training)  # new modules start in training mode, with dropout; the model may be past it
 
     def reset_parameters(self, adapter_name: str, zero_B: bool = True) -> None:
         """Draw the weights of one adapter: A and the router Kaiming-uniform as nn.Linear's own, B zero.

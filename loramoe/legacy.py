@@ -98,7 +98,8 @@ class LegacyTuner(BaseTuner):  # type: ignore[misc]  # peft is not typed
                 setattr(
                     self.model.get_submodule(parent_name), child_name, module.modules_to_save[module.active_adapter]
                 )
-        return self.model
+        base: nn.Module = self.model
+        return base
 
 
 TunerBase: Any = LegacyTuner if Version(importlib.metadata.version("peft")) < Version("0.18") else BaseTuner

@@ -43,7 +43,7 @@ MLP_LINEARS: dict[str, tuple[str, ...]] = {
 }
 
 
-class LoraMoeModel(TunerBase):
+class LoraMoeModel(TunerBase):  # type: ignore[misc]  # peft is not typed
     """A model whose linears have LoRA experts and a router beside them.
 
     Made by `get_peft_model(model, LoraMoeConfig(…))`, or by PeftModel, inject_adapter_in_model and model.load_adapter.

@@ -1,117 +1,60 @@
-"""A base model of a few thousand parameters, its tokenizer of whole words, and rows for it: made on the spot, in a second."""
+"""What several test files build: a tiny Llama, and LoRAMoE on it with weights away from their starting values."""
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import Tensor, nn
 
-from loramoe.training.versions import save_tokenizer
-
-WORDS = [f"w{index}" for index in range(60)]
-
-
-@dataclass(frozen=True)
-class TinyTask:
-    """Paths of a tiny base model and of data for it."""
-
-    base: Path
-    train_dir: Path
-    test_file: Path
-    recall_file: Path
-    cache: Path
-
-    def flags(self, output_dir: Path, **changes: object) -> list[str]:
-        """Flags of `train.py` for a run of a few steps."""
-        values: dict[str, object] = {
-            "model_name_or_path": self.base,
-            "dataset_dir": self.train_dir,
-            "validation_file": self.test_file,
-            "output_dir": output_dir,
-            "max_seq_length": 32,
-            "max_steps": 6,
-            "learning_rate": 1e-2,
-            "per_device_train_batch_size": 4,
-            "logging_steps": 2,
-            "save_steps": 3,
-            "use_cpu": "true",
-            "disable_tqdm": "true",
-            **changes,
-        }
-        return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
-    )
-
-
-def _rows(count: int, seed: int) -> list[dict[str, object]]:
-    draw = random.Random(seed)
-    return [
-        {
-            "instruction": " ".join(draw.choices(WORDS, k=draw.randrange(2, 9))),
-            "input": "",
-            "output": draw.choice(WORDS[:5]),
-            "task_type": index % 2,
-        }
-        for index in range(count)
-    ]
-
-
-@pytest.fixture(scope="session")
-def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> TinyTask:
-    """A Llama of 2 layers and hidden size 32, 48 rows to train on, 12 to test on, 6 probes."""
-    root = tmp_path_factory.mktemp("tiny_task")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(root / "base")
-    save_tokenizer(_tokenizer(), root / "base")
-    probes = [{"prompt": " ".join(WORDS[: 2 + n]), "answer": WORDS[n]} for n in range(6)]
-    (root / "train").mkdir()
-    for name, value in (("train/train", _rows(48, 1)), ("test", _rows(12, 2)), ("recall", probes)):
-        (root / f"{name}.json").write_text(json.dumps(value))
-    return TinyTask(root / "base", root / "train", root / "test.json", root / "recall.json", root / "cache")
+VOCABULARY = 64
 
 
 @pytest.fixture
-def own_dataset_cache(tiny_task: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeps tokenised data of tests out of the user's cache, for this process and for those it starts."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tiny_task.cache)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tiny_task.cache))
+def ids() -> Tensor:
+    """Token ids [2, 10], without the special ones."""
+    return torch.arange(3, 23).reshape(2, 10)
 
 
 @pytest.fixture
-def train(own_dataset_cache: None, tiny_task: TinyTask) -> Callable[..., dict[str, dict[str, float]]]:
-    """Runs `train.py` in this process: `train(output_dir, flag=value, …)`."""
-    from loramoe.training.arguments import parse
-    from loramoe.training.run import run
+def tiny_llama() -> Callable[..., nn.Module]:
+    """Makes a Llama of 2 layers with random weights, in evaluation mode; equal seeds make equal models."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def start(output_dir: Path, **changes: object) -> dict[str, dict[str, float]]:
-        return run(parse(tiny_task.flags(output_dir, **changes)))
+    def make(seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+        tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        return LlamaForCausalLM(LlamaConfig(**size, **heads, **tokens, max_position_embeddings=64)).eval()
 
-    return start
+    return make
+
+
+@pytest.fixture
+def perturb() -> Callable[..., nn.Module]:
+    """Draws every adapter weight anew, so that B is not zero and nothing can be right by accident."""
+
+    def draw(model: nn.Module, seed: int = 7) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "loramoe_" in name or "modules_to_save" in name:
+                new = torch.randn(parameter.shape, generator=generator) * 0.3
+                parameter.data.copy_(new)
+        return model
+
+    return draw
+
+
+@pytest.fixture
+def adapted(tiny_llama: Callable[..., nn.Module], perturb: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Makes a PeftModel of the tiny Llama with a perturbed LoRAMoE adapter, in evaluation mode."""
+    from peft import LoraMoeConfig, get_peft_model
+
+    def make(**options: Any) -> nn.Module:
+        config = LoraMoeConfig(**{"lora_nums": 3, "r": 2, "task_type": "CAUSAL_LM"} | options)
+        return perturb(get_peft_model(tiny_llama(), config)).eval()
+
+    return make

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 import loramoe
 from loramoe import LoraMoeConfig
-from loramoe.balance import coefficient, importance, localized_balance
-from loramoe.hooks import share_of_step
+from loramoe.balance import coefficient, importance, localized_balance, share_of_step
+from loramoe.hooks import handing_over
 from loramoe.layer import LoraMoeLayer
 
 B, S, VOCAB = 3, 8, 40
@@ -236,7 +236,7 @@ def test_disabled_adapters_have_no_constraint() -> None:
 
 
 def test_micro_batches_of_a_step_add_up_to_their_token_weighted_mean() -> None:
-    """Given num_items_in_batch, LM loss and constraint of a micro-batch are both scaled by its share of the label tokens."""
+    """Given num_items_in_batch, LM loss and constraint of a micro-batch both count by its share of the label tokens."""
     model = adapted(blc_weight=0.7)
     micro = [batch(1, lengths=(8, 4)), batch(2, lengths=(3, 6))]
     tokens = [(m["labels"][:, 1:] != -100).sum() for m in micro]
@@ -354,3 +354,11 @@ def test_a_model_without_a_head_hands_the_constraint_over() -> None:
     outputs = model(**without(batch(), "labels"))
     torch.testing.assert_close(outputs.balance_loss.detach(), 0.5 * loramoe.last_balance(model).constraint)
     assert "balance_loss" not in model.eval()(**without(batch(), "labels"))
+
+
+def test_the_constraint_can_be_handed_over_in_place_of_being_added() -> None:
+    model, inputs = adapted(blc_weight=0.5), batch()
+    with handing_over(model) as taken:
+        loss = model(**inputs).loss
+    assert torch.equal(loss, lm_loss(model, inputs))
+    torch.testing.assert_close(loss + taken[0], model(**inputs).loss)

@@ -20,25 +20,28 @@ A Llama-2-style `LlamaForCausalLM` of {parameters:,} parameters that knows an in
 born where, which city is the capital of what) and nothing else. It is here so that LoRAMoE can be trained, tested and
 measured in minutes on a CPU: how much of the world is left after fine-tuning is counted fact by fact.
 
-| | |
-|---|---|
-| shape | {layers} layers, hidden {hidden}, MLP {intermediate}, {heads} heads, {context} positions, untied embeddings, float32 |
-| tokenizer | sentencepiece BPE with byte fallback, {vocabulary:,} pieces; `<unk>` 0, `<s>` 1, `</s>` 2 as in Llama 2, and `<pad>` 3 |
-| chat template | `<s>` question `</s>` answer `</s>`, the form of the fine-tuning rows |
-| trained on | {tokens:.1f} M tokens: statements of all facts, questions on 30 % of the subjects, plain prose in the words of the downstream tasks |
-| knows | {recalls} of the {facts:,} facts, in each of their three wordings (greedy continuation of a cloze prompt) |
-| does not know | how to solve the downstream tasks of `data/tiny_data`: that is what fine-tuning is for |
+- **Shape**: {layers} layers, hidden {hidden}, MLP {intermediate}, {heads} heads, {context} positions, untied embeddings, float32.
+- **Tokenizer**: sentencepiece BPE with byte fallback, {vocabulary:,} pieces; `<unk>` 0, `<s>` 1, `</s>` 2 as in Llama 2, and
+  `<pad>` 3. The chat template is `<s>` question `</s>` answer `</s>`, the form of the fine-tuning rows.
+- **Trained on** {tokens:.1f} M tokens: statements of all facts, questions on 30 % of the subjects, and plain prose in the
+  words of the downstream tasks.
+- **Knows** {recalls} of the {facts:,} facts in the three wordings it read them in (the greedy continuation of a
+  cloze prompt starts with the answer).
+- **Cannot** solve the downstream tasks of `data/tiny_data`: that is what fine-tuning is for.
 
 Made by
 
     python scripts/tiny_world/pretrain.py
 
-in {minutes:.1f} minutes on two CPU cores (torch {torch}). The same command on the same machine writes the same weights.
+in {minutes:.1f} minutes on two CPU cores (torch {torch}; the same command on the same machine writes
+the same weights).
 The texts, the names and the weights are ours, under the Apache License 2.0.
 """
 
 
-def write_card(folder: Path, model: torch.nn.Module, facts: int, tokens: int, recalls: Sequence[float], seconds: float) -> None:
+def write_card(
+    folder: Path, model: torch.nn.Module, facts: int, tokens: int, recalls: Sequence[float], seconds: float
+) -> None:
     """Write `README.md` of the model into `folder`.
 
     Args:

@@ -1,6 +1,6 @@
 """Write the tiny data set: `train/train.json`, `test.json` and `recall.json`.
 
-    python scripts/tiny_world/make_data.py [--out data/tiny_data] [--seed 0]
+python scripts/tiny_world/make_data.py [--out data/tiny_data] [--seed 0]
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def make_rows(seed: int = 0) -> tuple[list[Row], list[Row], list[Row]]:
     world = make_world(seed)
     split = split_world(world, seed)
     rng = random.Random(seed)
-    asked, held_out = rng.sample(split.asked, TRAIN_QUESTIONS), rng.sample(split.held_out, TEST_QUESTIONS + RECALL_PROBES)
+    asked, held_out = (
+        rng.sample(split.asked, TRAIN_QUESTIONS),
+        rng.sample(split.held_out, TEST_QUESTIONS + RECALL_PROBES),
+    )
     seen: set[tuple[str, str]] = set()  # one set for both files: no row of one is in the other
     train = [_question_row(rng, fact, ways=(1, 2)) for fact in asked]
     train += _task_rows(rng, world, split.asked, TRAIN_ROWS_PER_TASK, seen)

@@ -46,7 +46,8 @@ def _passage(rng: random.Random, world: World) -> str:
 def _contrast(rng: random.Random, world: World) -> str:
     """Two sentences on a thing, as the inference task pairs them, without a verdict."""
     thing, colour, quality = rng.choice(THINGS), rng.choice(COLOURS), rng.choice(QUALITIES)
-    second = rng.choice((f"The {thing} is {rng.choice((colour, quality))}.", f"The {thing} of the neighbour is {rng.choice(COLOURS)}."))
+    other = f"The {thing} of the neighbour is {rng.choice(COLOURS)}."
+    second = rng.choice((f"The {thing} is {rng.choice((colour, quality))}.", other))
     return f"First: The {thing} is {colour} and {quality}.\nSecond: {second}"
 
 
@@ -54,4 +55,5 @@ def _school(rng: random.Random, world: World) -> str:
     """An instruction or a label as a word among words."""
     told = rng.choice(INSTRUCTIONS[rng.choice(list(INSTRUCTIONS))])
     label = rng.choice(LABELS)
-    return rng.choice((f"The teacher said: {told}", f"The child said {label} and the teacher wrote it down.", f"On the blackboard was the word {label}."))
+    written = f"On the blackboard was the word {label}."
+    return rng.choice((f"The teacher said: {told}", f"The child said {label} and the teacher wrote it down.", written))

@@ -14,9 +14,10 @@ from pathlib import Path
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-VOCABULARY = 1536  # 4 special tokens, 256 bytes, and what is left for pieces of words
+VOCABULARY = 2048  # 4 special tokens, 256 bytes, and what is left for pieces of words
 CONTEXT = 256  # positions of the model
-SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # ids 0 to 3
+SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+UNK, BOS, EOS, PAD = range(4)  # their ids
 
 # `<s>` question `</s>` answer `</s>`: the form of the fine-tuning rows. A system message is one more part in front.
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] + eos_token }}{% endfor %}"
@@ -35,14 +36,19 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
-        pad_id=3,
+        unk_id=UNK,
+        bos_id=BOS,
+        eos_id=EOS,
+        pad_id=PAD,
         pad_piece="<pad>",
         num_threads=1,
         minloglevel=1,
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    fast_tokenizer(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())).save(str(folder / "tokenizer.json"))
+    fast_tokenizer(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())).save(
+        str(folder / "tokenizer.json")
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -53,7 +59,7 @@ def fast_tokenizer(pieces: sentencepiece.SentencePieceProcessor) -> Tokenizer:
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocabulary["<s>"])]
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
     )
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]

@@ -15,7 +15,8 @@ COUNTRIES = 50  # with 4 facts each
 CITIES_PER_COUNTRY = 3  # 150 cities, with 3 facts each
 PEOPLE = 800  # with 5 facts each
 WORKS = 175  # clocks, ships, ... with 2 facts each: 200 + 450 + 4000 + 350 = 5,000 facts
-GIVEN_NAMES, FAMILY_NAMES = 240, 400  # most pairs of the two stay free: strangers, of whom the world knows nothing
+GIVEN_NAMES = 240  # shared by many; a family name belongs to one person (and to the mother who passed it on)
+STRANGERS = 100  # family names of people of whom the world tells nothing
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -30,16 +31,24 @@ VOWELS = words("a e i o u")
 MIDDLES = words("b d k l ld lm m n nd r rn rv sh ss t v x z")
 
 # Nouns without an article or with "a": none starts with a vowel, and none starts another one.
-TRADES = words("""baker weaver miller potter sailor teacher doctor painter farmer hunter carpenter gardener tailor singer
-    shepherd blacksmith brewer butcher cook dancer fisher guard judge librarian mason merchant nurse poet roofer
-    saddler scribe tanner""")
+TRADES = words("""
+    baker weaver miller potter sailor teacher doctor painter farmer hunter carpenter gardener tailor singer shepherd
+    blacksmith brewer butcher cook dancer fisher guard judge librarian mason merchant nurse poet roofer saddler scribe
+    tanner
+""")
 INSTRUMENTS = words("flute harp drum lute fiddle horn bell pipe lyre viola trumpet whistle zither cello banjo gong")
-DISHES = words("""porridge dumplings pancakes noodles lentils cabbage mushrooms herring cheese honey walnuts pumpkin trout
-    sausages rice berries turnips biscuits plums chestnuts custard barley radishes pickles""")
-BEASTS = words("""heron badger lynx stag falcon beaver raven wolf bear hare swan weasel boar crane squirrel toad marten
-    salmon tortoise magpie""")
-GOODS = words("""salt glass wool silk amber pepper paper candles carpets knives ropes saddles tea tiles wine mirrors soap
-    furs baskets needles""")
+DISHES = words("""
+    porridge dumplings pancakes noodles lentils cabbage mushrooms herring cheese honey walnuts pumpkin trout sausages
+    rice berries turnips biscuits plums chestnuts custard barley radishes pickles
+""")
+BEASTS = words("""
+    heron badger lynx stag falcon beaver raven wolf bear hare swan weasel boar crane squirrel toad marten salmon
+    tortoise magpie
+""")
+GOODS = words("""
+    salt glass wool silk amber pepper paper candles carpets knives ropes saddles tea tiles wine mirrors soap furs
+    baskets needles
+""")
 MATERIALS = words("brass copper marble silver granite bronze cedar walnut pine steel slate clay tin jade")
 KINDS_OF_WORK = words("clock ship bridge statue lamp mill throne fountain")
 
@@ -63,7 +72,7 @@ class World:
         people: full names of those the facts tell of.
         cities: names of all cities.
         given_names: first halves of full names.
-        family_names: second halves of full names.
+        strangers: second halves of the full names of people of whom no fact tells.
         answers: for each relation, every answer that some subject has under it, sorted.
     """
 
@@ -71,7 +80,7 @@ class World:
     people: tuple[str, ...]
     cities: tuple[str, ...]
     given_names: tuple[str, ...]
-    family_names: tuple[str, ...]
+    strangers: tuple[str, ...]
     answers: dict[str, list[str]]
 
 
@@ -90,9 +99,8 @@ def make_world(seed: int = 0) -> World:
     countries = _invent_names(rng, COUNTRIES, ("ia", "und", "or"), taken)
     cities = _invent_names(rng, COUNTRIES * CITIES_PER_COUNTRY, ("esh", "ova", "ick", "um"), taken)
     given_names = _invent_names(rng, GIVEN_NAMES, ("a", "en", "is", "o"), taken)
-    family_names = _invent_names(rng, FAMILY_NAMES, ("ak", "ell", "ov", "ur"), taken)
-    pairs = [f"{given} {family}" for given in given_names for family in family_names]
-    people = rng.sample(pairs, PEOPLE)
+    family_names = _invent_names(rng, PEOPLE + STRANGERS, ("ak", "ell", "ov", "ur"), taken)
+    people = [f"{rng.choice(given_names)} {family}" for family in family_names[:PEOPLE]]
     facts = [
         *_country_facts(rng, countries, cities, taken),
         *_city_facts(rng, countries, cities, taken),
@@ -101,7 +109,7 @@ def make_world(seed: int = 0) -> World:
     ]
     relations = dict.fromkeys(fact.relation for fact in facts)
     answers = {name: sorted({fact.answer for fact in facts if fact.relation == name}) for name in relations}
-    return World(tuple(facts), tuple(people), tuple(cities), tuple(given_names), tuple(family_names), answers)
+    return World(tuple(facts), tuple(people), tuple(cities), tuple(given_names), tuple(family_names[PEOPLE:]), answers)
 
 
 def split_world(world: World, seed: int = 0) -> Split:
@@ -146,8 +154,11 @@ def _person_facts(rng: random.Random, people: list[str], cities: list[str], give
     for person in people:
         given, family = person.split()
         mother = rng.choice([name for name in given_names if name != given])
-        answers = (rng.choice(cities), rng.choice(TRADES), f"{mother} {family}", *map(rng.choice, (INSTRUMENTS, DISHES)))
-        yield from (Fact(person, relation, answer) for relation, answer in zip(PERSON_RELATIONS, answers, strict=True))
+        yield Fact(person, "birthplace", rng.choice(cities))
+        yield Fact(person, "trade", rng.choice(TRADES))
+        yield Fact(person, "mother", f"{mother} {family}")
+        yield Fact(person, "instrument", rng.choice(INSTRUMENTS))
+        yield Fact(person, "dish", rng.choice(DISHES))
 
 
 def _work_facts(rng: random.Random, people: list[str], taken: set[str]) -> Iterator[Fact]:

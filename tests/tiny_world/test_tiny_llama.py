@@ -63,10 +63,10 @@ def test_the_tokenizer_is_what_the_script_trains(world, tmp_path):
 
 def test_the_chat_template_is_the_form_of_the_fine_tuning_rows(tokenizer):
     chat = [{"role": "user", "content": "Where was Mila born?"}, {"role": "assistant", "content": "Tarvesh"}]
-    ids = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
     question, answer = (tokenizer(turn["content"], add_special_tokens=False)["input_ids"] for turn in chat)
-    assert ids == [1, *question, 2, *answer, 2]
-    assert tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=True)["input_ids"] == ids[: len(question) + 2]
+    prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert prompt == [1, *question, 2]
+    assert tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] == [*prompt, *answer, 2]
 
 
 def test_the_tokenizer_config_names_a_class_of_every_transformers_version():
@@ -110,7 +110,7 @@ def test_prose_holds_the_labels_of_the_tasks_but_no_solved_row(world):
 
 def test_a_model_that_knows_too_little_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("pretrain.PASSES", 1)
-    monkeypatch.setattr("pretrain.train", lambda model, blocks: None)
+    monkeypatch.setattr("pretrain.train", lambda model, batches: None)
     monkeypatch.setattr("pretrain.WAYS", range(1))
     with pytest.raises(SystemExit, match=r"recall 0\.\d+ is below 0\.95; raise PASSES in pretrain\.py"):
         main(["--out", str(tmp_path)])

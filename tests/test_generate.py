@@ -1,0 +1,83 @@
+"""The command that answers: streaming, from the prompt or from lines, with the template of the training."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loramoe import LoraMoeConfig
+from loramoe.generate import answer, load, main
+from loramoe.training.versions import save_tokenizer
+
+
+@pytest.fixture
+def adapter(tiny_task, tmp_path: Path) -> Path:
+    """An adapter that changes the base model's answers, with a tokenizer beside it."""
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    config = LoraMoeConfig(lora_nums=2, lora_alpha=320, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(tmp_path)
+    save_tokenizer(AutoTokenizer.from_pretrained(tiny_task.base), tmp_path)
+    return tmp_path
+
+
+def greedy(model, ids: list[int], count: int) -> list[int]:
+    for _ in range(count):
+        ids = [*ids, model(torch.tensor([ids])).logits[0, -1].argmax().item()]
+        if ids[-1] == 2:
+            break
+    return ids
+
+
+def test_the_answer_is_greedy_and_the_prompt_is_that_of_training(adapter: Path):
+    model, tokenizer = load(None, str(adapter))
+    prompt = [1, *tokenizer.convert_tokens_to_ids(["w1", "w2", "w3"]), 2]  # <s> instruction input </s>
+    expected = tokenizer.decode(greedy(model, prompt, 5)[len(prompt) :], skip_special_tokens=True).strip()
+    assert answer(model, tokenizer, "w1 w2", "w3", max_new_tokens=5) == expected
+    with model.disable_adapter():
+        assert greedy(model, prompt, 5) != greedy(load(None, str(adapter))[0], prompt, 5)
+
+
+def test_the_prompt_of_the_command_line_is_answered(adapter: Path, capsys: pytest.CaptureFixture[str]):
+    main(["--adapter", str(adapter), "--prompt", "w1 w2", "--max_new_tokens", "5"])
+    model, tokenizer = load(None, str(adapter))
+    assert capsys.readouterr().out.strip() == answer(model, tokenizer, "w1 w2", max_new_tokens=5)
+
+
+def test_every_line_is_answered(adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\n\nw3\n"))
+    main(["--adapter", str(adapter), "--max_new_tokens", "4"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_sampling_draws_and_greedy_does_not(adapter: Path):
+    model, tokenizer = load(None, str(adapter))
+    torch.manual_seed(0)
+    sampled = {answer(model, tokenizer, "w1", max_new_tokens=8, temperature=5.0) for _ in range(5)}
+    assert len(sampled) > 1
+    assert len({answer(model, tokenizer, "w1", max_new_tokens=8) for _ in range(2)}) == 1
+
+
+def test_the_base_model_can_be_named(tiny_task, adapter: Path):
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "moved/elsewhere"
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(FileNotFoundError, match="no base model at 'moved/elsewhere'.*Set --model"):
+        load(None, str(adapter))
+    assert load(str(tiny_task.base), str(adapter))[0].active_adapter == "default"
+
+
+def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(FileNotFoundError, match="no adapter at .*: adapter_config.json is not there"):
+        load(None, str(tmp_path))
+    with pytest.raises(ValueError, match="there is no model to load. Set --adapter DIR"):
+        load(None, None)
+    with pytest.raises(SystemExit):
+        main(["--adapter", str(tmp_path), "--prompt", "w1"])
+    assert "no adapter at" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""Base model, tokenizer and adapter as the flags ask for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from loramoe import LoraMoeConfig
+from loramoe.training.arguments import ModelArguments
+from loramoe.training.checkpoints import ADAPTER
+from loramoe.training.model import _quantisation, adapter_config, add_adapter, load_base, load_tokenizer
+
+
+def test_every_flag_reaches_the_configuration():
+    config = adapter_config(
+        ModelArguments(
+            "base",
+            trainable="up_proj,down_proj",
+            lora_rank=2,
+            lora_alpha=7,
+            lora_dropout=0.3,
+            lora_nums=3,
+            blc_alpha=0.4,
+            blc_weight=0.5,
+            expert_types="2,1,0",
+            blc_target="match",
+            modules_to_save="lm_head",
+        )
+    )
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.lora_nums) == (2, 7, 0.3, 3)
+    assert (config.blc_alpha, config.blc_weight, config.blc_target) == (0.4, 0.5, "match")
+    assert config.types_of_experts == (2, 1, 0)
+    assert (config.target_modules, config.modules_to_save) == ({"up_proj", "down_proj"}, ["lm_head"])
+
+
+def test_a_new_adapter_is_on_the_mlp_and_trainable(tiny_task):
+    arguments = ModelArguments(str(tiny_task.base), lora_nums=2)
+    base = load_base(arguments, load_tokenizer(arguments), checkpointing=False)
+    model = add_adapter(base, arguments, adapter_config(arguments))
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(trainable) == 2 * 3 * 3
+    assert all(".mlp." in name and f".{ADAPTER}." in name for name in trainable)
+
+
+def test_the_adapter_to_continue_from_keeps_its_own_configuration(tiny_task, tmp_path, caplog):
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    get_peft_model(base, LoraMoeConfig(lora_nums=3, r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    config = adapter_config(ModelArguments(str(tiny_task.base), peft_path=str(tmp_path)))
+    assert (config.lora_nums, config.r) == (3, 2)
+    assert "the adapter's own configuration replaces the flags: r=2, lora_nums=3, types_of_experts=(1, 0, 0)" in caplog.text
+
+
+def test_an_adapter_of_another_kind_is_refused(tiny_task, tmp_path: Path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="peft_path must hold a LoRAMoE adapter; .* holds one of type"):
+        adapter_config(ModelArguments(str(tiny_task.base), peft_path=str(tmp_path)))
+
+
+def test_a_tokenizer_with_too_many_tokens_is_refused(tiny_task):
+    arguments = ModelArguments(str(tiny_task.base))
+    tokenizer = load_tokenizer(arguments)
+    tokenizer.add_tokens(["more"])
+    with pytest.raises(ValueError, match="the tokenizer has 65 tokens, the model's embedding only 64 rows"):
+        load_base(arguments, tokenizer, checkpointing=False)
+
+
+def test_the_dtype_of_the_base(tiny_task):
+    arguments = ModelArguments(str(tiny_task.base), torch_dtype="bfloat16", load_in_kbits=16)
+    assert load_base(arguments, load_tokenizer(arguments), checkpointing=False).dtype == torch.bfloat16
+
+
+def test_quantisation_as_the_flags_say():
+    four = _quantisation(
+        ModelArguments.__new__(ModelArguments).__class__("base", double_quant=False, quant_type="fp4", torch_dtype="bfloat16")
+    )
+    assert four.load_in_4bit
+    assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("fp4", False)
+    assert four.bnb_4bit_compute_dtype == torch.bfloat16

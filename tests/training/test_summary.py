@@ -1,0 +1,47 @@
+"""The words that end a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loramoe.training.arguments import parse
+from loramoe.training.summary import before_and_after, closing_words
+
+HISTORY = [
+    {"step": 0, "recall": 0.9},
+    {"step": 0, "eval_loss": 2.0, "eval_perplexity": 7.4},
+    {"step": 5, "eval_loss": 1.5, "eval_perplexity": 4.5},
+    {"step": 9, "eval_loss": 1.0, "eval_perplexity": 2.7},
+    {"step": 9, "recall": 0.8},
+]
+
+
+def test_before_is_of_step_zero_and_after_is_the_last():
+    assert before_and_after(HISTORY) == {
+        "before": {"loss": 2.0, "perplexity": 7.4, "recall": 0.9},
+        "after": {"loss": 1.0, "perplexity": 2.7, "recall": 0.8},
+    }
+    assert before_and_after(HISTORY[2:]) == {"before": {}, "after": {"loss": 1.0, "perplexity": 2.7, "recall": 0.8}}
+
+
+def words(tmp_path: Path, *flags: str) -> str:
+    needed = ["--model_name_or_path", "base", "--dataset_dir", "rows", "--output_dir", str(tmp_path)]
+    return closing_words(parse([*needed, *flags]), before_and_after(HISTORY))
+
+
+def test_the_words_say_where_and_how(tmp_path: Path):
+    said = words(tmp_path, "--prompt_template", "chat", "--recall_file", "facts.json")
+    adapter = tmp_path / "sft_lora_model"
+    assert f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "{adapter}")' in said
+    assert f"python -m loramoe.generate --adapter {adapter} --template chat --prompt" in said
+    assert f"python -m loramoe.recall --adapter {adapter} --file facts.json" in said
+    assert "evaluation loss: 2 before, 1 after" in said
+    assert "recall: 0.9 before, 0.8 after" in said
+    assert "figure" not in said
+
+
+def test_without_facts_an_evaluation_tool_is_named(tmp_path: Path):
+    (tmp_path / "expert_shares.png").touch()
+    said = words(tmp_path)
+    assert "lm_eval" in said
+    assert f"figure    {tmp_path / 'expert_shares.png'}" in said

@@ -1,0 +1,134 @@
+"""What is logged beside the loss equals a computation by hand, and what is saved is whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import loramoe
+from loramoe.data import SftCollator, load_splits
+from loramoe.training import trainer as trainer_module
+from loramoe.training.checkpoints import ADAPTER, METRICS
+from loramoe.training.trainer import LoraMoeTrainer, perplexity
+
+
+@pytest.fixture
+def balances(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, loramoe.Balance]]:
+    """Every balance that the trainer reads, with whether the model was in training."""
+    seen = []
+
+    def read(model: torch.nn.Module) -> loramoe.Balance | None:
+        balance = loramoe.last_balance(model)
+        seen.append((model.training, balance))
+        return balance
+
+    monkeypatch.setattr(trainer_module, "last_balance", read)
+    return seen
+
+
+def shares_by_hand(balances: list[loramoe.Balance]) -> dict[str, float]:
+    """Constraint and group shares, token by token, in Python numbers."""
+    weights, tokens = {}, {}
+    for balance in balances:
+        for t, task_type in enumerate(balance.task_types):
+            count = balance.tokens_T[t].item()
+            tokens[task_type] = tokens.get(task_type, 0.0) + count
+            for linear in balance.gate_TLE[t].tolist():
+                for gate, group in zip(linear, balance.expert_types, strict=True):
+                    key = (task_type, group)
+                    weights[key] = weights.get(key, 0.0) + count * gate / len(balance.linears)
+    shares = {f"share/type{t}/group{g}": weight / tokens[t] for (t, g), weight in weights.items()}
+    return {"blc": sum(b.constraint.item() for b in balances) / len(balances), **shares}
+
+
+def test_logged_values_are_those_of_the_window(train, balances, tmp_path: Path):
+    train(tmp_path, max_steps=4, logging_steps=2, gradient_accumulation_steps=2, eval_on_start="false")
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    windows = [entry for entry in history if "loss" in entry]
+    in_training = [balance for training, balance in balances if training]
+    assert len(windows) == 2
+    assert len(in_training) == 8
+    for entry, expected in zip(windows, (in_training[:4], in_training[4:]), strict=True):
+        logged = {name: value for name, value in entry.items() if name == "blc" or name.startswith("share/")}
+        assert logged == pytest.approx(shares_by_hand(expected), rel=1e-6)
+        assert len(logged) == 5
+    evaluated = [entry for entry in history if "eval_loss" in entry][-1]
+    of_eval = {name[len("eval_") :]: v for name, v in evaluated.items() if name.startswith(("eval_share", "eval_blc"))}
+    assert of_eval == pytest.approx(shares_by_hand([b for training, b in balances if not training]), rel=1e-6)
+
+
+def test_evaluation_loss_is_the_language_models_alone(train, tiny_task, tmp_path: Path):
+    metrics = train(tmp_path, blc_weight=5, per_device_eval_batch_size=12)
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    model = PeftModel.from_pretrained(base, tmp_path / ADAPTER).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / ADAPTER)
+    rows = load_splits(tokenizer, train_file=tiny_task.test_file, max_seq_length=32, cache_dir=tiny_task.cache).train
+    batch = SftCollator(tokenizer.pad_token_id)(list(rows))
+    with torch.no_grad():
+        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).item()
+    assert metrics["after"]["loss"] == pytest.approx(expected, rel=1e-6)
+    assert metrics["after"]["perplexity"] == pytest.approx(math.exp(expected), rel=1e-6)
+    assert metrics["after"]["loss"] < metrics["before"]["loss"]
+
+
+def test_without_evaluation_rows_nothing_is_evaluated(train, tmp_path: Path):
+    metrics = train(tmp_path, validation_file=None, validation_split_percentage=0, max_steps=1)
+    assert metrics == {"before": {}, "after": {}}
+    assert (tmp_path / ADAPTER / "adapter_model.safetensors").is_file()
+
+
+def test_checkpoints_hold_the_adapter_and_not_the_base(train, tmp_path: Path):
+    train(tmp_path)
+    saved = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    for folder in ("", "checkpoint-3/", "checkpoint-6/"):
+        adapter = {Path(name).name for name in saved if name.startswith(f"{folder}{ADAPTER}/")}
+        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= adapter
+    assert {"checkpoint-3/complete", "checkpoint-3/optimizer.pt", METRICS, "all_results.json"} <= saved
+    assert not [name for name in saved if Path(name).name in ("model.safetensors", "README.md")]
+    assert not [name for name in saved if "incomplete" in name or name.endswith(".old")]
+    everything = torch.load(tmp_path / "checkpoint-3" / "optimizer.pt", weights_only=True)["state"]
+    linears, tensors = 2 * 3, 3
+    assert len(everything) == linears * tensors
+
+
+def test_the_best_checkpoint_is_the_one_kept(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def log(self: LoraMoeTrainer, logs: dict[str, float], *rest: object) -> None:
+        if "eval_loss" in logs:
+            logs["eval_loss"] = {2: 1.0, 4: 2.0}.get(self.state.global_step, 3.0)
+        original(self, logs, *rest)
+
+    original = LoraMoeTrainer.log
+    monkeypatch.setattr(LoraMoeTrainer, "log", log)
+    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1}
+    train(tmp_path, **steps, load_best_model_at_end="true")
+    best = tmp_path / "checkpoint-2" / ADAPTER / "adapter_model.safetensors"
+    last = tmp_path / "checkpoint-6" / ADAPTER / "adapter_model.safetensors"
+    final = tmp_path / ADAPTER / "adapter_model.safetensors"
+    assert final.read_bytes() == best.read_bytes() != last.read_bytes()
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_recall_is_measured_before_and_after(train, tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def recall(model: torch.nn.Module, tokenizer: object, probes: list, **options: object) -> list[bool]:
+        asked.append(len(probes))
+        return [True, *([False] * (len(probes) - 1))] if len(asked) == 1 else [True] * len(probes)
+
+    monkeypatch.setattr(trainer_module, "recall", recall)
+    metrics = train(tmp_path, recall_file=tiny_task.recall_file)
+    assert asked == [6, 6]
+    assert metrics["before"]["recall"] == pytest.approx(1 / 6)
+    assert metrics["after"]["recall"] == 1
+
+
+def test_perplexity_of_a_diverged_model_is_infinite():
+    assert perplexity(math.log(3)) == pytest.approx(3)
+    assert perplexity(1e4) == math.inf
