@@ -96,7 +96,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         self.reset_parameters(adapter_name, config.init_lora_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
-        self.train(self.base_layer.training)  # new modules start in training mode, with dropout; the model may be past it
+        self.train(self.base_layer.training)  # a new Dropout is in training mode, whatever mode the model is in
 
     def reset_parameters(self, adapter_name: str, zero_B: bool = True) -> None:
         """Draw the weights of one adapter: A and the router Kaiming-uniform as nn.Linear's own, B zero.

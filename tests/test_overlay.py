@@ -185,7 +185,7 @@ def test_a_thread_that_imports_at_the_same_time_waits(tmp_path: Path) -> None:
 def test_a_missing_library_says_what_to_install(library: str, tmp_path: Path) -> None:
     """`-S` leaves site-packages out, so that nothing is installed as far as this process can see."""
     with pytest.raises(
-        RuntimeError, match=f"extends the installed {library}, and there is none .* pip install {library}"
+        RuntimeError, match=rf"extends the installed {library}, and there is none .* pip install {library}"
     ):
         run(f"import {library}", tmp_path, "-S", pythonpath=str(REPO))
 
@@ -193,7 +193,7 @@ def test_a_missing_library_says_what_to_install(library: str, tmp_path: Path) ->
 def test_a_missing_peft_is_said_at_first_use(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "loramoe").symlink_to(REPO / "loramoe")
-    with pytest.raises(RuntimeError, match="loramoe extends peft, which is not installed. Run: pip install peft"):
+    with pytest.raises(RuntimeError, match=r"loramoe extends peft, which is not installed. Run: pip install peft"):
         run("import loramoe; loramoe.LoraMoeConfig", tmp_path, "-S", pythonpath=str(tmp_path / "site"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe.recall import Probe, continue_greedily, main, prompt_ids, read_probes, recall
@@ -48,7 +49,10 @@ def test_hits_and_misses(known):
 def test_an_end_token_that_the_tokenizer_adds_is_left_out(known):
     tokenizer = known[1]
     assert prompt_ids(tokenizer, "w1") == [1, 5]
-    assert prompt_ids(lambda text: {"input_ids": [1, 5, 2]}, "w1") if False else True
+    frame = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer.backend_tokenizer.post_processor = frame
+    assert tokenizer("w1").input_ids == [1, 5, 2]
+    assert prompt_ids(tokenizer, "w1") == [1, 5]
 
 
 def test_probes_are_read(tmp_path: Path):

@@ -174,6 +174,8 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         self.report_to = comma_list(self.report_to) if isinstance(self.report_to, str) else self.report_to  # type: ignore[assignment]
         if self.deepspeed:
             _require("deepspeed", f"deepspeed={self.deepspeed}")
+        if not self.do_train and not self.do_eval:
+            self.do_train = self.do_eval = True
         set_warmup(self)
         set_checkpointing(self)
         super().__post_init__()

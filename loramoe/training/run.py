@@ -68,8 +68,6 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
 
 def _start_from(arguments: Arguments) -> Path | None:
     args = arguments[2]
-    if not args.do_train and not args.do_eval:
-        args.do_train = args.do_eval = True
     if not args.do_train:
         return None
     with args.main_process_first(desc="looking for a checkpoint"):

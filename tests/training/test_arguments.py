@@ -159,6 +159,20 @@ def test_a_missing_package_is_named(flags: list[str], message: str, monkeypatch:
         parsed(*flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "train_and_eval"),
+    [
+        ([], (True, True)),
+        (["--eval_strategy", "steps", "--eval_steps", "5"], (True, True)),
+        (["--do_eval"], (False, True)),
+        (["--do_train"], (True, False)),
+    ],
+)
+def test_without_a_wish_a_run_trains_and_evaluates(flags: list[str], train_and_eval: tuple[bool, bool]):
+    training = parsed(*flags)[2]
+    assert (training.do_train, training.do_eval) == train_and_eval
+
+
 def test_shares_and_per_cents_to_set_aside():
     share = lambda value, **more: DataArguments("rows", validation_split_percentage=value, **more).split_percentage()  # noqa: E731
     assert share(0.1) == pytest.approx(10)

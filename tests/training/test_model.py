@@ -76,7 +76,7 @@ def test_the_dtype_of_the_base(tiny_task):
 
 def test_quantisation_as_the_flags_say():
     four = _quantisation(
-        ModelArguments.__new__(ModelArguments).__class__("base", double_quant=False, quant_type="fp4", torch_dtype="bfloat16")
+        ModelArguments("base", double_quant=False, quant_type="fp4", torch_dtype="bfloat16")
     )
     assert four.load_in_4bit
     assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("fp4", False)

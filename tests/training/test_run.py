@@ -133,6 +133,7 @@ def test_a_run_leaves_numbers_and_a_figure(train, tiny_task, tmp_path: Path, cap
 def test_two_processes_equal_two_accumulated_batches(train, tiny_task, tmp_path: Path):
     # Rank r takes every second batch, so one process sees the same batches in the same order.
     flags = {"lora_dropout": 0, "max_steps": 5, "blc_weight": 0.5, "save_strategy": "no", "max_grad_norm": 0}
+    flags["per_device_eval_batch_size"] = 6  # a batch that is not full would be filled up, and count its rows twice
     train(tmp_path / "one", gradient_accumulation_steps=2, **flags)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "train.py"]
     command += tiny_task.flags(tmp_path / "two", ddp_find_unused_parameters="false", **flags)

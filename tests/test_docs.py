@@ -1,0 +1,206 @@
+"""The pages hold: links lead somewhere, names exist, Python blocks run and print what they say, tables are of today."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    str(page.relative_to(ROOT)) for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md")
+)
+
+FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+PYTHON = re.compile(r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FILE = re.compile(r"`((?:\.ci|data|docs|loramoe|peft|scripts|tests|transformers)/[\w./-]+)`")
+NAME = re.compile(r"`(loramoe(?:\.\w+)+)`")
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/figures/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository, so that what the pages write does not land in it."""
+    copy = tmp_path_factory.mktemp("checkout") / "LoRAMoE"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "output*", "models", "__pycache__", "tests"))
+    return copy
+
+
+def run(checkout: Path, *command: str, **environment: str) -> str:
+    env = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- Links and names -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in LINK.findall(FENCED.sub("", text(page))):
+        target, _, anchor = link.partition("#")
+        if target.startswith(("https://", "mailto:")):
+            continue
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), f"{page} links to {link}"
+        assert not anchor or anchor in anchors(file), f"{page} links to {link}, which has {sorted(anchors(file))}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page: str) -> None:
+    missing = [name for name in FILE.findall(text(page)) if not (ROOT / name).exists()]
+    assert not missing, f"{page} names files that are not there: {missing}"
+
+
+def exists(name: str) -> bool:
+    module, attributes = name, []
+    while importlib.util.find_spec(module) is None:
+        module, _, last = module.rpartition(".")
+        attributes.insert(0, last)
+    thing: Any = importlib.import_module(module)
+    for attribute in attributes:
+        if attribute not in dir(thing):
+            return False
+        thing = getattr(thing, attribute)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_that_is_named_exists(page: str) -> None:
+    missing = [name for name in NAME.findall(text(page)) if not exists(name)]
+    assert not missing, f"{page} names code that is not there: {missing}"
+
+
+# --- Python blocks ---------------------------------------------------------------------------------------------------
+
+BLOCKS = [
+    pytest.param(*block, id=f"{page}-{n}") for page in PAGES for n, block in enumerate(PYTHON.findall(text(page)))
+]
+
+
+def imported(code: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+@pytest.mark.parametrize(("code", "output"), BLOCKS)
+def test_python_blocks_run(code: str, output: str, checkout: Path) -> None:
+    missing = {name.partition(".")[0] for name in imported(code)}
+    missing = {name for name in missing if importlib.util.find_spec(name) is None}
+    if missing:
+        pytest.skip(f"needs {', '.join(sorted(missing))}, not installed here")
+    printed = run(checkout, sys.executable, "-c", code.replace("/path/to/LoRAMoE", str(checkout)))
+    assert not output or printed == output
+
+
+# --- Tables and figures ----------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_the_direction_page_are_what_the_constraint_does_today() -> None:
+    page = text("docs/direction.md")
+    assert script("direction").fill(page) == page
+
+
+def test_a_page_without_markers_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one pair of markers <!-- split:begin/end -->"):
+        script("direction").fill("# No table")
+
+
+@pytest.mark.parametrize("name", ["overview", "direction"])
+def test_figures_are_drawn_the_same_each_time(name: str, tmp_path: Path) -> None:
+    draw = script(name).draw
+    draw(tmp_path / "first.png")
+    draw(tmp_path / "second.png")
+    first = (tmp_path / "first.png").read_bytes()
+    assert first == (tmp_path / "second.png").read_bytes()
+    assert first[16:24] == (ROOT / f"docs/figures/{name}.png").read_bytes()[16:24], "width and height of the one shown"
+
+
+# --- Citation --------------------------------------------------------------------------------------------------------
+
+
+def test_the_citation_is_of_this_version_and_names_the_same_authors_everywhere() -> None:
+    import loramoe
+
+    citation = yaml.safe_load(text("CITATION.cff"))
+    assert citation["version"] == loramoe.__version__
+    names = " and ".join(f"{a['given-names']} {a['family-names']}" for a in citation["preferred-citation"]["authors"])
+    for page in ("README.md", "README_zh.md"):
+        assert names in " ".join(text(page).split())
+
+
+# --- lm-eval ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed here")
+def test_the_command_for_lm_eval(checkout: Path) -> None:
+    command = re.search(r"^PYTHONPATH=\. lm_eval .*$", text("docs/doors.md"), re.MULTILINE)
+    assert command is not None
+    make_adapter(checkout)
+    make_task(checkout / "my_tasks")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    caches = {"HF_HOME": str(checkout / ".cache"), "HF_HUB_OFFLINE": "1"}
+    assert "my_task" in run(checkout, "bash", "-c", command[0], PATH=path, **caches)
+
+
+def make_adapter(checkout: Path) -> None:
+    run(checkout, sys.executable, "-c", """if True:
+        import loramoe
+        from peft import LoraMoeConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+        base = AutoModelForCausalLM.from_pretrained("data/tiny_llama")
+        model = get_peft_model(base, LoraMoeConfig(init_lora_weights=False, task_type="CAUSAL_LM"))
+        model.save_pretrained("output/tiny_llama/sft_lora_model")
+    """)  # fmt: skip
+
+
+def make_task(folder: Path) -> None:
+    folder.mkdir()
+    rows = [{"question": "Which of them is a city?", "choices": ["Tarvesh", "noodles"], "answer": 0}] * 4
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    task = {
+        "task": "my_task",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "my_task.yaml").write_text(yaml.safe_dump(task))
