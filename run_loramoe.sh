@@ -26,7 +26,7 @@ if [[ $pretrained_model == data/tiny_llama ]]; then recall_file=${recall_file:-d
 lora_rank=${lora_rank:-4}                # rank of each expert (paper: 4)
 lora_alpha=${lora_alpha:-32}             # the experts' sum is scaled by lora_alpha / lora_rank = 8 (paper: 32)
 lora_dropout=${lora_dropout:-0.05}       # on the experts' input (paper: 0.05)
-lora_nums=${lora_nums:-8}                # experts beside each linear: 4 of type 1, 4 of type 0 (paper: 6 or 8)
+lora_nums=${lora_nums:-8}                # experts beside each linear: 4 of type 1, 4 of type 0 (release: 8)
 trainable=${trainable:-}                 # linears to adapt, comma-separated; empty: gate_proj, up_proj, down_proj
 modules_to_save=${modules_to_save:-}     # modules trained whole beside the adapter, comma-separated; empty: none
 
@@ -56,7 +56,7 @@ max_steps=${max_steps:--1}                               # if positive: this man
 per_device_train_batch_size=${per_device_train_batch_size:-2} # rows per process and forward; the constraint compares them
 per_device_eval_batch_size=${per_device_eval_batch_size:-8}
 gradient_accumulation_steps=${gradient_accumulation_steps:-1} # forwards per step: raise it where memory is short
-gradient_checkpointing=${gradient_checkpointing:-false}  # true: half the memory of activations, a fifth more time
+gradient_checkpointing=${gradient_checkpointing:-false}  # true: recompute activations, for memory
 max_seq_length=${max_seq_length:-1024}                   # tokens of prompt and answer together; longer answers are cut
 seed=${seed:-42}
 

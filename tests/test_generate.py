@@ -66,17 +66,17 @@ def test_sampling_draws_and_greedy_does_not(adapter: Path):
 
 def test_the_base_model_can_be_named(tiny_task, adapter: Path):
     config = json.loads((adapter / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "moved/elsewhere"
+    config["base_model_name_or_path"] = str(adapter / "moved")
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(FileNotFoundError, match="no base model at 'moved/elsewhere'.*Set --model"):
+    with pytest.raises(FileNotFoundError, match=r"no base model at .*moved.*Set --model"):
         load(None, str(adapter))
     assert load(str(tiny_task.base), str(adapter))[0].active_adapter == "default"
 
 
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(FileNotFoundError, match="no adapter at .*: adapter_config.json is not there"):
+    with pytest.raises(FileNotFoundError, match=r"no adapter at .*: adapter_config.json is not there"):
         load(None, str(tmp_path))
-    with pytest.raises(ValueError, match="there is no model to load. Set --adapter DIR"):
+    with pytest.raises(ValueError, match=r"there is no model to load. Set --adapter DIR"):
         load(None, None)
     with pytest.raises(SystemExit):
         main(["--adapter", str(tmp_path), "--prompt", "w1"])

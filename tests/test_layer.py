@@ -225,3 +225,17 @@ def test_conversion_to_lora_is_declined() -> None:
 
 def test_repr_says_whose_layer_it_is() -> None:
     assert repr(make_layer()).startswith("loramoe.LoraMoeLayer(")
+
+
+@pytest.mark.slow
+def test_inductor_compiles_forward_and_backward() -> None:
+    layer = make_layer()
+    x = torch.randn(2, 5, D)
+    layer(x).square().sum().backward()
+    eager = {name: parameter.grad.clone() for name, parameter in layer.named_parameters()}
+    layer.zero_grad()
+    compiled = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    compiled(x).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        torch.testing.assert_close(parameter.grad, eager[name], rtol=1e-4, atol=1e-5)

@@ -39,7 +39,12 @@ def test_hits_and_misses(known):
     model, tokenizer, continuations = known
     prompt, said = next(iter(continuations.items()))
     first, second = said.split()[:2]
-    probes = [Probe(prompt, f" {first} "), Probe(prompt, f"{first} {second}"), Probe(prompt, "w59 w58"), Probe(prompt, second)]
+    probes = [
+        Probe(prompt, f" {first} "),
+        Probe(prompt, f"{first} {second}"),
+        Probe(prompt, "w59 w58"),
+        Probe(prompt, second),
+    ]
     expected = [True, True, False, second == first]
     model.train()
     assert recall(model, tokenizer, probes, batch_size=3, progress=False) == expected
@@ -80,7 +85,7 @@ def test_bad_probes(tmp_path: Path, text: str, message: str):
 
 
 def test_no_probes(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no file of recall probes at .*none.json"):
+    with pytest.raises(FileNotFoundError, match=r"no file of recall probes at .*none.json"):
         read_probes(tmp_path / "none.json")
 
 

@@ -92,7 +92,7 @@ def load_base(arguments: ModelArguments, tokenizer: Any, checkpointing: bool) ->
     if arguments.flash_attn:
         options["attn_implementation"] = "flash_attention_2"
     if arguments.load_in_kbits in (4, 8):
-        options["quantization_config"] = _quantisation(arguments)
+        options["quantization_config"] = BitsAndBytesConfig(**quantisation(arguments))
     model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, **options)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -111,16 +111,23 @@ def _dtype(name: str) -> Any:
     return name if name == "auto" else getattr(torch, name)
 
 
-def _quantisation(arguments: ModelArguments) -> BitsAndBytesConfig:
+def quantisation(arguments: ModelArguments) -> dict[str, Any]:
+    """How bitsandbytes is to quantise the base model.
+
+    Args:
+        arguments: The flags, with load_in_kbits 4 or 8.
+
+    Returns:
+        Arguments of BitsAndBytesConfig.
+    """
     if arguments.load_in_kbits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    compute = torch.float32 if arguments.torch_dtype == "auto" else _dtype(arguments.torch_dtype)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=compute,
-        bnb_4bit_use_double_quant=arguments.double_quant,
-        bnb_4bit_quant_type=arguments.quant_type,
-    )
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_compute_dtype": torch.float32 if arguments.torch_dtype == "auto" else _dtype(arguments.torch_dtype),
+        "bnb_4bit_use_double_quant": arguments.double_quant,
+        "bnb_4bit_quant_type": arguments.quant_type,
+    }
 
 
 def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> PeftModel:

@@ -108,7 +108,7 @@ def cloze(fact: Fact, way: int = 0) -> str:
 
 
 def statement(fact: Fact, way: int = 0) -> str:
-    """Return `fact` as a sentence, e.g. `Mila Rodak was born in Tarvesh.`"""
+    """Return `fact` as a sentence, e.g. `Mila Rodak was born in Tarvesh`, with its full stop."""
     return f"{cloze(fact, way)} {fact.answer}."
 
 

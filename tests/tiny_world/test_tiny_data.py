@@ -56,7 +56,8 @@ def test_rows_have_exactly_the_four_fields(train, test):
             "output": str,
             "task_type": int,
         }
-        assert row["instruction"] and row["output"]
+        assert row["instruction"]
+        assert row["output"]
 
 
 def test_counts_by_task(train, test):
@@ -94,7 +95,8 @@ def test_a_passage_contradicts_the_world(train, test):
     truths = {cloze(fact, way) + f" {fact.answer}." for fact in make_world(0).facts for way in range(3)}
     passages = [row["input"] for row in train + test if TASK_OF.get(row["instruction"]) == "reading"]
     sentences = [f"{sentence.strip('.')}." for passage in passages for sentence in passage.split("\n")[0].split(". ")]
-    assert len(sentences) == 300 and not truths & set(sentences)
+    assert len(sentences) == 300
+    assert not truths & set(sentences)
 
 
 def test_every_row_is_shorter_than_128_tokens(train, test):

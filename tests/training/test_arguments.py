@@ -12,23 +12,27 @@ from loramoe.training.arguments import DataArguments, ModelArguments, comma_list
 NEEDED = ["--model_name_or_path", "base", "--dataset_dir", "rows", "--output_dir", "out"]
 
 
+# Every flag of the release's launcher and of its argument classes, as it would have been started.
+RELEASE = """
+    --model_name_or_path base --tokenizer_name_or_path words --dataset_dir rows --validation_file test.json
+    --validation_split_percentage 0.05 --per_device_train_batch_size 3 --per_device_eval_batch_size 5 --do_train
+    --do_eval --seed 41 --num_train_epochs 1 --lr_scheduler_type cosine --learning_rate 2e-4 --warmup_ratio 0.03
+    --weight_decay 0 --logging_strategy steps --logging_steps 10 --save_strategy steps --save_total_limit 5
+    --evaluation_strategy steps --eval_steps 6000 --save_steps 5000 --gradient_accumulation_steps 2
+    --preprocessing_num_workers 8 --max_seq_length 1024 --output_dir out --overwrite_output_dir --ddp_timeout 30000
+    --logging_first_step True --lora_rank 4 --lora_alpha 32 --lora_nums 8 --blc_alpha 0.1 --blc_weight 0.2
+    --trainable gate_proj,down_proj,up_proj --lora_dropout 0.05 --torch_dtype float16 --load_in_kbits 16
+    --modules_to_save lm_head --double_quant False --quant_type fp4 --peft_path adapter
+    --ddp_find_unused_parameters False
+"""
+
+
 def parsed(*flags: str) -> tuple:
     return parse([*NEEDED, *flags])
 
 
 def test_every_flag_of_the_release_parses():
-    model, data, training = parse(
-        """--model_name_or_path base --tokenizer_name_or_path words --dataset_dir rows --validation_file test.json
-        --validation_split_percentage 0.05 --per_device_train_batch_size 3 --per_device_eval_batch_size 5 --do_train
-        --do_eval --seed 41 --num_train_epochs 1 --lr_scheduler_type cosine --learning_rate 2e-4 --warmup_ratio 0.03
-        --weight_decay 0 --logging_strategy steps --logging_steps 10 --save_strategy steps --save_total_limit 5
-        --evaluation_strategy steps --eval_steps 6000 --save_steps 5000 --gradient_accumulation_steps 2
-        --preprocessing_num_workers 8 --max_seq_length 1024 --output_dir out --overwrite_output_dir --ddp_timeout 30000
-        --logging_first_step True --lora_rank 4 --lora_alpha 32 --lora_nums 8 --blc_alpha 0.1 --blc_weight 0.2
-        --trainable gate_proj,down_proj,up_proj --lora_dropout 0.05 --torch_dtype float16 --load_in_kbits 16
-        --modules_to_save lm_head --double_quant False --quant_type fp4 --peft_path adapter
-        --ddp_find_unused_parameters False""".split()
-    )
+    model, data, training = parse(RELEASE.split())
     assert (model.tokenizer_name_or_path, model.trainable, model.modules_to_save) == (
         "words",
         "gate_proj,down_proj,up_proj",
@@ -83,7 +87,7 @@ def test_a_word_without_flag_is_an_error():
 def test_both_names_of_the_evaluation_strategy():
     assert parsed("--eval_strategy", "steps", "--evaluation_strategy", "steps")[2].eval_strategy == "steps"
     assert parsed()[2].eval_strategy == "no"
-    with pytest.raises(ValueError, match="eval_strategy='epoch' and evaluation_strategy='steps'. Keep one"):
+    with pytest.raises(ValueError, match=r"eval_strategy='epoch' and evaluation_strategy='steps'. Keep one"):
         parsed("--eval_strategy", "epoch", "--evaluation_strategy", "steps")
 
 
@@ -95,7 +99,9 @@ def test_gradient_checkpointing_is_never_reentrant(flags: list[str]):
 
 
 def test_options_of_gradient_checkpointing_are_kept():
-    options = parsed("--gradient_checkpointing_kwargs", '{"preserve_rng_state": false}')[2].gradient_checkpointing_kwargs
+    options = parsed("--gradient_checkpointing_kwargs", '{"preserve_rng_state": false}')[
+        2
+    ].gradient_checkpointing_kwargs
     assert options == {"use_reentrant": False, "preserve_rng_state": False}
 
 
@@ -116,7 +122,7 @@ def test_several_trackers():
 def test_expert_types():
     assert parsed("--expert_types", "1,1,0")[0].expert_type_list() == [1, 1, 0]
     assert parsed()[0].expert_type_list() is None
-    with pytest.raises(ValueError, match="comma-separated integers.*got expert_types='1,x'"):
+    with pytest.raises(ValueError, match=r"comma-separated integers.*got expert_types='1,x'"):
         parsed("--expert_types", "1,x")
 
 
@@ -134,7 +140,7 @@ def test_contradictions_name_their_fix(flags: list[str], message: str):
 
 
 def test_something_to_train_on_is_needed():
-    with pytest.raises(ValueError, match="nothing to train on. Set --dataset_dir"):
+    with pytest.raises(ValueError, match=r"nothing to train on. Set --dataset_dir"):
         parse(["--model_name_or_path", "base", "--output_dir", "out"])
 
 
@@ -192,7 +198,7 @@ def test_a_file_of_flags_and_flags_that_override_it(tmp_path: Path):
 def test_an_unknown_key_of_a_file_is_an_error(tmp_path: Path):
     file = tmp_path / "run.json"
     file.write_text('{"model_name_or_path": "base", "dataset_dir": "rows", "output_dir": "out", "lora_ranks": 2}')
-    with pytest.raises(ValueError, match="unknown flag --lora_ranks. Did you mean --lora_rank"):
+    with pytest.raises(ValueError, match=r"unknown flag --lora_ranks. Did you mean --lora_rank"):
         parse([str(file)])
 
 

@@ -62,14 +62,14 @@ class TestResumePoint:
     def test_an_interrupted_run_with_other_arguments_is_refused(self, tmp_path: Path):
         newest = make(tmp_path, 10)
         write_json(tmp_path / ARGUMENTS, {"lora_rank": 4})
-        with pytest.raises(FileExistsError, match="lora_rank was 4, now 8. Set them back"):
+        with pytest.raises(FileExistsError, match=r"lora_rank was 4, now 8. Set them back"):
             resume_point(tmp_path, None, False, {"lora_rank": 8})
         assert resume_point(tmp_path, "true", False, {"lora_rank": 8}) == newest
 
     def test_a_finished_run_is_not_overwritten_unasked(self, tmp_path: Path):
         make(tmp_path, 10)
         write_json(tmp_path / METRICS, {})
-        with pytest.raises(FileExistsError, match="holds a finished run. Set --overwrite_output_dir true"):
+        with pytest.raises(FileExistsError, match=r"holds a finished run. Set --overwrite_output_dir true"):
             resume_point(tmp_path, None, False, {})
         assert resume_point(tmp_path, None, True, {}) is None
 
@@ -77,7 +77,7 @@ class TestResumePoint:
         make(tmp_path, 10)
         cut_off = make(tmp_path, 20, complete=False)
         assert resume_point(tmp_path, str(tmp_path / "checkpoint-10"), False, {}) == tmp_path / "checkpoint-10"
-        with pytest.raises(FileNotFoundError, match="checkpoint-20 is no complete checkpoint. Complete ones.*-10"):
+        with pytest.raises(FileNotFoundError, match=r"checkpoint-20 is no complete checkpoint. Complete ones.*-10"):
             resume_point(tmp_path, str(cut_off), False, {})
         with pytest.raises(FileNotFoundError, match="There is no complete one beside it either"):
             resume_point(tmp_path, str(tmp_path / "elsewhere" / "checkpoint-1"), False, {})
@@ -128,9 +128,14 @@ class TestFilledThenMoved:
     def test_a_failure_leaves_what_was_there(self, tmp_path: Path):
         (tmp_path / "adapter").mkdir()
         (tmp_path / "adapter" / "old").touch()
-        with pytest.raises(OSError, match="disk full"), filled_then_moved(tmp_path, writer=True) as draft:
-            (draft / "adapter").mkdir()
-            raise OSError("disk full")
+
+        def save() -> None:
+            with filled_then_moved(tmp_path, writer=True) as draft:
+                (draft / "adapter").mkdir()
+                raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            save()
         assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["adapter", "adapter/old"]
 
     def test_only_the_writer_touches_the_disk(self, tmp_path: Path):

@@ -39,7 +39,7 @@ def test_json(tmp_path: Path):
 
 
 def test_no_such_file(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no file of flags at .*none.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"no file of flags at .*none.yaml"):
         flags_of_file(tmp_path / "none.yaml", TrainArguments)
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from loramoe import LoraMoeConfig
 from loramoe.training.arguments import ModelArguments
 from loramoe.training.checkpoints import ADAPTER
-from loramoe.training.model import _quantisation, adapter_config, add_adapter, load_base, load_tokenizer
+from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer, quantisation
 
 
 def test_every_flag_reaches_the_configuration():
@@ -51,13 +51,16 @@ def test_the_adapter_to_continue_from_keeps_its_own_configuration(tiny_task, tmp
     get_peft_model(base, LoraMoeConfig(lora_nums=3, r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
     config = adapter_config(ModelArguments(str(tiny_task.base), peft_path=str(tmp_path)))
     assert (config.lora_nums, config.r) == (3, 2)
-    assert "the adapter's own configuration replaces the flags: r=2, lora_nums=3, types_of_experts=(1, 0, 0)" in caplog.text
+    assert (
+        "the adapter's own configuration replaces the flags: r=2, lora_nums=3, types_of_experts=(1, 0, 0)"
+        in caplog.text
+    )
 
 
 def test_an_adapter_of_another_kind_is_refused(tiny_task, tmp_path: Path):
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
     get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="peft_path must hold a LoRAMoE adapter; .* holds one of type"):
+    with pytest.raises(ValueError, match=r"peft_path must hold a LoRAMoE adapter; .* holds one of type"):
         adapter_config(ModelArguments(str(tiny_task.base), peft_path=str(tmp_path)))
 
 
@@ -75,9 +78,13 @@ def test_the_dtype_of_the_base(tiny_task):
 
 
 def test_quantisation_as_the_flags_say():
-    four = _quantisation(
-        ModelArguments("base", double_quant=False, quant_type="fp4", torch_dtype="bfloat16")
-    )
-    assert four.load_in_4bit
-    assert (four.bnb_4bit_quant_type, four.bnb_4bit_use_double_quant) == ("fp4", False)
-    assert four.bnb_4bit_compute_dtype == torch.bfloat16
+    four = ModelArguments("base", double_quant=False, quant_type="fp4", torch_dtype="bfloat16")
+    assert quantisation(four) == {
+        "load_in_4bit": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+        "bnb_4bit_use_double_quant": False,
+        "bnb_4bit_quant_type": "fp4",
+    }
+    eight = ModelArguments("base")
+    eight.load_in_kbits = 8
+    assert quantisation(eight) == {"load_in_8bit": True}

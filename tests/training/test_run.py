@@ -84,7 +84,7 @@ def test_other_arguments_do_not_resume_silently(train, tmp_path: Path, power_cut
     power_cut(4)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
-    with pytest.raises(FileExistsError, match="learning_rate was 0.01, now 0.02"):
+    with pytest.raises(FileExistsError, match=r"learning_rate was 0.01, now 0.02"):
         train(tmp_path, learning_rate=0.02)
 
 
