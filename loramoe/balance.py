@@ -1,6 +1,6 @@
 """The localized balancing constraint: pure functions, from gates to one number a linear.
 
-In the symbols of arXiv 2312.09979, section 3.3 (Q importance, I coefficient, Z = I ∘ Q):
+In the symbols of arXiv 2312.09979 (Q importance, I coefficient, Z = I ∘ Q):
 
     Q_ME = Σ over the real tokens of sample m of g_e
     I_ME = 1 + blc_alpha where type(expert e) == task_type(sample m), else 1 − blc_alpha

@@ -1,6 +1,6 @@
 """Configuration of the LoRAMoE tuner: what PEFT users know of LoraConfig, plus the experts and their constraint.
 
-Defaults are the paper's (arXiv 2312.09979, section 4.1 and the released launcher), with the constraint on.
+Defaults are the paper's (arXiv 2312.09979, implementation details, and the released launcher), with the constraint on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The mixture of LoRA experts beside one linear, as one operation.
 
-The equation (arXiv 2312.09979, section 3.2), with `W0 x` left to the frozen linear:
+The equation (arXiv 2312.09979), with `W0 x` left to the frozen linear:
 
     gates_BSE = softmax(x_BSD · W_router^T)                              dense: every token uses every expert
     delta     = (alpha / R) · Σ_e g_e · B_e A_e dropout(x)

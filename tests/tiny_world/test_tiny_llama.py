@@ -85,9 +85,8 @@ def test_the_model_is_a_llama_in_float32_without_pickles(model, tokenizer):
 def test_generation_stops_at_the_end_of_an_answer(model, tokenizer, world):
     fact = split_world(world, 0).taught[0]
     prompt = tokenizer(statement(fact), return_tensors="pt")
-    ids = model.generate(**prompt, do_sample=False)
+    ids = model.generate(**prompt, do_sample=False, max_new_tokens=16)
     assert ids[0, -1] == tokenizer.eos_token_id
-    assert ids.shape[1] < 64
 
 
 def test_the_model_knows_the_world(model, world):
