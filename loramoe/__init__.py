@@ -36,6 +36,10 @@ _HOME = {
 }
 
 
+# By what one can tell that a module which needs peft has run to its end.
+_LAST_NAMES = {**_HOME, "TunerBase": "loramoe.legacy"}
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -51,7 +55,7 @@ def __dir__() -> list[str]:
 def _register(module: ModuleType) -> None:
     """Register, if peft has run and none of our own modules is half-way through the import that led to peft's."""
     peft_has_run = module.__name__ == "peft" or is_imported("peft")
-    half_way = any(home in sys.modules and name not in vars(sys.modules[home]) for name, home in _HOME.items())
+    half_way = any(home in sys.modules and name not in vars(sys.modules[home]) for name, home in _LAST_NAMES.items())
     if peft_has_run and not half_way:
         importlib.import_module("loramoe.compat").register()
 
@@ -64,7 +68,7 @@ def _extend_trl(sft_trainer: ModuleType) -> None:
     importlib.import_module("loramoe.compat").extend_sft_trainer(sft_trainer.SFTTrainer)
 
 
-for _name in ("peft", *dict.fromkeys(_HOME.values())):
+for _name in ("peft", *dict.fromkeys(_LAST_NAMES.values())):
     when_imported(_name, _register)
 when_imported("transformers.trainer_pt_utils", _extend_trainer)
 when_imported("trl.trainer.sft_trainer", _extend_trl)

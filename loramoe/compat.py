@@ -66,8 +66,9 @@ def extend_peft_type(peft_type: Any) -> None:
     peft_type._member_names_.append(name)
     peft_type._member_map_[name] = member
     peft_type._value2member_map_[name] = member
-    if sys.version_info >= (3, 13):
-        peft_type._hashable_values_.append(name)
+    hashable_values = vars(peft_type).get("_hashable_values_")  # later patch releases of Python 3.12 and 3.13 have it
+    if hashable_values is not None:
+        hashable_values.append(name)
 
 
 def extend_lora_config(lora_config: type) -> None:

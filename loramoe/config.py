@@ -109,6 +109,11 @@ def _check_experts(config: LoraMoeConfig) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1; got {name}={value!r}.")
     if not 0 <= config.lora_dropout < 1:
         raise ValueError(f"lora_dropout must be a probability in [0, 1); got lora_dropout={config.lora_dropout}.")
+    if not isinstance(config.init_lora_weights, bool):
+        raise ValueError(
+            "init_lora_weights must be True (B = 0) or False (B drawn at random); LoRAMoE knows no other start. "
+            f"Got init_lora_weights={config.init_lora_weights!r}."
+        )
     bad_ranks = {name: rank for name, rank in config.rank_pattern.items() if rank < 1}
     if bad_ranks:
         raise ValueError(f"rank_pattern must map to ranks of at least 1; got {bad_ranks}.")
@@ -145,11 +150,16 @@ def _check_expert_types(expert_types: list[int], lora_nums: int) -> None:
 
 
 def _check_layers(config: LoraMoeConfig) -> None:
+    if config.layers_pattern is not None and config.layers_to_transform is None:
+        raise ValueError(
+            f"layers_pattern={config.layers_pattern!r} says where the layers of layers_to_transform are counted, which is "
+            "not set. Set layers_to_transform too, or leave layers_pattern out."
+        )
     if not isinstance(config.target_modules, str):
         return
-    for name in ("layers_to_transform", "layers_pattern"):
-        if getattr(config, name) is not None:
-            raise ValueError(
-                f"{name} works with a list of target_modules, not with a string; got {name}={getattr(config, name)!r} "
-                f"with target_modules={config.target_modules!r}. Pass a list, or write the layers into the expression."
-            )
+    if config.layers_to_transform is not None:
+        raise ValueError(
+            "layers_to_transform works with a list of target_modules, not with a string; got "
+            f"layers_to_transform={config.layers_to_transform!r} with target_modules={config.target_modules!r}. "
+            "Pass a list, or write the layers into the expression."
+        )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from loramoe.balance import coefficient, importance, localized_balance, share_of_step
 from loramoe.config import LoraMoeConfig
 from loramoe.layer import LoraMoeLayer
+from loramoe.mixture import without_autocast
 from loramoe.samples import by_name, by_sample, real_tokens
 
 
@@ -138,6 +139,8 @@ class BalanceWatcher:
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Take `task_types` out of the call and, if they were there, have the adapted linears keep their gates."""
+        if self._task_types is not None:  # the last forward failed half-way, and left its gates
+            _take_gates(_adapted_linears(model))
         self._task_types = kwargs.get("task_types")
         if self._task_types is None:
             self._remind(model, kwargs)
@@ -153,7 +156,8 @@ class BalanceWatcher:
         task_types, self._task_types, self.last = self._task_types, None, {}
         call = by_name(model, args, kwargs)
         gates = _take_gates(_adapted_linears(model))
-        weighted = [self._balance(model, name, gates[name], task_types, call) for name in gates]
+        with without_autocast(task_types.device.type):
+            weighted = [self._balance(model, name, gates[name], task_types, call) for name in gates]
         if not model.training or not weighted or all(self.configs[name].blc_weight == 0 for name in gates):
             return None
         return self._add_to_loss(outputs, torch.stack(weighted).sum(), call)
@@ -197,11 +201,13 @@ class BalanceWatcher:
         return outputs
 
     def _remind(self, model: nn.Module, kwargs: Mapping[str, Any]) -> None:
-        weights = {name: config.blc_weight for name, config in self.configs.items() if config.blc_weight > 0}
+        due = {name: config.blc_weight for name, config in self.configs.items() if config.blc_weight > 0}
         in_training = model.training and torch.is_grad_enabled() and kwargs.get("labels") is not None
-        if weights and in_training and not self._reminded:
+        if not due or not in_training or self._reminded:
+            return
+        active = {name for layer in _adapted_linears(model).values() for name in layer.adapters_at_work}
+        for name, weight in [(name, weight) for name, weight in due.items() if name in active][:1]:
             self._reminded = True
-            name, weight = next(iter(weights.items()))
             warnings.warn(
                 f"adapter {name!r} has blc_weight={weight}, but this training batch came without task_types, so "
                 "its loss has no balancing constraint. Pass task_types (with the Trainer: remove_unused_columns=False, "

@@ -13,14 +13,13 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from loramoe.compat import in_out_features
 from loramoe.config import LoraMoeConfig
-from loramoe.mixture import mixture, route
+from loramoe.mixture import autocast_is_on, mixture, route
 
 MERGE_REFUSED = (
     "a LoRAMoE adapter cannot be merged: its experts are mixed by a router that looks at the input, and no single "
@@ -138,13 +137,15 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
             Output [..., F], in the base linear's dtype.
         """
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return result
         dtype = result.dtype
-        for name in self.active_adapters:
-            if name in self.loramoe_A:
-                result = result + self.delta(name, x)
+        for name in self.adapters_at_work:
+            result = result + self.delta(name, x)
         return result.to(dtype)
+
+    @property
+    def adapters_at_work(self) -> list[str]:
+        """Names of the adapters that this linear has, that are active, and not disabled."""
+        return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.loramoe_A]
 
     def delta(self, adapter_name: str, x: Tensor) -> Tensor:
         """What the experts of one adapter add: `(alpha / R) · Σ_e g_e · B_e A_e dropout(x)`.
@@ -161,7 +162,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         if self.watched:
             self.gates[adapter_name] = gates
         x = self.loramoe_dropout[adapter_name](x)
-        if not torch.is_autocast_enabled(x.device.type):  # autocast picks the dtype of the products itself
+        if not autocast_is_on(x.device.type):  # autocast picks the dtype of the products itself
             x = x.to(A.dtype)
         return mixture(x, gates, A, B, self.scaling[adapter_name])
 

@@ -15,6 +15,9 @@ Pure functions of tensors: nothing here knows of PEFT or transformers.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,8 +37,33 @@ def route(x: Tensor, router: Tensor) -> Tensor:
         Gates [..., E], float32 (float64 for a float64 input); they sum to 1 over the experts.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return F.softmax(F.linear(x.to(dtype), router.to(dtype)), dim=-1)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """A context in which autocast rounds nothing, for the sums that must stay float32.
+
+    Args:
+        device_type: Type of the device that computes; some, such as "meta", know no autocast at all.
+
+    Returns:
+        The context.
+    """
+    known = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """Whether autocast chooses the dtype of products on a device.
+
+    Args:
+        device_type: Type of the device that computes.
+
+    Returns:
+        False also where autocast is not known.
+    """
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def mixture(x: Tensor, gates: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -117,7 +117,7 @@ def _rows(count: int, seed: int) -> list[dict[str, object]]:
         {
             "instruction": " ".join(draw.choices(WORDS, k=draw.randrange(2, 9))),
             "input": "",
-            "output": draw.choice(WORDS[:5]),
+            "output": " ".join([draw.choice(WORDS[:5])] * draw.randrange(1, 4)),
             "task_type": index % 2,
         }
         for index in range(count)

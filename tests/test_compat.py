@@ -11,6 +11,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ print("%d.%d" % sys.version_info[:2])
 """
     ran = run(python, script, cwd=tmp_path)
     assert ran.stdout.strip() == version, ran.stderr
+
+
+def test_the_type_where_an_enum_lists_its_hashable_values() -> None:
+    class Later(str, Enum):
+        LORA = "LORA"
+
+    type.__setattr__(Later, "_hashable_values_", ["LORA"])  # as later patch releases of Python 3.12 and 3.13 do
+    compat.extend_peft_type(Later)
+    assert vars(Later)["_hashable_values_"] == ["LORA", "LORAMOE"]
 
 
 @pytest.mark.slow

@@ -49,7 +49,8 @@ def test_expert_types_override_the_default() -> None:
             {"target_modules": ".*mlp.*", "layers_to_transform": [0]},
             r"layers_to_transform works with a list of target_modules, .* target_modules='\.\*mlp\.\*'. Pass a list",
         ),
-        ({"target_modules": "all-linear", "layers_pattern": "h"}, "layers_pattern works with a list of target_modules"),
+        ({"layers_pattern": "h"}, "layers_pattern='h' says where .* Set layers_to_transform too"),
+        ({"init_lora_weights": "pissa"}, "LoRAMoE knows no other start. Got init_lora_weights='pissa'"),
     ],
 )
 def test_bad_values_are_refused(settings: dict[str, Any], message: str) -> None:

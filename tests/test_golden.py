@@ -1,5 +1,4 @@
-"""Parity with the released code: logits, losses, gradients and ten AdamW steps that it computed, on weights drawn at
-random.
+"""Parity with the released code: logits, losses, gradients and AdamW steps that it computed, on random weights.
 
 The files in `golden/` are ours: a base model and an adapter with random weights, and what the released code (its own
 fork of transformers 4.30, float32, dropout 0, no padding) gave for them.

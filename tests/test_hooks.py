@@ -213,6 +213,14 @@ def test_a_forward_that_failed_leaves_the_next_one_right() -> None:
     assert torch.equal(model(**inputs).loss, expected)
 
 
+def test_a_forward_that_failed_leaves_no_gates_for_long() -> None:
+    model, inputs = adapted(), batch()
+    with pytest.raises(ValueError, match="Expected input batch_size"):
+        model(**{**inputs, "labels": inputs["labels"][:1]})
+    model.eval()(input_ids=inputs["input_ids"])
+    assert not any(m.gates or m.watched for m in model.modules() if isinstance(m, LoraMoeLayer))
+
+
 def test_two_adapters_each_add_their_constraint() -> None:
     model, inputs = adapted(blc_weight=0.5), batch()
     torch.manual_seed(2)
@@ -282,6 +290,16 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     assert expected.abs().max() > 0
 
 
+def test_autocast_does_not_round_what_is_counted() -> None:
+    model, inputs = adapted(), batch(lengths=(8, 8, 8))
+    inputs = {name: value.repeat(200, *[1] * (value.dim() - 1)) for name, value in inputs.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**inputs)
+    balance = loramoe.last_balance(model)
+    assert balance.tokens_T.tolist() == [3200, 1600]  # bfloat16 has no 3,200
+    assert balance.gate_TLE.dtype == balance.constraint_L.dtype == torch.float32
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_reentrant_checkpointing_is_refused() -> None:
     model = adapted()
@@ -342,6 +360,8 @@ def test_nothing_is_told_where_no_constraint_is_due() -> None:
         warnings.simplefilter("error", UserWarning)
         adapted(blc_weight=0.0)(**inputs)
         adapted().eval()(**inputs)
+        with (model := adapted()).disable_adapter():
+            model(**inputs)
         adapted()(**without(inputs, "labels"))
 
 

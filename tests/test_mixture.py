@@ -85,3 +85,8 @@ def test_autocast_does_not_round_the_gates() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         gates = route(x, router)
     assert torch.equal(gates, route(x, router))
+
+
+def test_a_device_without_autocast() -> None:
+    x, router = torch.empty(3, 4, device="meta"), torch.empty(2, 4, device="meta")
+    assert route(x, router).shape == (3, 2)

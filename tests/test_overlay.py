@@ -81,10 +81,19 @@ def test_import_loramoe_alone(order: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "module", ["loramoe", "loramoe.config", "loramoe.layer", "loramoe.hooks", "loramoe.model", "loramoe.compat"]
+    "module",
+    [
+        "loramoe",
+        "loramoe.config",
+        "loramoe.layer",
+        "loramoe.hooks",
+        "loramoe.model",
+        "loramoe.compat",
+        "loramoe.legacy",
+    ],
 )
 def test_any_module_of_ours_may_come_first(module: str, tmp_path: Path) -> None:
-    name = {"loramoe": "LoraMoeConfig", "loramoe.compat": "register"}.get(module, "LoraMoeConfig")
+    name = {"loramoe.compat": "register", "loramoe.legacy": "TunerBase"}.get(module, "LoraMoeConfig")
     code = f"from {module} import {name}\n{ADAPTS}"
     assert "adapted" in run(code, tmp_path, pythonpath=str(REPO))
 

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from transformers import Trainer
 
 from loramoe import last_balance
+from loramoe.data import IGNORE_INDEX
 from loramoe.recall import Probe, recall
 from loramoe.report.shares import ShareMeter, Shares
 from loramoe.training.checkpoints import ADAPTER, COMPLETE, KeepCheckpoints, filled_then_moved
@@ -41,20 +43,35 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self.probes = probes
         self.eval_shares: Shares | None = None
         self._meters = {"train": ShareMeter(), "eval": ShareMeter()}
+        self._eval_sums = torch.zeros(2, dtype=torch.float64)  # Σ tokens · loss, Σ tokens
         self.add_callback(KeepCheckpoints(self.args.save_total_limit))
         self.args.save_total_limit = None
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
         """As the Trainer's; the batch's balance goes into the meter of the logging window, or of the evaluation."""
-        result = super().compute_loss(model, inputs, *args, **kwargs)
+        labels = inputs["labels"]
+        # In evaluation the batch's own mean is wanted, not its share of a step.
+        items = num_items_in_batch if model.training else None
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=items, **kwargs)
         balance = last_balance(model)
         if balance is not None:
             self._meters["train" if model.training else "eval"].add(balance)
+        if not model.training:
+            loss = result[0] if return_outputs else result
+            tokens = (labels[:, 1:] != IGNORE_INDEX).sum()  # the first token is never predicted
+            self._eval_sums = self._eval_sums + torch.stack([loss.detach().double() * tokens, tokens]).cpu()
         return result
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, with the constraint and the experts' shares since the last log, and the perplexity."""
+        """As the Trainer's, with the constraint and the experts' shares since the last log, and the perplexity.
+
+        `eval_loss` becomes the mean over all tokens. The Trainer's own is a mean of batches' means, which changes with
+        the batch size.
+        """
         if "eval_loss" in logs:
+            logs["eval_loss"] = self._take_eval_loss()
             logs["eval_perplexity"] = perplexity(logs["eval_loss"])
             self.eval_shares = self._take("eval")
             logs |= {f"eval_{name}": value for name, value in _flat(self.eval_shares).items()}
@@ -65,6 +82,12 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
     def _take(self, which: str) -> Shares | None:
         meter, self._meters[which] = self._meters[which].on_cpu(), ShareMeter()
         return ShareMeter.sum(gather_object([meter])).result()
+
+    def _take_eval_loss(self) -> float:
+        everyone = gather_object([self._eval_sums.tolist()])
+        self._eval_sums = torch.zeros(2, dtype=torch.float64)
+        loss: float = sum(loss for loss, _ in everyone) / sum(tokens for _, tokens in everyone)
+        return loss
 
     def measure_recall(self) -> float | None:
         """Asks for all probes, divided among the processes, and logs the share that was recalled.

@@ -78,6 +78,14 @@ def test_evaluation_loss_is_the_language_models_alone(train, tiny_task, tmp_path
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
 
 
+def test_evaluation_loss_does_not_depend_on_the_batch_size(train, tmp_path: Path):
+    losses = [
+        train(tmp_path / str(size), do_eval="true", per_device_eval_batch_size=size)["after"]["loss"]
+        for size in (5, 12)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_without_evaluation_rows_nothing_is_evaluated(train, tmp_path: Path):
     metrics = train(tmp_path, validation_file=None, validation_split_percentage=0, max_steps=1)
     assert metrics == {"before": {}, "after": {}}
