@@ -152,8 +152,8 @@ def _check_expert_types(expert_types: list[int], lora_nums: int) -> None:
 def _check_layers(config: LoraMoeConfig) -> None:
     if config.layers_pattern is not None and config.layers_to_transform is None:
         raise ValueError(
-            f"layers_pattern={config.layers_pattern!r} says where the layers of layers_to_transform are counted, which is "
-            "not set. Set layers_to_transform too, or leave layers_pattern out."
+            f"layers_pattern={config.layers_pattern!r} says where the layers of layers_to_transform are counted, which "
+            "is not set. Set layers_to_transform too, or leave layers_pattern out."
         )
     if not isinstance(config.target_modules, str):
         return

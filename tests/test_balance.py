@@ -103,7 +103,7 @@ def test_gradients_pass_gradcheck() -> None:
 
 @pytest.mark.parametrize(("target", "match", "other"), [("paper", 0.125, 0.375), ("match", 0.375, 0.125)])
 def test_direction_of_the_minimum(target: str, match: float, other: float) -> None:
-    """Q_match / Q_other = (1 − a) / (1 + a) for "paper": the matching group ends with *less*; "match" is the inverse."""
+    """Q_match / Q_other = (1 − a) / (1 + a) for "paper": the matching group gets *less*; "match" is the inverse."""
     logits = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
     I_ME = coefficient(torch.tensor([1, 0]), [1, 1, 0, 0], 0.5, target).double()
     optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
