@@ -142,6 +142,8 @@ class DataArguments:
 class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers is not typed
     """Everything of transformers' TrainingArguments, with the paper's values as defaults."""
 
+    do_train: bool = field(default=False, metadata={"help": "Train. Asked for neither, a run trains and evaluates."})
+    do_eval: bool = field(default=False, metadata={"help": "Evaluate, if there are rows to evaluate on."})
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate over the steps."})
     warmup_ratio: float = field(

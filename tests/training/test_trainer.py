@@ -107,13 +107,8 @@ def test_checkpoints_hold_the_adapter_and_not_the_base(train, tmp_path: Path):
 
 
 def test_the_best_checkpoint_is_the_one_kept(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def log(self: LoraMoeTrainer, logs: dict[str, float], *rest: object) -> None:
-        if "eval_loss" in logs:
-            logs["eval_loss"] = {2: 1.0, 4: 2.0}.get(self.state.global_step, 3.0)
-        original(self, logs, *rest)
-
-    original = LoraMoeTrainer.log
-    monkeypatch.setattr(LoraMoeTrainer, "log", log)
+    losses = {0: 3.0, 2: 1.0, 4: 2.0, 6: 3.0}
+    monkeypatch.setattr(LoraMoeTrainer, "_take_eval_loss", lambda self: losses[self.state.global_step])
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1}
     train(tmp_path, **steps, load_best_model_at_end="true")
     best = tmp_path / "checkpoint-2" / ADAPTER / "adapter_model.safetensors"
