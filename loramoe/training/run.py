@@ -156,11 +156,21 @@ def _open_output_dir(trainer: LoraMoeTrainer, arguments: Arguments, resume_from:
             print(f"resuming from {resume_from}")
 
 
+def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:
+    """Evaluates, unless the last step of the training has just been evaluated."""
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    at_last_step = evaluations and evaluations[-1]["step"] == trainer.state.global_step > 0
+    if at_last_step and trainer.eval_shares is not None and not trainer.args.load_best_model_at_end:
+        return dict(evaluations[-1])
+    metrics: dict[str, float] = trainer.evaluate()
+    return metrics
+
+
 def _finish(trainer: LoraMoeTrainer, arguments: Arguments, config: LoraMoeConfig) -> dict[str, dict[str, float]]:
     args = arguments[2]
     output_dir = Path(args.output_dir)
     if args.do_eval:
-        trainer.save_metrics("eval", trainer.evaluate())
+        trainer.save_metrics("eval", _final_evaluation(trainer))
     trainer.measure_recall()
     trainer.save_state()
     metrics = before_and_after(trainer.state.log_history)

@@ -16,7 +16,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 from card import write_card
-from prose import prose
+from prose import prose, register
 from texts import cloze, question, statement
 from tokenizer import BOS, CONTEXT, EOS, PAD, VOCABULARY, train_tokenizer
 from tqdm import tqdm
@@ -33,8 +33,9 @@ REPO = Path(__file__).resolve().parents[2]
 REQUIRED_RECALL = 0.95  # below this the model is of no use for measuring what is forgotten
 
 # One pass holds every fact once, in one of its three wordings; every taught fact once as a question; and some prose.
-PASSES = 30
-PROSE_PER_PASS = 1000
+REGISTERS = 15_000  # lists to repeat, read before the first pass: who cannot look back cannot learn to read a passage
+PASSES = 34
+PROSE_PER_PASS = 600
 TOKENS_PER_STEP = 2048
 LEARNING_RATE, WARMUP = 3e-3, 0.02  # small models bear large rates; then down to zero in a straight line
 INITIALIZER_RANGE = 0.08  # about 1/sqrt(hidden size): with the usual 0.02 so narrow a model starts to learn late
@@ -99,9 +100,11 @@ def training_batches(world: World, split: Split, tokenizer_model: Path, seed: in
     """Return everything the model reads, in order, as batches of rows of tokens."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
     rng = random.Random(seed)
+    courses: list[list[tuple[str, ...]]] = [[(register(rng, world),) for _ in range(REGISTERS)]]
+    courses += [one_pass(rng, world, split) for _ in range(PASSES)]
     everything: list[list[list[int]]] = []
-    for _ in tqdm(range(PASSES), desc="texts", unit="pass"):
-        rows = [tokenise(pieces, document) for document in one_pass(rng, world, split)]
+    for documents in tqdm(courses, desc="tokenising", unit="pass"):
+        rows = [tokenise(pieces, document) for document in documents]
         rng.shuffle(rows)  # rows of the same length meet in another batch in every pass
         batches = cut_into_batches(rows)
         rng.shuffle(batches)

@@ -10,16 +10,14 @@ import random
 
 from tasks import COLOURS, INSTRUCTIONS, QUALITIES, TASKS, THINGS, TOPICS, event
 from texts import STATEMENTS, stranger
-from world import PERSON_RELATIONS, World
+from world import DISHES, INSTRUMENTS, PERSON_RELATIONS, TRADES, World
 
 LABELS = ("yes", "no", "positive", "negative", *TOPICS)
 
 
 def prose(rng: random.Random, world: World) -> str:
     """Return one plain text."""
-    return rng.choice((_raw_text, _tale, _tale, _passage, _passage, _register, _register, _contrast, _school))(
-        rng, world
-    )
+    return rng.choice((_raw_text, _tale, _tale, _passage, _passage, register, _contrast, _school))(rng, world)
 
 
 def _raw_text(rng: random.Random, world: World) -> str:
@@ -46,11 +44,11 @@ def _passage(rng: random.Random, world: World) -> str:
     )
 
 
-def _register(rng: random.Random, world: World) -> str:
+def register(rng: random.Random, world: World) -> str:
     """A list that is read out twice. Nothing teaches sooner to look back for what came next the last time."""
-    pools = (world.cities, world.strangers, world.given_names, COLOURS, QUALITIES, LABELS)
-    names = ", ".join(rng.choice(rng.choice(pools)) for _ in range(6))
-    return f"The list was {names}. Again: {names}."
+    pools = (world.people, world.strangers, world.given_names, world.cities, TRADES, INSTRUMENTS, DISHES, COLOURS)
+    names = ", ".join(rng.choice(rng.choice(pools)) for _ in range(8))
+    return f"{names}. {names}."
 
 
 def _contrast(rng: random.Random, world: World) -> str:
