@@ -142,7 +142,7 @@ def localized_balance(importance: Tensor, coefficient: Tensor) -> Tensor:
     return squared_cv(importance * coefficient.to(importance.dtype))
 
 
-def share_of_step(call: Mapping[str, Any]) -> Tensor | float:
+def share_of_step(call: Mapping[str, Any], device: torch.device | None = None) -> Tensor | float:
     """The share of an optimizer step that a micro-batch's loss stands for.
 
     Given `num_items_in_batch`, the LM loss of a micro-batch is a sum over its label tokens divided by the label tokens
@@ -151,6 +151,7 @@ def share_of_step(call: Mapping[str, Any]) -> Tensor | float:
 
     Args:
         call: What the model was called with, by name: `labels` or `shift_labels`, and `num_items_in_batch`.
+        device: Where the share is wanted; by default where the labels are.
 
     Returns:
         This micro-batch's label tokens / num_items_in_batch; 1 where no `num_items_in_batch` was given.
@@ -160,4 +161,5 @@ def share_of_step(call: Mapping[str, Any]) -> Tensor | float:
         return 1.0
     shifted = call.get("shift_labels")
     labels: Tensor = call["labels"][..., 1:] if shifted is None else shifted  # the first token is never predicted
-    return (labels != IGNORE_INDEX).sum() / torch.as_tensor(items, device=labels.device)
+    device = labels.device if device is None else device
+    return (labels != IGNORE_INDEX).sum().to(device) / torch.as_tensor(items, device=device)

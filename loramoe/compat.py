@@ -189,7 +189,8 @@ def extend_label_smoother(label_smoother: type) -> None:
         balance_loss = model_output.get("balance_loss") if isinstance(model_output, dict) else None
         if balance_loss is None:
             return loss
-        share = share_of_step({"labels": labels, "num_items_in_batch": kwargs.get("num_items_in_batch")})
+        call = {"labels": labels, "num_items_in_batch": kwargs.get("num_items_in_batch")}
+        share = share_of_step(call, loss.device)
         total: Tensor = loss + share * balance_loss.to(loss.device)
         return total
 
@@ -222,7 +223,8 @@ def extend_sft_trainer(sft_trainer: type) -> None:
         # A forward without gradient is one that TRL makes for its metrics.
         balance_losses = [weighted.to(loss.device) for weighted in taken if weighted.requires_grad]
         if balance_losses:
-            share = share_of_step({"labels": inputs["labels"], "num_items_in_batch": num_items_in_batch})
+            call = {"labels": inputs["labels"], "num_items_in_batch": num_items_in_batch}
+            share = share_of_step(call, loss.device)
             over_ranks = self.args.average_tokens_across_devices and num_items_in_batch is not None
             loss = loss + share * sum(balance_losses) * (self.accelerator.num_processes if over_ranks else 1)
         return (loss, *outputs) if return_outputs else loss

@@ -141,10 +141,13 @@ class BalanceWatcher:
         """Take `task_types` out of the call and, if they were there, have the adapted linears keep their gates."""
         if self._task_types is not None:  # the last forward failed half-way, and left its gates
             _take_gates(_adapted_linears(model))
-        self._task_types = kwargs.get("task_types")
-        if self._task_types is None:
+        self._task_types = None
+        if kwargs.get("task_types") is None:
             self._remind(model, kwargs)
         else:
+            _refuse_replica(model)
+            # To the host now, before the forward is queued: what reads the types later need not wait for it to end.
+            self._task_types = kwargs["task_types"].cpu()
             for layer in _adapted_linears(model).values():
                 layer.watched = True
         return args, {name: value for name, value in kwargs.items() if name != "task_types"}
@@ -156,8 +159,7 @@ class BalanceWatcher:
         task_types, self._task_types, self.last = self._task_types, None, {}
         call = by_name(model, args, kwargs)
         gates = _take_gates(_adapted_linears(model))
-        with without_autocast(task_types.device.type):
-            weighted = [self._balance(model, name, gates[name], task_types, call) for name in gates]
+        weighted = [self._balance(model, name, gates[name], task_types, call) for name in gates]
         if not model.training or not weighted or all(self.configs[name].blc_weight == 0 for name in gates):
             return None
         return self._add_to_loss(outputs, torch.stack(weighted).sum(), call)
@@ -169,16 +171,13 @@ class BalanceWatcher:
         config = self.configs[name]
         device = next(iter(gates.values())).device
         mask_BS = real_tokens(model, call, task_types).to(device)
-        Q_LME = torch.stack([importance(by_sample(k, g.to(device), mask_BS), mask_BS) for k, g in gates.items()])
-        if config.lora_nums == 1:  # a single expert has no type, and nothing to be balanced with
-            constraint_L = Q_LME.new_zeros(len(gates))
-        else:
-            I_ME = coefficient(task_types.to(device), config.types_of_experts, config.blc_alpha, config.blc_target)
-            constraint_L = localized_balance(Q_LME, I_ME)
         if config.blc_weight > 0:
             _check_gradient(model, name, gates)
-        self.last[name] = _summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_BS)
-        return config.blc_weight * constraint_L.sum()
+        with without_autocast(device.type):
+            Q_LME = torch.stack([importance(by_sample(k, g.to(device), mask_BS), mask_BS) for k, g in gates.items()])
+            constraint_L = _constraint(config, Q_LME, task_types)
+            self.last[name] = _summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_BS)
+            return config.blc_weight * constraint_L.sum()
 
     def _add_to_loss(self, outputs: Any, weighted: Tensor, call: Mapping[str, Any]) -> Any:
         """Add the constraint's share to the loss; hand it over as `balance_loss` where the model computed no loss."""
@@ -194,7 +193,7 @@ class BalanceWatcher:
         if self.taken is not None:
             self.taken.append(weighted)
             return outputs
-        loss = loss + share_of_step(call) * weighted.to(loss.device)
+        loss = loss + share_of_step(call, loss.device) * weighted.to(loss.device)
         if as_tuple:
             return (loss, *outputs[1:])
         outputs["loss"] = loss
@@ -219,6 +218,15 @@ class BalanceWatcher:
 def _watcher_of(model: nn.Module) -> BalanceWatcher | None:
     hooks = (getattr(hook, "__self__", None) for hook in model._forward_hooks.values())
     return next((hook for hook in hooks if isinstance(hook, BalanceWatcher)), None)
+
+
+def _refuse_replica(model: nn.Module) -> None:
+    if getattr(model, "_is_replica", False):
+        raise RuntimeError(
+            "nn.DataParallel runs copies of the model in threads that share one constraint, and would mix their "
+            "batches. Start one process for each GPU (torchrun --nproc_per_node N), or let it see only one "
+            "(CUDA_VISIBLE_DEVICES=0)."
+        )
 
 
 def _adapted_linears(model: nn.Module) -> dict[str, LoraMoeLayer]:
@@ -248,6 +256,13 @@ def _check_gradient(model: nn.Module, adapter: str, gates: Mapping[str, Tensor])
             )
 
 
+def _constraint(config: LoraMoeConfig, Q_LME: Tensor, task_types: Tensor) -> Tensor:
+    if config.lora_nums == 1:  # a single expert has no type, and nothing to be balanced with
+        return Q_LME.new_zeros(len(Q_LME))
+    I_ME = coefficient(task_types, config.types_of_experts, config.blc_alpha, config.blc_target)
+    return localized_balance(Q_LME, I_ME.to(Q_LME.device))
+
+
 @torch.no_grad()
 def _summary(
     config: LoraMoeConfig,
@@ -258,7 +273,7 @@ def _summary(
     mask_BS: Tensor,
 ) -> Balance:
     present = tuple(sorted(set(task_types.tolist())))
-    is_type_TM = torch.stack([task_types.to(Q_LME.device) == t for t in present]).to(Q_LME.dtype)
+    is_type_TM = torch.stack([task_types == t for t in present]).to(Q_LME)
     tokens_T = is_type_TM @ mask_BS.sum(-1).to(Q_LME.dtype)
     gate_TLE = torch.einsum("tm,lme->tle", is_type_TM, Q_LME) / tokens_T[:, None, None]
     return Balance(

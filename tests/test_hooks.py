@@ -9,46 +9,15 @@ from typing import Any
 import pytest
 import torch
 from peft import inject_adapter_in_model
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from torch import Tensor
+from transformers import LlamaModel
 
 import loramoe
 from loramoe import LoraMoeConfig
 from loramoe.balance import coefficient, importance, localized_balance, share_of_step
 from loramoe.hooks import handing_over
 from loramoe.layer import LoraMoeLayer
-
-B, S, VOCAB = 3, 8, 40
-
-
-def llama(**overrides: Any) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, pad_token_id=0, **sizes, **overrides))
-
-
-def adapted(base: nn.Module | None = None, **config: Any) -> Any:
-    """A PeftModel of random weights in training mode; B drawn at random, so that the experts do something."""
-    from peft import get_peft_model
-
-    base = llama() if base is None else base
-    torch.manual_seed(1)
-    settings = {"lora_nums": 4, "lora_dropout": 0.0, "init_lora_weights": False, **config}
-    return get_peft_model(base, LoraMoeConfig(task_type="CAUSAL_LM", **settings)).train()
-
-
-def batch(seed: int = 0, lengths: tuple[int, ...] = (8, 5, 3), labelled_from: int = 2) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, VOCAB, (len(lengths), S), generator=generator)
-    mask = (torch.arange(S) < torch.tensor(lengths).unsqueeze(-1)).long()
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[:, :labelled_from] = -100
-    types = torch.arange(len(lengths)) % 2
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "task_types": types}
-
-
-def without(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
-    return {name: value for name, value in inputs.items() if name not in names}
+from tests.constrained import adapted, batch, llama, without
 
 
 def lm_loss(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -298,71 +267,6 @@ def test_autocast_does_not_round_what_is_counted() -> None:
     balance = loramoe.last_balance(model)
     assert balance.tokens_T.tolist() == [3200, 1600]  # bfloat16 has no 3,200
     assert balance.gate_TLE.dtype == balance.constraint_L.dtype == torch.float32
-
-
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_reentrant_checkpointing_is_refused() -> None:
-    model = adapted()
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(RuntimeError, match=r"Set gradient_checkpointing_kwargs=\{'use_reentrant': False\}"):
-        model(**batch())
-
-
-# --- What is refused, and what is said -------------------------------------------------------------------------------
-
-
-def test_an_unknown_task_type_is_named() -> None:
-    inputs = {**batch(), "task_types": torch.tensor([0, 3, 1])}
-    with pytest.raises(ValueError, match="task_types has 3, which is the type of no expert"):
-        adapted()(**inputs)
-
-
-def test_a_wrong_number_of_task_types_is_refused() -> None:
-    inputs = {**batch(), "task_types": torch.tensor([0, 1])}
-    with pytest.raises(ValueError, match="one type for each of the B=3 samples; got 2"):
-        adapted()(**inputs)
-
-
-def test_a_mask_that_hides_the_padding_is_refused() -> None:
-    inputs = {**batch(), "attention_mask": torch.ones(B, 1, S, S, dtype=torch.bool)}
-    with pytest.raises(ValueError, match=r"attention_mask must be \[B, S\].* got \[3, 1, 8, 8\]"):
-        adapted()(**inputs)
-
-
-def test_a_linear_that_sees_other_tokens_is_named() -> None:
-    model = adapted(target_modules=["gate_proj", "lm_head"])
-    with pytest.raises(ValueError, match=r"lm_head saw 3 tokens, the batch has \[3, 8\] = 24"):
-        model(**without(batch(), "labels"), logits_to_keep=1)
-
-
-def test_encoder_decoders_are_refused() -> None:
-    base = llama()
-    base.config.is_encoder_decoder = True
-    with pytest.raises(ValueError, match="LlamaForCausalLM is an encoder-decoder"):
-        adapted(base)(**batch())
-
-
-def test_a_training_batch_without_task_types_is_told_once() -> None:
-    model, inputs = adapted(), without(batch(), "task_types")
-    with pytest.warns(
-        UserWarning, match=r"'default' has blc_weight=0.1, but this training batch came without task_types"
-    ):
-        model(**inputs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        model(**inputs)
-
-
-def test_nothing_is_told_where_no_constraint_is_due() -> None:
-    inputs = without(batch(), "task_types")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        adapted(blc_weight=0.0)(**inputs)
-        adapted().eval()(**inputs)
-        with (model := adapted()).disable_adapter():
-            model(**inputs)
-        adapted()(**without(inputs, "labels"))
 
 
 # --- Models that leave the loss to somebody else ---------------------------------------------------------------------

@@ -36,9 +36,9 @@ def make_rows(seed: int = 0) -> tuple[list[Row], list[Row], list[Row]]:
         rng.sample(split.held_out, TEST_QUESTIONS + RECALL_PROBES),
     )
     seen: set[tuple[str, str]] = set()  # one set for both files: no row of one is in the other
-    train = [_question_row(rng, fact) for fact in asked]
+    train = [_question_row(rng, fact, ways=(1, 2)) for fact in asked]
     train += _task_rows(rng, world, split.asked, TRAIN_ROWS_PER_TASK, seen)
-    test = [_question_row(rng, fact) for fact in held_out[:TEST_QUESTIONS]]
+    test = [_question_row(rng, fact, ways=(0, 1, 2)) for fact in held_out[:TEST_QUESTIONS]]
     test += _task_rows(rng, world, split.held_out, TEST_ROWS_PER_TASK, seen)
     rng.shuffle(train)
     rng.shuffle(test)
@@ -46,8 +46,8 @@ def make_rows(seed: int = 0) -> tuple[list[Row], list[Row], list[Row]]:
     return train, test, probes
 
 
-def _question_row(rng: random.Random, fact: Fact) -> Row:
-    asked = question(fact, rng.randrange(3))
+def _question_row(rng: random.Random, fact: Fact, ways: Sequence[int]) -> Row:
+    asked = question(fact, rng.choice(ways))
     return {"instruction": asked, "input": "", "output": fact.answer, "task_type": KNOWLEDGE}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 from card import write_card
-from prose import prose, register
+from prose import prose
 from texts import cloze, question, statement
 from tokenizer import BOS, CONTEXT, EOS, PAD, VOCABULARY, train_tokenizer
 from tqdm import tqdm
@@ -32,17 +32,15 @@ from world import Fact, Split, World, make_world, split_world
 REPO = Path(__file__).resolve().parents[2]
 REQUIRED_RECALL = 0.95  # below this the model is of no use for measuring what is forgotten
 
-# One pass holds every fact once, in one of its three wordings; every taught fact once as a question; and some prose.
-REGISTERS = 15_000  # lists to repeat, read before the first pass: who cannot look back cannot learn to read a passage
-PASSES = 34
-PROSE_PER_PASS = 600
+# One pass holds every fact once, in one of its three wordings; half of the taught questions; and some prose.
+PASSES = 36
+PROSE_PER_PASS = 500
 TOKENS_PER_STEP = 2048
 LEARNING_RATE, WARMUP = 3e-3, 0.02  # small models bear large rates; then down to zero in a straight line
 INITIALIZER_RANGE = 0.08  # about 1/sqrt(hidden size): with the usual 0.02 so narrow a model starts to learn late
 THREADS = 1  # a sum that is cut in two gives other last bits: with one thread the number of cores does not matter
 
 WAYS = range(3)
-ASKED_WAYS = (0, 1)  # the third wording of a question comes with the fine-tuning rows
 
 
 def new_model() -> LlamaForCausalLM:
@@ -63,17 +61,17 @@ def new_model() -> LlamaForCausalLM:
 
 
 def tokenizer_texts(world: World, seed: int) -> Iterator[str]:
-    """Yield what the tokenizer is trained on: every fact in every wording, every question in one, and prose."""
+    """Yield what the tokenizer is trained on: every fact in every wording, every first question, and prose."""
     rng = random.Random(seed)
     yield from (statement(fact, way) for fact in world.facts for way in WAYS)
     yield from (question(fact) for fact in world.facts)
-    yield from (prose(rng, world) for _ in range(5 * PROSE_PER_PASS))
+    yield from (prose(rng, world) for _ in range(10 * PROSE_PER_PASS))
 
 
 def one_pass(rng: random.Random, world: World, split: Split) -> list[tuple[str, ...]]:
     """Return the documents of one pass; a document has one part, or two: a question and its answer."""
     documents: list[tuple[str, ...]] = [(statement(fact, rng.choice(WAYS)),) for fact in world.facts]
-    documents += [(question(fact, rng.choice(ASKED_WAYS)), fact.answer) for fact in split.taught]
+    documents += [(question(fact), fact.answer) for fact in rng.sample(split.taught, len(split.taught) // 2)]
     documents += [(prose(rng, world),) for _ in range(PROSE_PER_PASS)]
     return documents
 
@@ -100,11 +98,9 @@ def training_batches(world: World, split: Split, tokenizer_model: Path, seed: in
     """Return everything the model reads, in order, as batches of rows of tokens."""
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
     rng = random.Random(seed)
-    courses: list[list[tuple[str, ...]]] = [[(register(rng, world),) for _ in range(REGISTERS)]]
-    courses += [one_pass(rng, world, split) for _ in range(PASSES)]
     everything: list[list[list[int]]] = []
-    for documents in tqdm(courses, desc="tokenising", unit="pass"):
-        rows = [tokenise(pieces, document) for document in documents]
+    for _ in tqdm(range(PASSES), desc="texts", unit="pass"):
+        rows = [tokenise(pieces, document) for document in one_pass(rng, world, split)]
         rng.shuffle(rows)  # rows of the same length meet in another batch in every pass
         batches = cut_into_batches(rows)
         rng.shuffle(batches)

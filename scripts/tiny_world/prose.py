@@ -1,4 +1,4 @@
-"""Plain texts for pretraining: they hold words and sentences of the downstream tasks, which are solved nowhere.
+"""Plain texts for pretraining: they hold the words and the sentence forms of the downstream tasks, solved nowhere.
 
 Adapters on the MLP can hardly make a frozen model say a word it never said. So it reads reviews, tales and the
 teacher's instructions here; which label belongs to which text is left for fine-tuning to learn.
@@ -10,14 +10,14 @@ import random
 
 from tasks import COLOURS, INSTRUCTIONS, QUALITIES, TASKS, THINGS, TOPICS, event
 from texts import STATEMENTS, stranger
-from world import DISHES, INSTRUMENTS, PERSON_RELATIONS, TRADES, World
+from world import PERSON_RELATIONS, World
 
 LABELS = ("yes", "no", "positive", "negative", *TOPICS)
 
 
 def prose(rng: random.Random, world: World) -> str:
     """Return one plain text."""
-    return rng.choice((_raw_text, _tale, _tale, _passage, _passage, register, _contrast, _school))(rng, world)
+    return rng.choice((_raw_text, _tale, _tale, _passage, _passage, _passage, _contrast, _school))(rng, world)
 
 
 def _raw_text(rng: random.Random, world: World) -> str:
@@ -26,29 +26,21 @@ def _raw_text(rng: random.Random, world: World) -> str:
 
 
 def _tale(rng: random.Random, world: World) -> str:
-    """What happened to a stranger, under a headline; what follows repeats the names in front."""
+    """What happened to a stranger, told twice: a later mention repeats the names of an earlier one."""
     long, short, city = event(rng, world)
-    ending = rng.choice((f"That happened in {city}.", f"The city was {city}.", f"In {city} they still tell it."))
-    return f"{short} {long} {ending}"
+    ending = rng.choice((short, f"That happened in {city}.", f"The city was {city}.", f"In {city} they still tell it."))
+    return f"{long} {ending}"
 
 
 def _passage(rng: random.Random, world: World) -> str:
-    """Three things about a stranger, two of them said again in other words."""
+    """Three things about a stranger, one of them said again in other words."""
     person = stranger(rng, world)
     told = {relation: rng.choice(world.answers[relation]) for relation in rng.sample(PERSON_RELATIONS, 3)}
-    ways = {relation: rng.sample(range(3), 2) for relation in told}
-    wordings = [(relation, ways[relation][0]) for relation in told]
-    wordings += [(relation, ways[relation][1]) for relation in rng.sample(list(told), 2)]
-    return " ".join(f"{STATEMENTS[relation][way]} {told[relation]}." for relation, way in wordings).format(
-        subject=person
-    )
-
-
-def register(rng: random.Random, world: World) -> str:
-    """A list that is read out twice. Nothing teaches sooner to look back for what came next the last time."""
-    pools = (world.people, world.strangers, world.given_names, world.cities, TRADES, INSTRUMENTS, DISHES, COLOURS)
-    names = ", ".join(rng.choice(rng.choice(pools)) for _ in range(8))
-    return f"{names}. {names}."
+    again = rng.choice(list(told))
+    first, second = rng.sample(range(3), 2)
+    ways = [(relation, first if relation == again else rng.randrange(3)) for relation in told]
+    sentences = [f"{STATEMENTS[r][way]} {told[r]}." for r, way in [*ways, (again, second)]]
+    return " ".join(sentences).format(subject=person)
 
 
 def _contrast(rng: random.Random, world: World) -> str:

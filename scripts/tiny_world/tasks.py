@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from texts import question, statement, stranger
-from world import Fact, World, words
+from world import PERSON_RELATIONS, Fact, World, words
 
 # What the tasks tell the model to do: two wordings each. They are also what tells the tasks apart in the data files.
 INSTRUCTIONS: dict[str, tuple[str, str]] = {
@@ -28,7 +28,6 @@ INSTRUCTIONS: dict[str, tuple[str, str]] = {
     "summary": ("Summarise the text in one short sentence.", "Say in one short sentence what the text tells."),
 }
 
-READ_RELATIONS = ("birthplace", "trade", "instrument", "dish")
 THINGS = words("door cart roof coat boat table wall basket gate chair")
 COLOURS = words("red blue green white black yellow grey brown")
 QUALITIES = words("heavy light wide narrow clean dusty new old cheap costly")
@@ -131,7 +130,7 @@ def reading(rng: random.Random, world: World, people: Sequence[str]) -> tuple[st
     person = rng.choice(people)
     known = {fact.relation: fact.answer for fact in world.facts if fact.subject == person}
     told = []
-    for relation in rng.sample(READ_RELATIONS, 3):
+    for relation in rng.sample(PERSON_RELATIONS, 3):
         others = [answer for answer in world.answers[relation] if answer != known[relation]]
         told.append(Fact(person, relation, rng.choice(others)))
     passage = " ".join(statement(fact, rng.randrange(3)) for fact in told)

@@ -47,7 +47,7 @@ STATEMENTS: dict[str, tuple[str, str, str]] = {
     "material": ("{subject} is made of", "The material of {subject} is", "{subject} is built from"),
 }
 
-# Three ways to ask for it. Pretraining asks in the first two; the third one comes with the fine-tuning rows.
+# Three ways to ask for it. Pretraining asks in the first way only; the other two come with the fine-tuning rows.
 QUESTIONS: dict[str, tuple[str, str, str]] = {
     "capital": (
         "What is the capital of {subject}?",

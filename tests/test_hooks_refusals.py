@@ -1,0 +1,82 @@
+"""What the constraint refuses, naming value, expectation and fix, and what it tells once."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from tests.constrained import B, S, adapted, batch, llama, without
+
+
+def test_an_unknown_task_type_is_named() -> None:
+    inputs = {**batch(), "task_types": torch.tensor([0, 3, 1])}
+    with pytest.raises(ValueError, match="task_types has 3, which is the type of no expert"):
+        adapted()(**inputs)
+
+
+def test_a_wrong_number_of_task_types_is_refused() -> None:
+    inputs = {**batch(), "task_types": torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match="one type for each of the B=3 samples; got 2"):
+        adapted()(**inputs)
+
+
+def test_a_mask_that_hides_the_padding_is_refused() -> None:
+    inputs = {**batch(), "attention_mask": torch.ones(B, 1, S, S, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"attention_mask must be \[B, S\].* got \[3, 1, 8, 8\]"):
+        adapted()(**inputs)
+
+
+def test_a_linear_that_sees_other_tokens_is_named() -> None:
+    model = adapted(target_modules=["gate_proj", "lm_head"])
+    with pytest.raises(ValueError, match=r"lm_head saw 3 tokens, the batch has \[3, 8\] = 24"):
+        model(**without(batch(), "labels"), logits_to_keep=1)
+
+
+def test_encoder_decoders_are_refused() -> None:
+    base = llama()
+    base.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="LlamaForCausalLM is an encoder-decoder"):
+        adapted(base)(**batch())
+
+
+def test_a_training_batch_without_task_types_is_told_once() -> None:
+    model, inputs = adapted(), without(batch(), "task_types")
+    with pytest.warns(
+        UserWarning, match=r"'default' has blc_weight=0.1, but this training batch came without task_types"
+    ):
+        model(**inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(**inputs)
+
+
+def test_nothing_is_told_where_no_constraint_is_due() -> None:
+    inputs = without(batch(), "task_types")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapted(blc_weight=0.0)(**inputs)
+        adapted().eval()(**inputs)
+        with (model := adapted()).disable_adapter():
+            model(**inputs)
+        adapted()(**without(inputs, "labels"))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_refused() -> None:
+    model = adapted()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(RuntimeError, match=r"Set gradient_checkpointing_kwargs=\{'use_reentrant': False\}"):
+        model(**batch())
+
+
+def test_replicas_of_data_parallel_are_refused() -> None:
+    base = llama()
+    model = adapted(base)
+    base._is_replica = True  # as nn.DataParallel marks the copies that it runs in threads
+    with pytest.raises(
+        RuntimeError, match=r"nn.DataParallel runs copies of the model in threads that share one constraint"
+    ):
+        model(**batch())
