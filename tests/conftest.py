@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 VOCABULARY = 64
+ORIGINAL = Path(__file__).parent / "golden" / "six_experts_balanced" / "adapter"  # of the original release
 
 
 @pytest.fixture
@@ -62,6 +64,41 @@ def adapted(tiny_llama: Callable[..., nn.Module], perturb: Callable[..., nn.Modu
         return perturb(get_peft_model(tiny_llama(), config)).eval()
 
     return make
+
+
+@pytest.fixture
+def saved(adapted: Callable[..., Any], tmp_path: Path) -> Path:
+    """Folder of a saved adapter, whose configuration names a saved base model beside it."""
+    model = adapted()
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    model.unload().save_pretrained(tmp_path / "base")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def two(adapted: Callable[..., Any], perturb: Callable[..., Any]) -> Any:
+    """A model with two adapters: 3 experts of rank 2 on the MLP, and 5 of rank 3 on q_proj and up_proj."""
+    from peft import LoraMoeConfig
+
+    model = adapted()
+    model.add_adapter("two", LoraMoeConfig(lora_nums=5, r=3, target_modules=["q_proj", "up_proj"]))
+    return perturb(model)
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """A copy of the original adapter, to be spoilt."""
+    return Path(shutil.copytree(ORIGINAL, tmp_path / "original"))
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    """The original adapter, converted."""
+    from loramoe.checkpoint import convert
+
+    convert(ORIGINAL, tmp_path / "ours")
+    return tmp_path / "ours"
 
 
 # --- a base model with its tokenizer and data on disk, for whatever trains or generates as a user would ---------------

@@ -121,25 +121,6 @@ def test_the_type_where_an_enum_lists_its_hashable_values() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["transformers", "loramoe.compat", "loramoe.model"])
-def test_whatever_is_imported_first(first: str, tmp_path: Path) -> None:
-    attribute = "LlamaForCausalLM" if first == "transformers" else "__doc__"
-    script = f"import {first}; {first}.{attribute}; import peft, loramoe; print(repr(peft.LoraMoeConfig().peft_type))"
-    ran = run(sys.executable, script, cwd=tmp_path, path=str(REPOSITORY))
-    assert ran.stdout.strip() == "<PeftType.LORAMOE: 'LORAMOE'>", ran.stderr
-
-
-@pytest.mark.slow
-def test_the_transformers_door_does_not_import_peft(tmp_path: Path) -> None:
-    script = "from transformers.models.llama import modeling_llama; import sys; print('peft' in sys.modules)"
-    script += (
-        "; import inspect; print('task_types' in inspect.signature(modeling_llama.LlamaForCausalLM.forward).parameters)"
-    )
-    ran = run(sys.executable, script, cwd=tmp_path, path=str(REPOSITORY))
-    assert ran.stdout.split() == ["False", "True"], ran.stderr
-
-
-@pytest.mark.slow
 def test_plain_peft_refuses_our_adapter_loudly(adapted: Any, tmp_path: Path) -> None:
     adapted().save_pretrained(tmp_path)
     script = "import sys, peft; assert 'loramoe' not in sys.modules; peft.PeftConfig.from_pretrained(sys.argv[1])"

@@ -68,9 +68,17 @@ def test_the_base_model_can_be_named(tiny_task, adapter: Path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(adapter / "moved")
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(FileNotFoundError, match=r"no base model at .*moved.*Set --model"):
+    with pytest.raises(FileNotFoundError, match=r"no base model could be loaded from .*moved.*Set --model"):
         load(None, str(adapter))
     assert load(str(tiny_task.base), str(adapter))[0].active_adapter == "default"
+
+
+def test_a_base_model_that_is_there_and_cannot_be_loaded_says_why(tiny_task, tmp_path: Path):
+    (tmp_path / "config.json").write_bytes((tiny_task.base / "config.json").read_bytes())
+    with pytest.raises(
+        FileNotFoundError, match=r"no base model could be loaded from [^:]*: .*no file named .*safetensors"
+    ):
+        load(str(tmp_path), None)
 
 
 def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

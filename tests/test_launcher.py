@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,15 +63,18 @@ def test_the_launcher_trains_evaluates_saves_and_says_where(tmp_path: Path):
 def words(tmp_path: Path):
     """What the launcher would start on a machine with certain GPUs: `words(compute_capabilities, **variables)`."""
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\ncase $1 in */check_env.py) exit 0 ;; *) printf "%s\\n" "$@" ;; esac\n')
+    shows = f'printf "%s\\n" "$@"; echo "$CUDA_VISIBLE_DEVICES" >{tmp_path}/visible'
+    python.write_text(f"#!/bin/sh\ncase $1 in */check_env.py) exit 0 ;; *) {shows} ;; esac\n")
     python.chmod(0o755)
 
     def start(capabilities: tuple[str, ...] = (), *flags: str, **variables: object) -> list[str]:
         environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
         smi = tmp_path / "nvidia-smi"
         listed = "".join(f"echo 'GPU {index}: a GPU'\n" for index in range(len(capabilities)))
-        queried = "".join(f"echo {capability}\n" for capability in capabilities)
-        smi.write_text(f'#!/bin/sh\nif [ "$1" = -L ]; then\n:\n{listed}else\n:\n{queried}fi\n')
+        lines = "".join(
+            f"case ,${{4:-{index}}}, in *,{index},*) echo {cap} ;; esac\n" for index, cap in enumerate(capabilities)
+        )
+        smi.write_text(f'#!/bin/sh\nif [ "$1" = -L ]; then\n:\n{listed}else\n:\n{lines}fi\n')
         smi.chmod(0o755)
         environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(python)}
         environment |= {name: str(value) for name, value in variables.items()}
@@ -117,6 +121,38 @@ def test_bfloat16_where_the_gpu_has_it(words, capability: str, expected: str):
     assert value(words((capability,), fp16="true"), "--bf16") == "false"
 
 
+def test_bfloat16_where_all_the_gpus_that_are_used_have_it(words):
+    assert value(words(("8.0", "7.5")), "--bf16") == "false"
+    assert value(words(("8.0", "7.5"), nproc_per_node=1), "--bf16") == "true"
+    assert value(words(("7.5", "8.0"), CUDA_VISIBLE_DEVICES="1"), "--bf16") == "true"
+    assert value(words(("7.5", "8.0"), CUDA_VISIBLE_DEVICES="GPU-4f2a"), "--bf16") == "false"
+    assert value(words(("9.0",) * 20_000), "--bf16") == "true"  # more text than a pipe holds
+
+
+@pytest.mark.parametrize(
+    ("named", "processes", "visible"),
+    [("-1", "1", "-1"), ("0,2,-1,3", "2", "0,2"), (" 3, 1", "2", "3,1"), ("GPU-4f2a,GPU-9c", "2", "GPU-4f2a,GPU-9c")],
+)
+def test_a_negative_index_ends_the_visible_gpus(words, tmp_path: Path, named: str, processes: str, visible: str):
+    started = words(("9.0",) * 4, CUDA_VISIBLE_DEVICES=named, nnodes=2)
+    assert value(started, "--nproc_per_node") == processes
+    assert value(started, "--use_cpu") == ("true" if named == "-1" else None)
+    assert (tmp_path / "visible").read_text().strip() == visible
+
+
+@pytest.mark.parametrize(
+    ("variables", "visible"),
+    [
+        ({"nproc_per_node": 1, "deepspeed": ""}, "0"),
+        ({"nproc_per_node": 2, "CUDA_VISIBLE_DEVICES": "3,2,1"}, "3,2"),
+        ({}, "0,1,2,3"),
+    ],
+)
+def test_a_process_sees_no_gpu_too_many(words, tmp_path: Path, variables: dict[str, object], visible: str):
+    words(("9.0",) * 4, **variables)
+    assert (tmp_path / "visible").read_text().strip() == visible
+
+
 def test_nodes(words):
     started = words(("8.0",) * 8, nnodes=2, node_rank=1, master_addr="10.0.0.1", master_port=1234)
     flags = ("--nnodes", "--node_rank", "--nproc_per_node", "--master_addr", "--master_port")
@@ -159,3 +195,26 @@ def test_a_mistake_is_told_in_one_line(tmp_path: Path):
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "train.py: unknown flag --lora_rnak. Did you mean --lora_rank?"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("there", [{"python3": "3.9", "python3.12": "3.12"}, {"python3": "3.14", "python3.12": "3.12"}])
+def test_the_environment_is_made_with_a_python_that_is_supported(tmp_path: Path, there: dict[str, str]):
+    assert find_python(tmp_path, there).stdout == "python3.12\n"
+
+
+def test_a_python_that_is_too_new_is_told(tmp_path: Path):
+    done = find_python(tmp_path, {"python3": "3.14", "python": "3.9"}, "fill_venv venv requirements.txt")
+    assert done.returncode == 1
+    assert done.stderr == "Python 3.10, 3.11, 3.12 or 3.13 is needed and was not found. Install one of them.\n"
+
+
+def find_python(folder: Path, there: dict[str, str], command: str = "find_python") -> subprocess.CompletedProcess[str]:
+    """Runs a command of scripts/setup_env.sh where only these Pythons are, each of the version that it is given."""
+    (folder / "dirname").symlink_to(shutil.which("dirname") or "")
+    for name, version in there.items():
+        info = f"import sys; sys.version_info = ({version.replace('.', ', ')}, 0)"
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{info}\n$2"\n')
+        (folder / name).chmod(0o755)
+    script = f"source {ROOT / 'scripts' / 'setup_env.sh'}; {command}"
+    bash = shutil.which("bash") or "bash"
+    return subprocess.run([bash, "-c", script], env={"PATH": str(folder)}, capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ A process costs seconds (the import of torch, transformers and peft), so one of 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -204,6 +205,21 @@ def test_a_missing_peft_is_said_at_first_use(tmp_path: Path) -> None:
     (tmp_path / "site" / "loramoe").symlink_to(REPO / "loramoe")
     with pytest.raises(RuntimeError, match=r"loramoe extends peft, which is not installed. Run: pip install peft"):
         run("import loramoe; loramoe.LoraMoeConfig", tmp_path, "-S", pythonpath=str(tmp_path / "site"))
+
+
+def test_two_clones_on_the_path_find_the_installed_library(tmp_path: Path) -> None:
+    """The library's folder may hold an installed loramoe too. `-S`: the only peft is one that costs no time to import."""
+    folders = [REPO, tmp_path / "clone", tmp_path / "site"]
+    for folder in folders[1:]:
+        (folder / "loramoe").mkdir(parents=True)
+        shutil.copy(REPO / "loramoe" / "overlay.py", folder / "loramoe")
+    shutil.copytree(REPO / "peft", tmp_path / "clone" / "peft")
+    (tmp_path / "site" / "peft").mkdir()
+    (tmp_path / "site" / "peft" / "__init__.py").write_text("found = 'the installed one'")
+    code = "import importlib, peft\nprint(peft.found, importlib.reload(peft).__file__)"
+    expected = f"the installed one {tmp_path / 'site' / 'peft' / '__init__.py'}"
+    for path in (folders, [folders[1], folders[0], folders[2]]):
+        assert run(code, tmp_path, "-S", pythonpath=os.pathsep.join(map(str, path))).strip() == expected
 
 
 def test_a_library_that_fails_to_import_fails_as_itself(tmp_path: Path) -> None:

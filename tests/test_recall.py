@@ -10,7 +10,7 @@ import torch
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loramoe.recall import Probe, continue_greedily, main, prompt_ids, read_probes, recall
+from loramoe.recall import Probe, answers, continue_greedily, main, prompt_ids, read_probes, recall
 
 
 @pytest.fixture
@@ -44,11 +44,32 @@ def test_hits_and_misses(known):
         Probe(prompt, f"{first} {second}"),
         Probe(prompt, "w59 w58"),
         Probe(prompt, second),
+        Probe(prompt, first[:-1]),
     ]
-    expected = [True, True, False, second == first]
+    expected = [True, True, False, second == first, False]
     model.train()
     assert recall(model, tokenizer, probes, batch_size=3, progress=False) == expected
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("tea", "tea", True),
+        ("\ntea, thanks", " tea", True),
+        ("tea time", "tea", True),
+        ("teacher", "tea", False),
+        ("19", "1", False),
+        ("été", "ét", False),
+        ("coffee and tea", "tea", False),
+        ("(a)b", "(a)", True),  # the answer itself ends its word
+        ("a.b", "axb", False),  # no regular expression
+        ("北京是首都", "北京", True),  # no spaces between words
+        ("iPhone手机", "iPhone", True),
+    ],
+)
+def test_an_answer_ends_where_a_word_ends(text: str, answer: str, expected: bool):
+    assert answers(text, answer) is expected
 
 
 def test_an_end_token_that_the_tokenizer_adds_is_left_out(known):
