@@ -60,7 +60,7 @@ def write_card(folder: Path, model: LlamaForCausalLM, facts: int, tokens: int, r
         context=config.max_position_embeddings,
         vocabulary=config.vocab_size,
         tokens=tokens / 1e6,
-        recalls=", ".join(f"{share:.1%}" for share in recalls),
+        recalls=", ".join(f"{share:.2%}" for share in recalls),
         torch=torch.__version__.split("+")[0],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
