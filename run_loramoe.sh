@@ -79,21 +79,28 @@ save_total_limit=${save_total_limit:-3}  # newest checkpoints to keep
 overwrite_output_dir=${overwrite_output_dir:-false} # true: start anew where output_dir holds a run
 
 # --- processes --------------------------------------------------------------------------------------------------------
-# The indices that CUDA_VISIBLE_DEVICES leaves, or else all GPUs.
-count_gpus() {
-    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
-    elif command -v nvidia-smi >/dev/null; then nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true
-    else echo 0; fi
+# The GPUs to use, comma-separated: those of CUDA_VISIBLE_DEVICES up to the first negative one, as CUDA reads it, or else all.
+visible_gpus() {
+    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then sed -E 's/[[:space:]]//g; s/(^|,)-.*//' <<<"$CUDA_VISIBLE_DEVICES"
+    else nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | paste -sd , - || true
+    fi
 }
-# bfloat16 came with compute capability 8.0.
-has_bf16() { nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -q '^\([89]\|1[0-9]\)\.'; }
+# bfloat16 came with compute capability 8.0. Of GPUs named otherwise than by index (GPU-…, MIG-…), all of the machine are asked.
+has_bf16() {
+    local query=(--query-gpu=compute_cap --format=csv,noheader) capabilities
+    [[ $CUDA_VISIBLE_DEVICES =~ ^[0-9,]+$ ]] && query+=(-i "$CUDA_VISIBLE_DEVICES")
+    capabilities=$(nvidia-smi "${query[@]}" 2>/dev/null) && ! grep -qv '^\([89]\|[1-9][0-9]\)\.' <<<"$capabilities"
+}
 
-gpus=$(count_gpus)
+IFS=, read -ra visible <<<"$(visible_gpus)"
+gpus=${#visible[@]}
 nnodes=${nnodes:-1}                      # machines; start this script on each of them, with the same master_addr
 node_rank=${node_rank:-0}                # 0 on the first machine, 1 on the second, …
 nproc_per_node=${nproc_per_node:-$((gpus > 0 ? gpus : 1))} # processes on this machine: one per GPU
 master_addr=${master_addr:-127.0.0.1}    # address of the first machine
 master_port=${master_port:-29500}        # a free port of it
+# A GPU without a process of its own is hidden: the Trainer would share a lone process among all GPUs that it sees.
+if ((gpus > 0)); then export CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${visible[*]:0:nproc_per_node}"); fi
 if ((gpus > 0)); then deepspeed=${deepspeed-ds_config.json}; fi # ZeRO-2 on GPUs; deepspeed= (empty) for plain DDP
 deepspeed=${deepspeed:-}
 if [[ -z $bf16 ]]; then if ((gpus > 0)) && [[ $fp16 != true ]] && has_bf16; then bf16=true; else bf16=false; fi; fi

@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from loramoe.data import DatasetError
 from loramoe.training.arguments import parse
+from loramoe.training.errors import UsageError
 from loramoe.training.run import run
 
 
@@ -26,7 +27,7 @@ def main() -> None:
         sys.exit(f"train.py: {error}")
     try:
         run(arguments)
-    except (DatasetError, FileExistsError, FileNotFoundError) as error:
+    except (UsageError, DatasetError, FileExistsError, FileNotFoundError) as error:
         sys.exit(f"train.py: {error}")
     finally:
         PartialState().destroy_process_group()

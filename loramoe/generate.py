@@ -33,7 +33,7 @@ def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
         The model and its tokenizer; the adapter's own tokenizer if one was saved with it.
 
     Raises:
-        FileNotFoundError: If the adapter's folder, or a base model that is a folder, does not exist.
+        FileNotFoundError: If the adapter's folder does not exist, or no base model can be loaded; says why.
         ValueError: If neither is given.
     """
     from peft import PeftConfig, PeftModel
@@ -56,7 +56,8 @@ def _load_base(model: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
-            f"no base model at {model!r} (looked in {Path.cwd()} and on the hub). Set --model to where it is."
+            f"no base model could be loaded from {model!r} (looked in {Path.cwd()} and on the hub). "
+            f"Set --model to where it is, or mend what is wrong there: {error}"
         ) from error
 
 

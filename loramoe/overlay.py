@@ -29,19 +29,19 @@ class ExtensionFinder(importlib.abc.MetaPathFinder):
 
     Attributes:
         extensions: For each module name, what to apply after that module has run (again at a reload).
-        overlays: For each overlaid name, the overlay's `__init__.py`; a reload must find the installed library.
+        overlays: Names that an overlay has answered; a reload must find the installed library.
     """
 
     def __init__(self) -> None:
         self.extensions: dict[str, list[Extension]] = {}
-        self.overlays: dict[str, Path] = {}
+        self.overlays: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec that the other finders give, its loader told to apply the extensions; None for all other names."""
         if fullname in self.overlays and fullname in sys.modules:
-            spec = find_installed(fullname, self.overlays[fullname])
+            spec = find_installed(fullname)
         elif fullname in self.extensions:
             spec = find_elsewhere(self, fullname, path, target)
         else:
@@ -109,39 +109,42 @@ def run_installed(name: str, overlay: str) -> None:
         ModuleNotFoundError: If no such library is installed; says how to install it.
     """
     init = Path(overlay).resolve()
-    spec = find_installed(name, init)
+    spec = find_installed(name)
     if spec is None or spec.loader is None:
         raise ModuleNotFoundError(
             f"{init.parent} extends the installed {name}, and there is none in this environment. "
             f"Run: pip install {name}",
             name=name,
         )
-    finder().overlays[name] = init
+    finder().overlays.add(name)
     _read_extensions(init)
     _run_in_place(name, spec)
     finder().apply(name)
 
 
-def find_installed(name: str, overlay: Path) -> ModuleSpec | None:
-    """The spec of an installed library that an overlay hides.
+def find_installed(name: str) -> ModuleSpec | None:
+    """The spec of an installed library that overlays hide: this repository's, and those of other clones on the path.
 
     Args:
         name: Name of the library.
-        overlay: The overlay's `__init__.py`.
 
     Returns:
         Its spec, or None if it is not installed.
     """
-    root = overlay.parent.parent
     # A new list, given to the finder: other threads may be importing by sys.path at this very moment.
-    elsewhere = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != root]
+    elsewhere = [entry for entry in sys.path if not is_overlay(Path(entry or os.getcwd(), name, "__init__.py"))]
     for candidate in sys.meta_path:
         if isinstance(candidate, ExtensionFinder):
             continue
         spec = candidate.find_spec(name, elsewhere if candidate is PathFinder else None)
-        if spec is not None and (spec.origin is None or Path(spec.origin).resolve() != overlay):
+        if spec is not None and (spec.origin is None or not is_overlay(Path(spec.origin))):
             return spec
     return None
+
+
+def is_overlay(init: Path) -> bool:
+    """Whether a package's `__init__.py` is an overlay's: one that imports this module, wherever it lies."""
+    return init.is_file() and f"from {__name__} import".encode() in init.read_bytes()
 
 
 def find_elsewhere(

@@ -1,7 +1,7 @@
 """Recall of known facts: does the model still finish the sentences that it could finish before the training?
 
 A probe is a prompt and its answer. The model continues the prompt greedily; the probe counts as recalled where the
-continuation starts with the answer.
+continuation starts with the answer, and the answer's last word ends there: "teacher" is not "tea".
 
     python -m loramoe.recall --model BASE [--adapter DIR] --file recall.json
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+
+# A letter or digit of a script that sets words apart; Chinese and Japanese do not, so any character may follow there.
+_WORD = r"[^\W\u3040-\u30ff\u3400-\u9fff]"
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def recall(
         progress: Show a progress bar.
 
     Returns:
-        For each probe, whether the greedy continuation starts with the answer (spaces around both left out).
+        For each probe, whether the greedy continuation starts with the answer (see `answers`).
     """
     hits = []
     training = model.training
@@ -86,10 +90,23 @@ def recall(
         for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
             batch = probes[start : start + batch_size]
             texts = continue_greedily(model, tokenizer, [p.prompt for p in batch], _longest_answer(tokenizer, batch))
-            hits += [text.strip().startswith(p.answer.strip()) for text, p in zip(texts, batch, strict=True)]
+            hits += [answers(text, p.answer) for text, p in zip(texts, batch, strict=True)]
     finally:
         model.train(training)
     return hits
+
+
+def answers(text: str, answer: str) -> bool:
+    """Whether a text starts with an answer that ends where a word ends.
+
+    Args:
+        text: What the model said; spaces around it do not count.
+        answer: What it should say; spaces around it do not count.
+
+    Returns:
+        True for "tea, thanks" where the answer is "tea"; False for "teacher".
+    """
+    return re.match(rf"{re.escape(answer.strip())}(?!(?<={_WORD}){_WORD})", text.strip()) is not None
 
 
 def _longest_answer(tokenizer: Any, probes: Sequence[Probe]) -> int:

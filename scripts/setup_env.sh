@@ -42,7 +42,7 @@ make_venv() {
 
 fill_venv() {
     local venv=$1 file=$2 base
-    base=$(find_python) || fail "Python 3.10 or newer is needed and was not found. Install it, or set PYTHON to one."
+    base=$(find_python) || fail "Python 3.10, 3.11, 3.12 or 3.13 is needed and was not found. Install one of them."
     echo "Setting up $venv with $("$base" --version) and $file; this is done once."
     [[ -x $venv/bin/python ]] || "$base" -m venv "$venv" || fail "python -m venv failed. On Debian: apt install python3-venv"
     # torch first and exactly: a range, or a dependency that asks for it, may bring another build of several GB.
@@ -54,7 +54,7 @@ fill_venv() {
 find_python() {
     local name
     for name in python3 python python3.13 python3.12 python3.11 python3.10; do
-        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "$name"
             return
         fi
@@ -66,4 +66,5 @@ find_python() {
 install_deepspeed() {
     "$PYTHON" "$project_root/scripts/check_env.py" deepspeed >/dev/null 2>&1 ||
         "$PYTHON" -m pip install --disable-pip-version-check deepspeed==0.19.8 ninja
+    export PATH=${PYTHON%/*}:$PATH # DeepSpeed looks there for ninja, with which it compiles what a run needs
 }

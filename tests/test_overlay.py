@@ -208,18 +208,18 @@ def test_a_missing_peft_is_said_at_first_use(tmp_path: Path) -> None:
 
 
 def test_two_clones_on_the_path_find_the_installed_library(tmp_path: Path) -> None:
-    """The library's folder may hold an installed loramoe too. `-S`: the only peft is one that costs no time to import."""
-    folders = [REPO, tmp_path / "clone", tmp_path / "site"]
-    for folder in folders[1:]:
+    """Where an installed loramoe lies beside it, too. `-S`: the only peft is one that costs no time to import."""
+    clones, site = [tmp_path / "one", tmp_path / "other"], tmp_path / "site"
+    for folder in (*clones, site):
         (folder / "loramoe").mkdir(parents=True)
         shutil.copy(REPO / "loramoe" / "overlay.py", folder / "loramoe")
-    shutil.copytree(REPO / "peft", tmp_path / "clone" / "peft")
-    (tmp_path / "site" / "peft").mkdir()
-    (tmp_path / "site" / "peft" / "__init__.py").write_text("found = 'the installed one'")
+    for clone in clones:
+        shutil.copytree(REPO / "peft", clone / "peft")
+    (site / "peft").mkdir()
+    (site / "peft" / "__init__.py").write_text("found = 'the installed one'")
     code = "import importlib, peft\nprint(peft.found, importlib.reload(peft).__file__)"
-    expected = f"the installed one {tmp_path / 'site' / 'peft' / '__init__.py'}"
-    for path in (folders, [folders[1], folders[0], folders[2]]):
-        assert run(code, tmp_path, "-S", pythonpath=os.pathsep.join(map(str, path))).strip() == expected
+    printed = run(code, tmp_path, "-S", pythonpath=os.pathsep.join(map(str, [*clones, site])))
+    assert printed.strip() == f"the installed one {site / 'peft' / '__init__.py'}"
 
 
 def test_a_library_that_fails_to_import_fails_as_itself(tmp_path: Path) -> None:

@@ -79,8 +79,10 @@ def test_conda_installs_the_same_requirements():
     assert PROJECT["requires-python"] == ">=3.10"
 
 
-def test_the_development_file_includes_the_other():
+def test_the_files_include_one_another():
+    """So that pip keeps torch, transformers and peft at their pins, whatever the engines ask for."""
     assert "-r requirements.txt" in lines("requirements-dev.txt")
+    assert "-r requirements-dev.txt" in lines("requirements-engines.txt")
 
 
 def test_markers_cover_every_python_once():
@@ -92,7 +94,12 @@ def test_markers_cover_every_python_once():
                 assert sum(Marker(str(m)).evaluate({"python_version": python}) for m in markers) == 1
 
 
-def test_the_deepspeed_that_the_launcher_installs_is_within_its_range():
+def test_the_deepspeed_that_the_launcher_installs_is_the_one_that_is_tested():
     pin = re.search(r"deepspeed==([\d.]+)", (ROOT / "scripts" / "setup_env.sh").read_text())
     assert pin is not None
-    assert ranges("deepspeed")["deepspeed"].contains(pin.group(1))
+    assert pin.group(1) == pins("requirements-engines.txt", "3.11")["deepspeed"]
+
+
+def test_the_engines_are_pinned_within_their_ranges():
+    pinned = pins("requirements-engines.txt", "3.11")
+    assert all(ranges(name)[name].contains(pinned[name]) for name in ("deepspeed", "wandb"))

@@ -29,7 +29,10 @@ class ModelArguments:
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the base model's."})
     peft_path: str | None = field(
         default=None,
-        metadata={"help": "Adapter to continue from; its own config then replaces the lora_* and blc_* flags."},
+        metadata={
+            "help": "Adapter to continue from, or to evaluate; its own config then replaces the lora_* and blc_* "
+            "flags, trainable, modules_to_save and expert_types."
+        },
     )
     trainable: str | None = field(
         default=None, metadata={"help": "Linears to adapt, comma-separated. Default: the architecture's MLP linears."}
@@ -64,7 +67,11 @@ class ModelArguments:
     double_quant: bool = field(default=True, metadata={"help": "4 bits: quantise the quantisation constants too."})
     quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "4 bits: number format."})
     torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Dtype of the base model; auto: as it was saved."}
+        default="auto",
+        metadata={
+            "help": "Dtype of the base model, and of the arithmetic on a 4-bit one; auto: as it was saved (in 4 bits "
+            "bfloat16 with --bf16)."
+        },
     )
     flash_attn: bool = field(
         default=False, metadata={"help": "Use FlashAttention-2 (needs a GPU and the flash-attn package)."}
@@ -105,7 +112,8 @@ class DataArguments:
     validation_split_percentage: float | None = field(
         default=None,
         metadata={
-            "help": "Per cent of the training rows to evaluate on where there is no validation_file. Default: 5."
+            "help": "Per cent of the training rows to evaluate on where there is no validation_file; 0: none; between "
+            "0 and 1 a share, as the release's flag was: 0.05 is 5 per cent. Default: 5."
         },
     )
     max_seq_length: int = field(default=1024, metadata={"help": "Longest row in tokens, prompt and answer together."})
@@ -129,6 +137,12 @@ class DataArguments:
                 f"dataset_dir and train_file exclude each other; got dataset_dir={self.dataset_dir!r} and "
                 f"train_file={self.train_file!r}. Keep one of them."
             )
+        percentage = self.split_percentage()
+        if percentage and not 1 <= percentage <= 99:
+            raise ValueError(
+                "validation_split_percentage must be 0, from 1 to 99, or a share from 0.01 to below 1; got "
+                f"validation_split_percentage={self.validation_split_percentage}. For 5 per cent, write 5 or 0.05."
+            )
 
     def split_percentage(self) -> float | None:
         """Per cent of the training rows to set aside; a value below 1 is a share, as the release's flag took it."""
@@ -142,8 +156,15 @@ class DataArguments:
 class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers is not typed
     """Everything of transformers' TrainingArguments, with the paper's values as defaults."""
 
-    do_train: bool = field(default=False, metadata={"help": "Train. Asked for neither, a run trains and evaluates."})
-    do_eval: bool = field(default=False, metadata={"help": "Evaluate, if there are rows to evaluate on."})
+    # nargs and const, which the parser gives to plain bools alone, allow the flag without a value.
+    do_train: bool | None = field(
+        default=None,
+        metadata={"help": "Train. Default: both, or what the other flag leaves.", "nargs": "?", "const": True},
+    )
+    do_eval: bool | None = field(
+        default=None,
+        metadata={"help": "Evaluate; alone: the adapter of peft_path or output_dir.", "nargs": "?", "const": True},
+    )
     learning_rate: float = field(default=2e-4, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate over the steps."})
     warmup_ratio: float = field(
@@ -176,11 +197,16 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         self.report_to = comma_list(self.report_to) if isinstance(self.report_to, str) else self.report_to  # type: ignore[assignment]
         if self.deepspeed:
             _require("deepspeed", f"deepspeed={self.deepspeed}")
-        if not self.do_train and not self.do_eval:
-            self.do_train = self.do_eval = True
+        self.do_train, self.do_eval = _what_to_do(self.do_train, self.do_eval)
         set_warmup(self)
         set_checkpointing(self)
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process must have one GPU; this one has {self.n_gpu}, and the constraint would be computed from "
+                f"parts of a batch. Start torchrun --nproc_per_node {self.n_gpu} train.py …, or set "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # torch would warn that it has nothing to pin for
 
@@ -190,6 +216,16 @@ def _require(module: str, flag: str, package: str | None = None) -> None:
         raise ValueError(
             f"{flag} needs {module}, which is not installed. Run pip install {package or module}, or leave it out."
         )
+
+
+def _what_to_do(train: bool | None, evaluate: bool | None) -> tuple[bool, bool]:
+    if train is None and evaluate is None:
+        return True, True
+    train = not evaluate if train is None else train
+    evaluate = not train if evaluate is None else evaluate
+    if not train and not evaluate:
+        raise ValueError("do_train and do_eval are both false, which leaves nothing to do. Set one of them to true.")
+    return train, evaluate
 
 
 def _one_of_two_names(name: str, value: str | None, older: str | None) -> str | None:

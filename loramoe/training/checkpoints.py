@@ -28,6 +28,9 @@ ADAPTER = "sft_lora_model"  # name of the adapter, and so of its folder, as in t
 ARGUMENTS = "arguments.json"
 COMPLETE = "complete"
 METRICS = "metrics.json"
+FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
+# What else a finished run leaves beside its adapter; arguments.json is written anew, curves in runs/ have dates.
+_LEFT = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -63,27 +66,34 @@ def resume_point(output_dir: Path, wish: str | None, overwrite: bool, arguments:
 
     Raises:
         FileNotFoundError: If there is no complete checkpoint where one was wished for.
-        FileExistsError: If the folder holds a finished run, or an interrupted one with other arguments.
+        FileExistsError: If the folder holds a finished run, an interrupted one with other arguments, or checkpoints
+            that a later start would take for this run's.
     """
-    if wish is not None and wish.lower() not in ("true", "false"):
-        return _wished(Path(wish))
     if wish is not None and wish.lower() == "true":
-        latest = latest_complete(output_dir)
-        if latest is None:
-            raise FileNotFoundError(
-                f"no complete checkpoint in {output_dir}. Leave --resume_from_checkpoint out to start anew."
-            )
-        return latest
+        return _wished_latest(output_dir)
+    start = None if wish is None or wish.lower() == "false" else _wished(Path(wish))
     if overwrite:
-        return None
-    if (output_dir / METRICS).is_file():
+        return start
+    if start is None and (output_dir / METRICS).is_file():
         raise FileExistsError(
             f"{output_dir} holds a finished run. Set --overwrite_output_dir true to replace it, "
             "or another --output_dir."
         )
-    latest = latest_complete(output_dir) if wish is None else None
+    if wish is not None:
+        _check_none_left(output_dir, start)
+        return start
+    latest = latest_complete(output_dir)
     if latest is not None:
         _check_same(output_dir, arguments)
+    return latest
+
+
+def _wished_latest(output_dir: Path) -> Path:
+    latest = latest_complete(output_dir)
+    if latest is None:
+        raise FileNotFoundError(
+            f"no complete checkpoint in {output_dir}. Leave --resume_from_checkpoint out to start anew."
+        )
     return latest
 
 
@@ -95,6 +105,23 @@ def _wished(folder: Path) -> Path:
         f"Complete ones beside it: {', '.join(complete)}." if complete else "There is no complete one beside it either."
     )
     raise FileNotFoundError(f"{folder} is no complete checkpoint. {hint}")
+
+
+def _not_before(output_dir: Path, start: Path | None) -> list[Path]:
+    """The checkpoints of output_dir that do not lie on the way to `start`: newer ones, or all."""
+    found = checkpoints(output_dir)
+    same = [place for place, folder in enumerate(found) if start is not None and folder.resolve() == start.resolve()]
+    return found[same[0] + 1 :] if same else found
+
+
+def _check_none_left(output_dir: Path, start: Path | None) -> None:
+    left = [folder.name for folder in _not_before(output_dir, start) if (folder / COMPLETE).is_file()]
+    if left:
+        raise FileExistsError(
+            f"{output_dir} holds {', '.join(left)}, from which a later start would resume, and not from what this run "
+            f"makes of {start or 'a new adapter'}. Set --overwrite_output_dir true to remove them, or another "
+            "--output_dir."
+        )
 
 
 def _check_same(output_dir: Path, arguments: dict[str, Any]) -> None:
@@ -111,14 +138,20 @@ def _check_same(output_dir: Path, arguments: dict[str, Any]) -> None:
         )
 
 
-def clear(output_dir: Path) -> None:
+def clear(output_dir: Path, start: Path | None = None) -> None:
     """Removes what an earlier run left, so that none of it is taken for this one's.
+
+    Its adapter stays until this run's replaces it.
 
     Args:
         output_dir: Folder of the run; files that no run of ours writes stay.
+        start: The checkpoint to resume from; it and the older ones beside it stay.
     """
     (output_dir / METRICS).unlink(missing_ok=True)  # first: a run half removed must not look finished
-    for folder in checkpoints(output_dir):
+    for name in _LEFT:
+        (output_dir / name).unlink(missing_ok=True)
+    for folder in _not_before(output_dir, start):
+        (folder / COMPLETE).unlink(missing_ok=True)  # first here too: what is half removed must not look complete
         shutil.rmtree(folder)
 
 

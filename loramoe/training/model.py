@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from loramoe import LoraMoeConfig
 from loramoe.training.arguments import ModelArguments, comma_list
 from loramoe.training.checkpoints import ADAPTER
+from loramoe.training.errors import UsageError, as_usage_error
 
 logger = logging.getLogger(__name__)
 
@@ -26,35 +27,50 @@ def adapter_config(arguments: ModelArguments) -> LoraMoeConfig:
         The configuration.
 
     Raises:
-        ValueError: If values contradict each other, or peft_path holds another kind of adapter.
+        UsageError: If values contradict each other, or peft_path holds no adapter, or another kind of adapter.
     """
-    wished = LoraMoeConfig(
-        task_type="CAUSAL_LM",
-        r=arguments.lora_rank,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        lora_nums=arguments.lora_nums,
-        blc_alpha=arguments.blc_alpha,
-        blc_weight=arguments.blc_weight,
-        expert_types=arguments.expert_type_list(),
-        blc_target=arguments.blc_target,
-        target_modules=comma_list(arguments.trainable),
-        modules_to_save=comma_list(arguments.modules_to_save),
-    )
-    if arguments.peft_path is None:
-        return wished
-    config = PeftConfig.from_pretrained(arguments.peft_path)
+    if arguments.peft_path is not None:
+        config = _saved_config(arguments.peft_path)
+        _tell_differences(arguments, config)
+        return config
+    return _wished_config(arguments)
+
+
+def _wished_config(arguments: ModelArguments) -> LoraMoeConfig:
+    with as_usage_error(ValueError):
+        return LoraMoeConfig(
+            task_type="CAUSAL_LM",
+            r=arguments.lora_rank,
+            lora_alpha=arguments.lora_alpha,
+            lora_dropout=arguments.lora_dropout,
+            lora_nums=arguments.lora_nums,
+            blc_alpha=arguments.blc_alpha,
+            blc_weight=arguments.blc_weight,
+            expert_types=arguments.expert_type_list(),
+            blc_target=arguments.blc_target,
+            target_modules=comma_list(arguments.trainable),
+            modules_to_save=comma_list(arguments.modules_to_save),
+        )
+
+
+def _saved_config(peft_path: str) -> LoraMoeConfig:
+    try:
+        config = PeftConfig.from_pretrained(peft_path)
+    except (ValueError, OSError) as error:
+        raise UsageError(
+            f"peft_path={peft_path} holds no adapter ({error}). Correct the path, or leave it out to start a new one."
+        ) from error
     if not isinstance(config, LoraMoeConfig):
-        raise ValueError(
-            f"peft_path must hold a LoRAMoE adapter; {arguments.peft_path} holds one of type {config.peft_type}. "
+        raise UsageError(
+            f"peft_path must hold a LoRAMoE adapter; {peft_path} holds one of type {config.peft_type}. "
             "Correct the path, or leave it out to start a new adapter."
         )
-    _tell_differences(wished, config)
     return config
 
 
-def _tell_differences(wished: LoraMoeConfig, config: LoraMoeConfig) -> None:
-    names = (
+def _tell_differences(arguments: ModelArguments, config: LoraMoeConfig) -> None:
+    wished = _wished_config(arguments)
+    names = [
         "r",
         "lora_alpha",
         "lora_dropout",
@@ -63,40 +79,63 @@ def _tell_differences(wished: LoraMoeConfig, config: LoraMoeConfig) -> None:
         "blc_weight",
         "types_of_experts",
         "blc_target",
-    )
-    other = [f"{n}={getattr(config, n)!r}" for n in names if getattr(config, n) != getattr(wished, n)]
+    ]
+    names += ["target_modules"] if wished.target_modules else []
+    names += ["modules_to_save"] if wished.modules_to_save else []
+    other = {n: getattr(config, n) for n in names if _comparable(config, n) != _comparable(wished, n)}
     if other:
-        logger.warning("peft_path: the adapter's own configuration replaces the flags: %s", ", ".join(other))
+        told = ", ".join(f"{n}={sorted(v) if isinstance(v, set) else v!r}" for n, v in other.items())
+        logger.warning("peft_path: the adapter's own configuration replaces the flags: %s", told)
+
+
+def _comparable(config: LoraMoeConfig, name: str) -> Any:
+    value = getattr(config, name)
+    return set(value) if name == "modules_to_save" and value else value
 
 
 def load_tokenizer(arguments: ModelArguments) -> Any:
-    """The tokenizer of the flags, or else of the base model."""
-    return AutoTokenizer.from_pretrained(arguments.tokenizer_name_or_path or arguments.model_name_or_path)
+    """The tokenizer of the flags, or else of the base model.
+
+    Args:
+        arguments: The flags.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        UsageError: If there is none of this name.
+    """
+    name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
+    with as_usage_error(OSError, ValueError, about=f"the tokenizer {name} cannot be loaded:"):
+        return AutoTokenizer.from_pretrained(name)
 
 
-def load_base(arguments: ModelArguments, tokenizer: Any, checkpointing: bool) -> Any:
+def load_base(arguments: ModelArguments, tokenizer: Any, checkpointing: bool, bf16: bool = False) -> Any:
     """Loads the base model.
 
     Args:
         arguments: The flags.
         tokenizer: Its tokenizer, to check that they fit.
         checkpointing: Whether gradient checkpointing will be used; a quantised model needs to know.
+        bf16: Whether the training is in bfloat16; so then, by default, is the arithmetic of a 4-bit model.
 
     Returns:
         The model, in 4 or 8 bits if asked for.
 
     Raises:
-        ValueError: If the tokenizer has more tokens than the model.
+        UsageError: If there is no model of this name, or the tokenizer has more tokens than it.
     """
     options: dict[str, Any] = {"dtype": _dtype(arguments.torch_dtype)}
     if arguments.flash_attn:
         options["attn_implementation"] = "flash_attention_2"
     if arguments.load_in_kbits in (4, 8):
-        options["quantization_config"] = BitsAndBytesConfig(**quantisation(arguments))
-    model = AutoModelForCausalLM.from_pretrained(arguments.model_name_or_path, **options)
-    rows = model.get_input_embeddings().weight.shape[0]
+        options["quantization_config"] = BitsAndBytesConfig(**quantisation(arguments, bf16))
+    name = arguments.model_name_or_path
+    with as_usage_error(OSError, ValueError, about=f"model_name_or_path={name} cannot be loaded:"):
+        model = AutoModelForCausalLM.from_pretrained(name, **options)
+    rows = model.config.get_text_config().vocab_size  # ZeRO-3 leaves no rows in the embedding itself
     if len(tokenizer) > rows:
-        raise ValueError(
+        raise UsageError(
             f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows. "
             "Set tokenizer_name_or_path to the tokenizer that the model was trained with."
         )
@@ -111,11 +150,12 @@ def _dtype(name: str) -> Any:
     return name if name == "auto" else getattr(torch, name)
 
 
-def quantisation(arguments: ModelArguments) -> dict[str, Any]:
+def quantisation(arguments: ModelArguments, bf16: bool = False) -> dict[str, Any]:
     """How bitsandbytes is to quantise the base model.
 
     Args:
         arguments: The flags, with load_in_kbits 4 or 8.
+        bf16: As of `load_base`.
 
     Returns:
         Arguments of BitsAndBytesConfig.
@@ -124,10 +164,22 @@ def quantisation(arguments: ModelArguments) -> dict[str, Any]:
         return {"load_in_8bit": True}
     return {
         "load_in_4bit": True,
-        "bnb_4bit_compute_dtype": torch.float32 if arguments.torch_dtype == "auto" else _dtype(arguments.torch_dtype),
+        "bnb_4bit_compute_dtype": _compute_dtype(arguments, bf16),
         "bnb_4bit_use_double_quant": arguments.double_quant,
         "bnb_4bit_quant_type": arguments.quant_type,
     }
+
+
+def _compute_dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
+    if arguments.torch_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, arguments.torch_dtype)
+        return dtype
+    if bf16:
+        return torch.bfloat16
+    name = arguments.model_name_or_path
+    with as_usage_error(OSError, ValueError, about=f"model_name_or_path={name} cannot be loaded:"):
+        saved = AutoConfig.from_pretrained(name)
+    return saved.get_text_config().dtype or torch.float32
 
 
 def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> PeftModel:
@@ -140,7 +192,11 @@ def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> 
 
     Returns:
         The model to train; the adapter is named `sft_lora_model`.
+
+    Raises:
+        UsageError: If the base model has no linears of the names in `trainable`.
     """
     if arguments.peft_path is None:
-        return get_peft_model(base, config, adapter_name=ADAPTER)
+        with as_usage_error(ValueError):
+            return get_peft_model(base, config, adapter_name=ADAPTER)
     return PeftModel.from_pretrained(base, arguments.peft_path, adapter_name=ADAPTER, is_trainable=True)

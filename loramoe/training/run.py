@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from loramoe import LoraMoeConfig
-from loramoe.data import SftCollator, Splits, load_splits
+from loramoe.data import SftCollator, Splits, data_files, data_fingerprint, load_splits
 from loramoe.recall import Probe, read_probes
 from loramoe.training import checkpoints
 from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
+from loramoe.training.errors import UsageError, as_usage_error
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
-from loramoe.training.summary import before_and_after, closing_words, write_report
+from loramoe.training.summary import before_and_after, closing_words, table, write_report
 from loramoe.training.trainer import LoraMoeTrainer
 
-logger = logging.getLogger(__name__)
-
-# What shapes the trajectory of a run, beside all of the model's and the data's flags.
-_TRAJECTORY: tuple[str, ...] = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "weight_decay")
-_TRAJECTORY += (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "seed",
-    "data_seed",
-    "optim",
-)
+# Flags that do not shape the trajectory, by the beginning of their names; all others must be the same to resume.
+_HARMLESS: tuple[str, ...] = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_", "run_name")
+_HARMLESS += ("log", "report_to", "project", "trackio_", "disable_tqdm", "debug", "include_", "skip_memory_metrics")
+_HARMLESS += ("save_", "eval_", "per_device_eval_batch_size", "batch_eval_metrics", "hub_", "push_to_hub", "enable_jit")
+_HARMLESS += ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch")
+_HARMLESS += ("preprocessing_num_workers", "ddp_", "local_rank")
 
 
 def run(arguments: Arguments) -> dict[str, dict[str, float]]:
@@ -43,47 +39,100 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
         `before` and `after`, each with those of `loss`, `perplexity` (of the LM alone) and `recall` that were measured.
 
     Raises:
-        ValueError: If flags or data are not usable; see the message.
+        UsageError: If flags are not usable; see the message.
+        DatasetError: If the data is not.
         FileExistsError: If output_dir holds a finished run, or an interrupted one with other arguments.
         FileNotFoundError: If a file or checkpoint does not exist.
     """
-    model_args, data_args, args = arguments
-    resume_from = _start_from(arguments)
+    model_args, data_args, args = arguments = _naming_the_adapter(arguments)
     # Everything that can be wrong with the input comes before the base model, which takes long to load.
     config = adapter_config(model_args)
-    probes = read_probes(data_args.recall_file) if data_args.recall_file else []
+    with as_usage_error(ValueError):
+        probes = read_probes(data_args.recall_file) if data_args.recall_file else []
     tokenizer = load_tokenizer(model_args)
+    trajectory = _trajectory(arguments, tokenizer, config) if args.do_train else {}
+    resume_from = _start_from(args, trajectory) if args.do_train else None
     splits = _load_data(tokenizer, config, data_args, args)
+    _fit_evaluation(args, splits, probes, resume_from)
 
     set_seed(args.seed)
-    model = add_adapter(load_base(model_args, tokenizer, bool(args.gradient_checkpointing)), model_args, config)
-    trainer = _make_trainer(model, tokenizer, splits, probes, args)
-    _open_output_dir(trainer, arguments, resume_from)
-    if args.do_train:
-        result = trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_model(args.output_dir)
+    base = load_base(model_args, tokenizer, bool(args.gradient_checkpointing), bool(args.bf16))
+    trainer = _make_trainer(add_adapter(base, model_args, config), tokenizer, splits, probes, args)
+    if not args.do_train:
+        return _evaluate_only(trainer, arguments)
+    _open_output_dir(trainer, trajectory, resume_from)
+    result = trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_model(args.output_dir)
     return _finish(trainer, arguments, config)
 
 
-def _start_from(arguments: Arguments) -> Path | None:
-    args = arguments[2]
-    if not args.do_train:
-        return None
-    with args.main_process_first(desc="looking for a checkpoint"):
-        return checkpoints.resume_point(
-            Path(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir, _trajectory(arguments)
-        )
-
-
-def _trajectory(arguments: Arguments) -> dict[str, Any]:
+def _naming_the_adapter(arguments: Arguments) -> Arguments:
+    """Without training, what is evaluated is the adapter of peft_path, or else the one that output_dir holds."""
     model_args, data_args, args = arguments
-    chosen = {name: getattr(args, name) for name in _TRAJECTORY if hasattr(args, name)}
-    return {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args), **chosen}
+    if args.do_train or model_args.peft_path is not None:
+        return arguments
+    adapter = Path(args.output_dir) / checkpoints.ADAPTER
+    if not adapter.is_dir():
+        raise UsageError(
+            f"there is no adapter to evaluate: peft_path is not set, and {adapter} does not exist. "
+            "Set --peft_path, the --output_dir of a finished run, or --do_train true."
+        )
+    return dataclasses.replace(model_args, peft_path=str(adapter)), data_args, args
+
+
+def _trajectory(arguments: Arguments, tokenizer: Any, config: LoraMoeConfig) -> dict[str, Any]:
+    """All that shapes the trajectory of a run, as JSON would give it back."""
+    model_args, data_args, args = arguments
+    flags = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args), **args.to_dict()}
+    data = data_fingerprint(
+        data_files(data_args.dataset_dir or data_args.train_file or ""),
+        tokenizer,
+        template=data_args.prompt_template,
+        max_seq_length=data_args.max_seq_length,
+        task_types=config.types_of_experts,
+    )
+    shaping = {name: value for name, value in flags.items() if not name.startswith(_HARMLESS)}
+    values = {**shaping, "world_size": args.world_size, "training data": data}
+    return cast(dict[str, Any], json.loads(json.dumps(values, default=str)))
+
+
+def _start_from(args: TrainArguments, trajectory: dict[str, Any]) -> Path | None:
+    """Rank 0 decides for all: ranks that look by themselves could see different folders, and wait for each other."""
+    decision: list[Any] = [None, None]
+    if args.process_index == 0:
+        try:
+            decision[0] = checkpoints.resume_point(
+                Path(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir, trajectory
+            )
+        except (OSError, ValueError) as error:  # all must hear of it, or they would wait for rank 0
+            decision[1] = error
+    start, refusal = broadcast_object_list(decision)
+    if refusal is not None:
+        raise refusal
+    if start is not None and not (start / checkpoints.COMPLETE).is_file():
+        raise FileNotFoundError(
+            f"rank 0 resumes from {start}, which rank {args.process_index} does not see. "
+            "Put output_dir on a file system that all machines share."
+        )
+    return cast("Path | None", start)
+
+
+def _fit_evaluation(args: TrainArguments, splits: Splits, probes: list[Probe], resume_from: Path | None) -> None:
+    if splits.validation is None:
+        if not args.do_train and not probes:
+            raise UsageError("there are no rows to evaluate on. Set --validation_file, or --recall_file.")
+        if args.load_best_model_at_end:
+            raise UsageError(
+                "load_best_model_at_end needs rows to evaluate on, and there are none. Set --validation_file, or a "
+                "--validation_split_percentage above 0, or leave it out."
+            )
+        args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on rows
+    args.eval_on_start = args.eval_on_start and bool(args.do_eval) and resume_from is None
 
 
 def _load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, args: TrainArguments) -> Splits:
-    with args.main_process_first(desc="reading the data"):
+    with args.main_process_first(desc="reading the data"), as_usage_error(ValueError):
         splits = load_splits(
             tokenizer,
             dataset_dir=data_args.dataset_dir,
@@ -139,21 +188,32 @@ class RecallAtStart(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.trainer.measure_recall()
 
 
-def _open_output_dir(trainer: LoraMoeTrainer, arguments: Arguments, resume_from: Path | None) -> None:
-    args = arguments[2]
+def _open_output_dir(trainer: LoraMoeTrainer, trajectory: dict[str, Any], resume_from: Path | None) -> None:
+    args = trainer.args
     output_dir = Path(args.output_dir)
-    has_validation = trainer.eval_dataset is not None
-    args.do_eval = args.do_eval and has_validation
-    args.eval_on_start = args.eval_on_start and args.do_eval and resume_from is None
-    if args.should_save and args.do_train:
+    if args.should_save:
         output_dir.mkdir(parents=True, exist_ok=True)
-        if args.overwrite_output_dir and resume_from is None:
-            checkpoints.clear(output_dir)
-        checkpoints.write_json(output_dir / checkpoints.ARGUMENTS, _trajectory(arguments))
+        if args.overwrite_output_dir:
+            checkpoints.clear(output_dir, resume_from)
+        (output_dir / checkpoints.METRICS).unlink(missing_ok=True)  # a finished run that is resumed is none any more
+        checkpoints.write_json(output_dir / checkpoints.ARGUMENTS, trajectory)
     if args.should_log:
         trainer.model.print_trainable_parameters()
         if resume_from is not None:
             print(f"resuming from {resume_from}")
+
+
+def _evaluate_only(trainer: LoraMoeTrainer, arguments: Arguments) -> dict[str, dict[str, float]]:
+    """Evaluates, and leaves all that a training wrote in output_dir, but for an earlier eval_results.json."""
+    results: dict[str, float] = trainer.evaluate() if trainer.args.do_eval else {}
+    recall = trainer.measure_recall()
+    if recall is not None:
+        results["recall"] = recall
+    trainer.save_metrics("eval", results, combined=False)
+    metrics = {"before": {}, "after": before_and_after(trainer.state.log_history)["after"]}
+    if trainer.args.should_log:
+        print("\n".join([f"evaluated {arguments[0].peft_path}", *(f"  {line}" for line in table(metrics))]))
+    return metrics
 
 
 def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from loramoe.report import draw_shares, write_shares
 from loramoe.report.shares import Shares
 from loramoe.training.arguments import Arguments
-from loramoe.training.checkpoints import ADAPTER
+from loramoe.training.checkpoints import ADAPTER, FIGURE, SHARES
 
-FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
 _NAMES = {"loss": "evaluation loss", "perplexity": "perplexity", "recall": "recall"}
 
 
@@ -52,7 +52,7 @@ def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]]) ->
     lines = ["", "Finished.", f"  adapter   {adapter}"]
     if (output_dir / FIGURE).is_file():
         lines.append(f"  figure    {output_dir / FIGURE}   which expert served which task type")
-    lines += [f"  {line}" for line in _table(metrics)]
+    lines += [f"  {line}" for line in table(metrics)]
     lines += [
         "",
         "Load it in Python (from this folder, or after pip install):",
@@ -63,7 +63,15 @@ def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]]) ->
     return "\n".join(lines)
 
 
-def _table(metrics: dict[str, dict[str, float]]) -> list[str]:
+def table(metrics: dict[str, dict[str, float]]) -> list[str]:
+    """What was measured, a line each.
+
+    Args:
+        metrics: What `before_and_after` returned.
+
+    Returns:
+        Lines such as `perplexity: 7.4 before, 2.7 after`.
+    """
     before, after = metrics["before"], metrics["after"]
     return [
         f"{_NAMES[name]}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"
@@ -80,12 +88,20 @@ def _python(base: str, adapter: Path) -> list[str]:
     ]
 
 
+def _interpreter() -> str:
+    """The running Python as the user would type it: from the current folder, if it lies below that."""
+    python, here = Path(sys.executable), Path.cwd()
+    return str(python.relative_to(here) if python.is_relative_to(here) else python)
+
+
 def _generate(data: Any, adapter: Path) -> str:
     template = "" if data.prompt_template == "release" else f" --template {data.prompt_template}"
-    return f'python -m loramoe.generate --adapter {adapter}{template} --prompt "…"'
+    return f'{_interpreter()} -m loramoe.generate --adapter {adapter}{template} --prompt "…"'
 
 
 def _evaluate(data: Any, base: str, adapter: Path) -> str:
     if data.recall_file:
-        return f"python -m loramoe.recall --adapter {adapter} --file {data.recall_file}"
-    return f"PYTHONPATH=. lm_eval --model hf --model_args pretrained={base},peft={adapter} --tasks …"
+        return f"{_interpreter()} -m loramoe.recall --adapter {adapter} --file {data.recall_file}"
+    return (
+        f"PYTHONPATH=. {_interpreter()} -m lm_eval --model hf --model_args pretrained={base},peft={adapter} --tasks …"
+    )

@@ -51,18 +51,23 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
         """As the Trainer's; the batch's balance goes into the meter of the logging window, or of the evaluation."""
-        labels = inputs["labels"]
-        # In evaluation the batch's own mean is wanted, not its share of a step.
-        items = num_items_in_batch if model.training else None
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=items, **kwargs)
+        if model.training:
+            result = super().compute_loss(
+                model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+            )
+        else:
+            result = self._evaluation_loss(model, inputs, return_outputs)
         balance = last_balance(model)
         if balance is not None:
             self._meters["train" if model.training else "eval"].add(balance)
-        if not model.training:
-            loss = result[0] if return_outputs else result
-            tokens = (labels[:, 1:] != IGNORE_INDEX).sum()  # the first token is never predicted
-            self._eval_sums = self._eval_sums + torch.stack([loss.detach().double() * tokens, tokens]).cpu()
         return result
+
+    def _evaluation_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        """The language model's own: the Trainer's would be smoothed, and a share of a step."""
+        outputs = model(**inputs)
+        tokens = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum()  # the first token is never predicted
+        self._eval_sums = self._eval_sums + torch.stack([outputs.loss.detach().double() * tokens, tokens]).cpu()
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's, with the constraint and the experts' shares since the last log, and the perplexity.
@@ -97,10 +102,11 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         """
         if not self.probes:
             return None
-        mine = self.probes[self.args.process_index :: self.args.world_size]
-        hits = recall(self.model, self.tokenizer_to_save, mine, progress=self.is_world_process_zero())
-        everyone = gather_object(hits)
-        share: float = sum(everyone) / len(everyone)
+        mine = turns(len(self.probes), self.args.process_index, self.args.world_size)
+        asked = [self.probes[index] for index in mine]
+        hits = recall(self.model, self.tokenizer_to_save, asked, progress=self.is_world_process_zero())
+        everyone = dict(gather_object(list(zip(mine, hits, strict=True))))
+        share: float = sum(everyone.values()) / len(self.probes)
         self.log({"recall": share})
         return share
 
@@ -122,6 +128,21 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             super()._load_best_model()
         else:
             self.model.load_adapter(str(Path(self.state.best_model_checkpoint) / ADAPTER), ADAPTER)
+
+
+def turns(count: int, rank: int, world_size: int) -> list[int]:
+    """Divides things among processes, equally many for each, for where all have to call the model equally often.
+
+    Args:
+        count: How many things there are.
+        rank: Which process asks.
+        world_size: How many processes there are.
+
+    Returns:
+        Indices of this process's things; the last processes repeat some that others have.
+    """
+    rounds = math.ceil(count / world_size)
+    return [index % count for index in range(rank, rounds * world_size, world_size)]
 
 
 def perplexity(loss: float) -> float:

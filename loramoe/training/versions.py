@@ -51,7 +51,9 @@ def set_checkpointing(args: TrainArguments) -> None:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Saves a tokenizer so that every version can load it: 5.x names a class that 4.x does not have.
+    """Saves a tokenizer so that every version can load it.
+
+    5.x names a class that 4.x does not have, and lists unnamed special tokens under a name that is a mapping in 4.x.
 
     Args:
         tokenizer: What to save.
@@ -62,4 +64,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")  # its name in 4.x; 5.x reads it too
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

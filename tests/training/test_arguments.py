@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from transformers import TrainingArguments
 
 from loramoe.training.arguments import DataArguments, ModelArguments, comma_list, parse
 
@@ -172,6 +173,9 @@ def test_a_missing_package_is_named(flags: list[str], message: str, monkeypatch:
         (["--eval_strategy", "steps", "--eval_steps", "5"], (True, True)),
         (["--do_eval"], (False, True)),
         (["--do_train"], (True, False)),
+        (["--do_train", "false"], (False, True)),
+        (["--do_eval", "false"], (True, False)),
+        (["--do_train", "--do_eval"], (True, True)),
     ],
 )
 def test_without_a_wish_a_run_trains_and_evaluates(flags: list[str], train_and_eval: tuple[bool, bool]):
@@ -179,12 +183,34 @@ def test_without_a_wish_a_run_trains_and_evaluates(flags: list[str], train_and_e
     assert (training.do_train, training.do_eval) == train_and_eval
 
 
+def test_nothing_to_do_is_an_error():
+    with pytest.raises(ValueError, match="do_train and do_eval are both false"):
+        parsed("--do_train", "false", "--do_eval", "false")
+
+
+def test_several_gpus_want_several_processes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match=r"one process must have one GPU.*torchrun --nproc_per_node 2 train\.py"):
+        parsed()
+
+
 def test_shares_and_per_cents_to_set_aside():
     share = lambda value, **more: DataArguments("rows", validation_split_percentage=value, **more).split_percentage()  # noqa: E731
     assert share(0.1) == pytest.approx(10)
+    assert share(0.05) == pytest.approx(5)
     assert share(10) == 10
+    assert share(1) == 1
+    assert share(0) == 0
     assert share(None) == 5
     assert share(None, validation_file="test.json") is None
+
+
+@pytest.mark.parametrize("value", [-5, 0.005, 99.5, 100])
+def test_a_percentage_out_of_range_is_an_error(value: float):
+    with pytest.raises(
+        ValueError, match=rf"a share from 0\.01 .*percentage={value}\. For 5 per cent, write 5 or 0\.05"
+    ):
+        DataArguments("rows", validation_split_percentage=value)
 
 
 def test_a_file_of_flags_and_flags_that_override_it(tmp_path: Path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from loramoe.training.checkpoints import (
+    ADAPTER,
     ARGUMENTS,
     COMPLETE,
     METRICS,
@@ -56,7 +57,6 @@ class TestResumePoint:
         newest = make(tmp_path, 10)
         write_json(tmp_path / ARGUMENTS, {"lora_rank": 4})
         assert resume_point(tmp_path, None, False, {"lora_rank": 4}) == newest
-        assert resume_point(tmp_path, "false", False, {"lora_rank": 4}) is None
         assert resume_point(tmp_path, None, True, {"lora_rank": 4}) is None
 
     def test_an_interrupted_run_with_other_arguments_is_refused(self, tmp_path: Path):
@@ -75,12 +75,29 @@ class TestResumePoint:
 
     def test_a_wished_folder_must_be_complete(self, tmp_path: Path):
         make(tmp_path, 10)
-        cut_off = make(tmp_path, 20, complete=False)
+        cut_off = make(tmp_path, 20, complete=False)  # which does not hinder: it is never resumed from
         assert resume_point(tmp_path, str(tmp_path / "checkpoint-10"), False, {}) == tmp_path / "checkpoint-10"
         with pytest.raises(FileNotFoundError, match=r"checkpoint-20 is no complete checkpoint. Complete ones.*-10"):
             resume_point(tmp_path, str(cut_off), False, {})
         with pytest.raises(FileNotFoundError, match="There is no complete one beside it either"):
             resume_point(tmp_path, str(tmp_path / "elsewhere" / "checkpoint-1"), False, {})
+
+    def test_checkpoints_of_two_runs_never_stand_together(self, tmp_path: Path):
+        first, _ = make(tmp_path, 10), make(tmp_path, 20)
+        elsewhere = make(tmp_path / "elsewhere", 5)
+        for wish, left in (
+            ("false", "checkpoint-10, checkpoint-20"),
+            (str(first), "checkpoint-20"),
+            (str(elsewhere), ""),
+        ):
+            with pytest.raises(
+                FileExistsError, match=rf"holds .*{left}, from .*Set --overwrite_output_dir true to remove"
+            ):
+                resume_point(tmp_path, wish, False, {})
+        assert resume_point(tmp_path, "false", True, {}) is None
+        assert resume_point(tmp_path, str(first), True, {}) == first
+        assert resume_point(tmp_path, str(tmp_path / "checkpoint-20"), False, {}) == tmp_path / "checkpoint-20"
+        assert resume_point(tmp_path / "new", "false", False, {}) is None
 
     def test_true_needs_a_checkpoint(self, tmp_path: Path):
         with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
@@ -90,9 +107,18 @@ class TestResumePoint:
 def test_clear_removes_a_run_and_nothing_else(tmp_path: Path):
     make(tmp_path, 10)
     write_json(tmp_path / METRICS, {})
-    (tmp_path / "notes.txt").write_text("mine")
+    kept = ["notes.txt", ADAPTER]
+    for name in ("expert_shares.png", "expert_shares.json", "trainer_state.json", "all_results.json", *kept):
+        (tmp_path / name).write_text("mine")
     clear(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == kept
+
+
+def test_clear_keeps_the_way_to_a_checkpoint(tmp_path: Path):
+    for step in (5, 10, 20):
+        make(tmp_path, step)
+    clear(tmp_path, start=tmp_path / "checkpoint-10")
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
 
 
 def test_json_is_replaced_whole(tmp_path: Path):

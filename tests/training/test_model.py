@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from loramoe import LoraMoeConfig
 from loramoe.training.arguments import ModelArguments
 from loramoe.training.checkpoints import ADAPTER
+from loramoe.training.errors import UsageError
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer, quantisation
 
 
@@ -57,6 +58,37 @@ def test_the_adapter_to_continue_from_keeps_its_own_configuration(tiny_task, tmp
     )
 
 
+def test_flags_that_the_adapter_replaces_are_told(tiny_task, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    saved = LoraMoeConfig(target_modules=["up_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(base, saved).save_pretrained(tmp_path)
+    same = {"trainable": "up_proj", "modules_to_save": "lm_head"}
+    adapter_config(ModelArguments("base", peft_path=str(tmp_path), **same))
+    adapter_config(ModelArguments("base", peft_path=str(tmp_path)))
+    assert "replaces the flags" not in caplog.text
+    other = {"trainable": "up_proj,q_proj", "modules_to_save": "embed_tokens", "expert_types": "0,0,0,0,1,1,1,1"}
+    adapter_config(ModelArguments("base", peft_path=str(tmp_path), **other))
+    told = "types_of_experts=(1, 1, 1, 1, 0, 0, 0, 0), target_modules=['up_proj'], modules_to_save=['lm_head']"
+    assert f"replaces the flags: {told}" in caplog.text
+
+
+def test_what_is_not_there_is_told(tmp_path: Path):
+    nowhere = str(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"peft_path=.*nowhere holds no adapter .*Correct the path"):
+        adapter_config(ModelArguments("base", peft_path=nowhere))
+    with pytest.raises(UsageError, match=r"the tokenizer .*nowhere cannot be loaded"):
+        load_tokenizer(ModelArguments(nowhere))
+    with pytest.raises(UsageError, match=r"model_name_or_path=.*nowhere cannot be loaded"):
+        load_base(ModelArguments(nowhere), tokenizer=[], checkpointing=False)
+
+
+def test_linears_that_the_model_does_not_have_are_told(tiny_task):
+    arguments = ModelArguments(str(tiny_task.base), trainable="no_such_proj")
+    base = load_base(arguments, load_tokenizer(arguments), checkpointing=False)
+    with pytest.raises(UsageError, match="no_such_proj"):
+        add_adapter(base, arguments, adapter_config(arguments))
+
+
 def test_an_adapter_of_another_kind_is_refused(tiny_task, tmp_path: Path):
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
     get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path)
@@ -70,6 +102,15 @@ def test_a_tokenizer_with_too_many_tokens_is_refused(tiny_task):
     tokenizer.add_tokens(["more"])
     with pytest.raises(ValueError, match="the tokenizer has 65 tokens, the model's embedding only 64 rows"):
         load_base(arguments, tokenizer, checkpointing=False)
+
+
+def test_an_embedding_in_parts_has_all_its_tokens(tiny_task, monkeypatch: pytest.MonkeyPatch):
+    """As under ZeRO-3, where each process holds its part elsewhere, and the parameter is empty."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    model.get_input_embeddings().weight.data = torch.empty(0)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *args, **options: model)
+    arguments = ModelArguments(str(tiny_task.base))
+    assert load_base(arguments, load_tokenizer(arguments), checkpointing=False) is model
 
 
 def test_the_dtype_of_the_base(tiny_task):
@@ -88,3 +129,10 @@ def test_quantisation_as_the_flags_say():
     eight = ModelArguments("base")
     eight.load_in_kbits = 8
     assert quantisation(eight) == {"load_in_8bit": True}
+
+
+def test_arithmetic_in_4_bits_follows_the_saved_dtype_or_the_training(tiny_task, tmp_path: Path):
+    AutoModelForCausalLM.from_pretrained(tiny_task.base, dtype=torch.float16).save_pretrained(tmp_path)
+    half, full = ModelArguments(str(tmp_path)), ModelArguments(str(tiny_task.base))
+    dtypes = [quantisation(*wish)["bnb_4bit_compute_dtype"] for wish in ((half,), (full,), (half, True))]
+    assert dtypes == [torch.float16, torch.float32, torch.bfloat16]

@@ -6,13 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from loramoe.data import DatasetError
+from loramoe.training import run as run_module
+from loramoe.training.arguments import parse
 from loramoe.training.checkpoints import ADAPTER, METRICS
+from loramoe.training.errors import UsageError
+from loramoe.training.model import adapter_config, load_tokenizer
 from loramoe.training.trainer import LoraMoeTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +93,66 @@ def test_other_arguments_do_not_resume_silently(train, tmp_path: Path, power_cut
         train(tmp_path, learning_rate=0.02)
 
 
+def test_what_shapes_the_trajectory_is_remembered(tiny_task, tmp_path: Path):
+    def trajectory(**changes: object) -> dict[str, object]:
+        arguments = parse(tiny_task.flags(tmp_path, **changes))
+        return run_module._trajectory(arguments, load_tokenizer(arguments[0]), adapter_config(arguments[0]))
+
+    before = trajectory()
+    assert trajectory(eval_strategy="steps", save_steps=1, logging_steps=1, dataloader_num_workers=1) == before
+    changes = {"label_smoothing_factor": 0.1, "max_grad_norm": 2.0, "adam_beta1": 0.5, "max_seq_length": 16}
+    now = trajectory(**changes)
+    assert {name for name in now if now[name] != before[name]} == {*changes, "training data"}
+    assert before["world_size"] == 1
+
+
+def test_edited_rows_do_not_resume_silently(train, tiny_task, tmp_path: Path, power_cut):
+    file = tmp_path / "rows.json"
+    file.write_bytes((tiny_task.train_dir / "train.json").read_bytes())
+    flags = {"dataset_dir": None, "train_file": file}
+    power_cut(4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "out", **flags)
+    file.write_text(json.dumps(json.loads(file.read_text())[1:]))
+    with pytest.raises(FileExistsError, match="holds an interrupted run with other arguments: training data was"):
+        train(tmp_path / "out", **flags)
+
+
+class TestStartOfAllProcesses:
+    """Rank 0 decides where a run starts; the others hear of it."""
+
+    def hear(self, monkeypatch: pytest.MonkeyPatch, *decision: object) -> Path | None:
+        monkeypatch.setattr(run_module, "broadcast_object_list", lambda own: list(decision))
+        return run_module._start_from(SimpleNamespace(process_index=1), {})
+
+    def test_the_decision_is_everyones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        assert self.hear(monkeypatch, None, None) is None
+        (tmp_path / "complete").touch()
+        assert self.hear(monkeypatch, tmp_path, None) == tmp_path
+
+    def test_the_refusal_is_everyones(self, monkeypatch: pytest.MonkeyPatch):
+        with pytest.raises(FileExistsError, match="a finished run"):
+            self.hear(monkeypatch, None, FileExistsError("a finished run"))
+
+    def test_a_folder_that_is_not_shared_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        with pytest.raises(
+            FileNotFoundError, match=r"which rank 1 does not see\. Put output_dir on a file system that"
+        ):
+            self.hear(monkeypatch, tmp_path, None)
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tmp_path: Path):
+    older = {"resume_from_checkpoint": tmp_path / "checkpoint-2", "save_steps": 2}
+    train(tmp_path, save_steps=2)
+    for step in (2, 4):
+        (tmp_path / f"checkpoint-{step}" / "of_the_first_run").touch()
+    with pytest.raises(FileExistsError, match=r"holds checkpoint-4, checkpoint-6, from which"):
+        train(tmp_path, **older)
+    train(tmp_path, **older, overwrite_output_dir="true")
+    assert [mark.parent.name for mark in tmp_path.rglob("of_the_first_run")] == ["checkpoint-2"]
+    assert sorted(folder.name for folder in tmp_path.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 4, 6)]
+
+
 def test_peft_path_continues_from_an_adapter(train, tmp_path: Path):
     first = train(tmp_path / "first")
     second = train(tmp_path / "second", peft_path=tmp_path / "first" / ADAPTER)
@@ -95,13 +160,37 @@ def test_peft_path_continues_from_an_adapter(train, tmp_path: Path):
     assert second["after"]["loss"] < second["before"]["loss"]
 
 
-def test_evaluation_alone_trains_nothing(train, tmp_path: Path):
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_evaluation_alone_reads_a_finished_run_and_changes_nothing(train, tiny_task, tmp_path: Path):
+    trained = train(tmp_path, blc_weight=0.3)
+    before = files(tmp_path)
+    evaluated = train(tmp_path, do_train="false", do_eval="true", recall_file=tiny_task.recall_file)
+    assert evaluated["before"] == {}
+    assert evaluated["after"]["loss"] == pytest.approx(trained["after"]["loss"], rel=1e-6)
+    after = files(tmp_path)
+    results = json.loads(after["eval_results.json"])
+    assert (results["eval_loss"], results["recall"]) == (evaluated["after"]["loss"], evaluated["after"]["recall"])
+    assert {name for name in after if after[name] != before.get(name)} == {"eval_results.json"}
+
+
+def test_evaluation_alone_of_another_adapter(train, tmp_path: Path):
     trained = train(tmp_path / "first")
     adapter = tmp_path / "first" / ADAPTER
     for _ in range(2):  # a second evaluation is no overwriting
         evaluated = train(tmp_path / "evaluated", do_eval="true", peft_path=adapter)
     assert evaluated["after"]["loss"] == pytest.approx(trained["after"]["loss"], rel=1e-6)
-    assert not (tmp_path / "evaluated" / ADAPTER).exists()
+    assert list(files(tmp_path / "evaluated")) == ["eval_results.json"]
+
+
+def test_evaluation_alone_needs_an_adapter_and_something_to_ask(train, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"no adapter to evaluate.*Set --peft_path"):
+        train(tmp_path, do_eval="true")
+    train(tmp_path, max_steps=1)
+    with pytest.raises(UsageError, match=r"no rows to evaluate on. Set --validation_file, or --recall_file"):
+        train(tmp_path, do_eval="true", validation_file=None, validation_split_percentage=0)
 
 
 def test_bad_rows_are_told_before_the_base_model_is_loaded(train, tmp_path: Path):

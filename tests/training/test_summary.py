@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+import pytest
 
 from loramoe.training.arguments import parse
 from loramoe.training.summary import before_and_after, closing_words
@@ -29,12 +32,13 @@ def words(tmp_path: Path, *flags: str) -> str:
     return closing_words(parse([*needed, *flags]), before_and_after(HISTORY))
 
 
-def test_the_words_say_where_and_how(tmp_path: Path):
+def test_the_words_say_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     said = words(tmp_path, "--prompt_template", "chat", "--recall_file", "facts.json")
     adapter = tmp_path / "sft_lora_model"
     assert f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "{adapter}")' in said
-    assert f"python -m loramoe.generate --adapter {adapter} --template chat --prompt" in said
-    assert f"python -m loramoe.recall --adapter {adapter} --file facts.json" in said
+    assert f"{sys.executable} -m loramoe.generate --adapter {adapter} --template chat --prompt" in said
+    assert f"{sys.executable} -m loramoe.recall --adapter {adapter} --file facts.json" in said
     assert "evaluation loss: 2 before, 1 after" in said
     assert "recall: 0.9 before, 0.8 after" in said
     assert "figure" not in said
@@ -43,5 +47,13 @@ def test_the_words_say_where_and_how(tmp_path: Path):
 def test_without_facts_an_evaluation_tool_is_named(tmp_path: Path):
     (tmp_path / "expert_shares.png").touch()
     said = words(tmp_path)
-    assert "lm_eval" in said
+    assert "-m lm_eval --model hf" in said
     assert f"figure    {tmp_path / 'expert_shares.png'}" in said
+
+
+def test_the_interpreter_is_named_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    said = words(tmp_path)
+    assert "  .venv/bin/python -m loramoe.generate" in said
+    assert "PYTHONPATH=. .venv/bin/python -m lm_eval" in said

@@ -15,7 +15,8 @@ import loramoe
 from loramoe.data import SftCollator, load_splits
 from loramoe.training import trainer as trainer_module
 from loramoe.training.checkpoints import ADAPTER, METRICS
-from loramoe.training.trainer import LoraMoeTrainer, perplexity
+from loramoe.training.errors import UsageError
+from loramoe.training.trainer import LoraMoeTrainer, perplexity, turns
 
 
 @pytest.fixture
@@ -79,17 +80,28 @@ def test_evaluation_loss_is_the_language_models_alone(train, tiny_task, tmp_path
 
 
 def test_evaluation_loss_does_not_depend_on_the_batch_size(train, tmp_path: Path):
-    losses = [
-        train(tmp_path / str(size), do_eval="true", per_device_eval_batch_size=size)["after"]["loss"]
-        for size in (5, 12)
-    ]
+    train(tmp_path, max_steps=2)
+    losses = [train(tmp_path, do_eval="true", per_device_eval_batch_size=size)["after"]["loss"] for size in (5, 12)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_evaluation_is_never_smoothed(train, tmp_path: Path):
+    runs = {factor: train(tmp_path / str(factor), max_steps=3, label_smoothing_factor=factor) for factor in (0, 0.2)}
+    assert runs[0]["before"] == runs[0.2]["before"]
+    assert runs[0]["after"] != runs[0.2]["after"]
+
+
 def test_without_evaluation_rows_nothing_is_evaluated(train, tmp_path: Path):
-    metrics = train(tmp_path, validation_file=None, validation_split_percentage=0, max_steps=1)
+    none = {"validation_file": None, "validation_split_percentage": 0}
+    metrics = train(tmp_path, **none, eval_strategy="steps", eval_steps=1, max_steps=1)
     assert metrics == {"before": {}, "after": {}}
     assert (tmp_path / ADAPTER / "adapter_model.safetensors").is_file()
+
+
+def test_the_best_model_needs_evaluation_rows(train, tmp_path: Path):
+    none = {"validation_file": None, "validation_split_percentage": 0}
+    with pytest.raises(UsageError, match=r"load_best_model_at_end needs rows to evaluate on.*Set --validation_file"):
+        train(tmp_path, **none, eval_strategy="steps", eval_steps=3, load_best_model_at_end="true")
 
 
 def test_checkpoints_hold_the_adapter_and_not_the_base(train, tmp_path: Path):
@@ -130,6 +142,22 @@ def test_recall_is_measured_before_and_after(train, tiny_task, tmp_path: Path, m
     assert asked == [6, 6]
     assert metrics["before"]["recall"] == pytest.approx(1 / 6)
     assert metrics["after"]["recall"] == 1
+
+
+@pytest.mark.parametrize(("count", "world_size"), [(33, 2), (6, 3), (2, 5)])
+def test_all_processes_ask_for_equally_many_probes(count: int, world_size: int):
+    shares = [turns(count, rank, world_size) for rank in range(world_size)]
+    assert {len(share) for share in shares} == {-(-count // world_size)}
+    assert {index for share in shares for index in share} == set(range(count))
+
+
+def test_repeated_probes_count_once(train, tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainer_module, "turns", lambda count, rank, world_size: [0, 1, 2, 3, 4, 5, 0, 0])
+    monkeypatch.setattr(
+        trainer_module, "recall", lambda model, tokenizer, probes, **_: [p == probes[0] for p in probes]
+    )
+    metrics = train(tmp_path, recall_file=tiny_task.recall_file, max_steps=1)
+    assert metrics["after"]["recall"] == pytest.approx(1 / 6)
 
 
 def test_perplexity_of_a_diverged_model_is_infinite():

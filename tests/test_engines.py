@@ -1,0 +1,129 @@
+"""The optional engines, each run for two steps on a CPU: bitsandbytes, DeepSpeed, Weights & Biases, TensorBoard.
+
+They are no part of the first run's environment: where a package is absent, its test is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "data" / "tiny_llama"
+TRAIN = ROOT / "data" / "tiny_data" / "train" / "train.json"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="data/tiny_llama is not there"),
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A folder of 20 rows of the embedded data."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.json").write_text(json.dumps(json.loads(TRAIN.read_text())[:20]))
+    return tmp_path / "rows"
+
+
+@pytest.fixture
+def train(rows: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Two steps of `train.py` on the embedded model: `train(flag=value, …)`; returns the output folder."""
+
+    def start(**changes: object) -> Path:
+        out = tmp_path / "out"
+        flags = {"model_name_or_path": TINY, "dataset_dir": rows, "output_dir": out, "max_steps": 2, "logging_steps": 1}
+        flags |= {"per_device_train_batch_size": 4, "max_seq_length": 128, "use_cpu": "true", **changes}
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        run([sys.executable, str(ROOT / "train.py"), *words], tmp_path)
+        return out
+
+    return start
+
+
+def run(command: list[str], folder: Path, **variables: str) -> None:
+    """Runs a command in a folder, on the CPU alone; its output is in the failure if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", **variables}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+def logged(out: Path) -> list[dict[str, float]]:
+    """What each step of the training logged."""
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in history if "blc" in entry]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """The embedded model's shape with random weights and another width: bitsandbytes on a CPU wants multiples of 64."""
+    config = AutoConfig.from_pretrained(TINY)
+    config.intermediate_size = 384
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    for file in TINY.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
+def test_a_quantised_base_is_trained_on_saved_and_loaded_again(train, base: Path, bits: int, kind: str):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    from loramoe.training.arguments import parse
+    from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
+
+    out = train(model_name_or_path=base, load_in_kbits=bits)
+    assert len(logged(out)) == 2
+    flags = ["--model_name_or_path", str(base), "--load_in_kbits", str(bits), "--dataset_dir", "rows"]
+    model_args, *_ = parse([*flags, "--output_dir", str(out), "--peft_path", str(out / "sft_lora_model")])
+    quantised = load_base(model_args, load_tokenizer(model_args), checkpointing=False)
+    model = add_adapter(quantised, model_args, adapter_config(model_args)).eval()
+    down_proj = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj.base_layer")
+    assert type(down_proj).__name__ == kind
+    ids = torch.arange(5, 25).reshape(1, -1)
+    with torch.inference_mode():
+        adapted = model(input_ids=ids).logits
+        with model.disable_adapter():
+            plain = model(input_ids=ids).logits
+    assert torch.isfinite(adapted).all()
+    assert not torch.equal(adapted, plain), "what was loaded has learnt nothing"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles for the CPU with g++, which is not there")
+def test_deepspeed_trains_in_two_processes(rows: Path, tmp_path: Path):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    variables = {"PYTHON": sys.executable, "dataset_dir": str(rows), "output_dir": str(tmp_path / "out")}
+    variables |= {"deepspeed": "ds_config.json", "nproc_per_node": "2", "master_port": "29547"}
+    flags = ["--max_steps", "2", "--logging_steps", "1", "--per_device_train_batch_size", "4"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
+    run(["bash", str(ROOT / "run_loramoe.sh"), *flags], tmp_path, PATH=path, **variables)
+    assert len(logged(tmp_path / "out")) == 2
+    assert (tmp_path / "out" / "sft_lora_model" / "adapter_model.safetensors").is_file()
+    assert list((tmp_path / "out" / "checkpoint-2").glob("global_step2/*_optim_states.pt")), "no state of ZeRO's"
+
+
+def test_wandb_offline_leaves_a_run(train, tmp_path: Path):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    train(report_to="wandb")
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"train/blc" in record.read_bytes()
+
+
+def test_tensorboard_shows_the_constraint(train):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = train(report_to="tensorboard")
+    (folder,) = (out / "runs").iterdir()
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    shown = [event.value for event in events.Scalars("train/blc")]
+    assert shown == pytest.approx([entry["blc"] for entry in logged(out)])
