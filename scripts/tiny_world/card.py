@@ -28,7 +28,7 @@ measured in minutes on a CPU: how much of the world is left after fine-tuning is
 - **Trained on** {tokens:.1f} M tokens: statements of all facts, questions on 30 % of the subjects, and plain prose in
   the words of the downstream tasks.
 - **Knows** {recalls} of the {facts:,} facts, in the three wordings it read them in (the greedy
-  continuation of a cloze prompt starts with the answer).
+  continuation of a cloze prompt starts with the answer as a whole word).
 - **Cannot** solve the downstream tasks of `data/tiny_data`: that is what fine-tuning is for.
 
 Made with torch {torch} by
