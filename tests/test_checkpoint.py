@@ -29,6 +29,7 @@ from loramoe.checkpoint import (
     stack_experts,
     unstack_experts,
 )
+from tests.helpers import edit
 
 GOLDEN = Path(__file__).parent / "golden"
 ORIGINAL = GOLDEN / "six_experts_balanced" / "adapter"
@@ -44,12 +45,6 @@ def equal_bit_for_bit(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return list(one) == list(other) and all(
         one[name].dtype is other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """Change fields of an adapter's configuration."""
-    file = folder / checkpoint.CONFIG
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

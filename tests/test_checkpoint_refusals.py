@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,10 @@ from loramoe.checkpoint import (
     stack_experts,
     unstack_experts,
 )
+from tests.helpers import edit
 
 GOLDEN = Path(__file__).parent / "golden"
 ORIGINAL = GOLDEN / "six_experts_balanced" / "adapter"
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """Change fields of an adapter's configuration."""
-    file = folder / checkpoint.CONFIG
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def test_no_configuration(tmp_path: Path) -> None:

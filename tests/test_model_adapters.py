@@ -15,20 +15,10 @@ from peft import (
 from torch import Tensor, nn
 
 from loramoe.hooks import last_balance
-from loramoe.layer import LoraMoeLayer
+from tests.helpers import layers_of, trainable
 
 Maker = Callable[..., Any]
 TYPES = torch.tensor([0, 1])
-
-
-def layers_of(model: nn.Module) -> dict[str, LoraMoeLayer]:
-    """The adapted linears by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraMoeLayer)}
-
-
-def trainable(model: nn.Module) -> set[str]:
-    """Names of the parameters that are trained."""
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 # --- several adapters -------------------------------------------------------------------------------------------------

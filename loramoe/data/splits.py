@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from loramoe.data.read import DatasetError, data_files
@@ -48,16 +49,14 @@ def load_splits(
     """Loads and tokenises the data of a run.
 
     The training data is named once, the validation data at most once: by a file (or folder) of its own, or as a share
-    of the training rows. That share is drawn at random, alike for all task types, and depends only on the rows and the
-    seed.
+    of the training rows. That share is drawn at random, alike for all task types; it depends on rows and seed only.
 
     Args:
         tokenizer: The model's tokenizer.
         dataset_dir: Folder of training files, or one file.
         train_file: Training file, or a folder: the other name for the same thing.
         validation_file: Validation file or folder.
-        validation_split_percentage: Per cent of the kept training rows to set aside, from 1 to 99; 0 and None set none
-            aside.
+        validation_split_percentage: Per cent of the kept training rows to set aside, from 1 to 99; 0 and None: none.
         seed: Seed of the draw.
         template: As in `tokenise_dataset`, like the remaining arguments.
         max_seq_length: Most tokens of a row.
@@ -76,17 +75,15 @@ def load_splits(
     train_path = _train_path(dataset_dir, train_file)
     _check_validation(train_path, validation_file, validation_split_percentage)
 
-    def load(path: str | os.PathLike[str]) -> tuple[Dataset, TokeniseReport]:
-        return tokenise_dataset(
-            path,
-            tokenizer,
-            template=template,
-            max_seq_length=max_seq_length,
-            task_types=task_types,
-            num_proc=num_proc,
-            cache_dir=cache_dir,
-        )
-
+    load = partial(
+        tokenise_dataset,
+        tokenizer=tokenizer,
+        template=template,
+        max_seq_length=max_seq_length,
+        task_types=task_types,
+        num_proc=num_proc,
+        cache_dir=cache_dir,
+    )
     train, train_report = load(train_path)
     if validation_file:
         validation, validation_report = load(validation_file)
