@@ -16,6 +16,7 @@ from accelerate import PartialState
 from loramoe.data import DatasetError
 from loramoe.training.arguments import parse
 from loramoe.training.errors import UsageError
+from loramoe.training.processes import leave
 from loramoe.training.run import run
 
 
@@ -31,6 +32,7 @@ def main() -> None:
         sys.exit(f"train.py: {error}")
     finally:
         PartialState().destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
