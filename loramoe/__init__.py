@@ -21,11 +21,11 @@ from loramoe.overlay import is_imported, when_imported
 if TYPE_CHECKING:
     from loramoe.config import LoraMoeConfig
     from loramoe.hooks import Balance, last_balance
-    from loramoe.layer import LoraMoeLayer
+    from loramoe.layer import LoraMoeLayer, use_implementation
     from loramoe.model import LoraMoeModel
 
 __version__ = "0.1.0"
-__all__ = ["Balance", "LoraMoeConfig", "LoraMoeLayer", "LoraMoeModel", "last_balance"]
+__all__ = ["Balance", "LoraMoeConfig", "LoraMoeLayer", "LoraMoeModel", "last_balance", "use_implementation"]
 
 _HOME = {
     "Balance": "loramoe.hooks",
@@ -33,6 +33,7 @@ _HOME = {
     "LoraMoeLayer": "loramoe.layer",
     "LoraMoeModel": "loramoe.model",
     "last_balance": "loramoe.hooks",
+    "use_implementation": "loramoe.layer",
 }
 
 

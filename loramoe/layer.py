@@ -13,13 +13,14 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from loramoe.compat import in_out_features
 from loramoe.config import LoraMoeConfig
-from loramoe.mixture import autocast_is_on, mixture, route
+from loramoe.mixture import IMPLEMENTATIONS
 
 MERGE_REFUSED = (
     "a LoRAMoE adapter cannot be merged: its experts are mixed by a router that looks at the input, and no single "
@@ -40,6 +41,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         loramoe_A: For each adapter a Linear of weight [E·R, D]: the experts' down-projections, one below the other.
         loramoe_B: For each adapter a Linear of weight [F, E·R]: their up-projections, side by side.
         loramoe_router: For each adapter a Linear of weight [E, D].
+        implementation: Which of `loramoe.mixture.IMPLEMENTATIONS` computes; see `use_implementation`.
         watched: While True, a forward leaves its gates in `gates`.
         gates: Gates [..., E] of the last watched forward, by adapter name; carry the gradient.
 
@@ -68,6 +70,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         self.scaling: dict[str, float] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
+        self.implementation = "fused"
         self.watched = False
         self.gates: dict[str, Tensor] = {}
         self._active_adapter = adapter_name
@@ -88,7 +91,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         self.r[adapter_name] = r
         self.lora_alpha[adapter_name] = alpha
         self.scaling[adapter_name] = alpha / (math.sqrt(r) if config.use_rslora else r)
-        self.loramoe_dropout[adapter_name] = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
+        self.loramoe_dropout[adapter_name] = nn.Dropout(config.lora_dropout)
         self.loramoe_A[adapter_name] = nn.Linear(self.in_features, experts * r, bias=False)
         self.loramoe_B[adapter_name] = nn.Linear(experts * r, self.out_features, bias=False)
         self.loramoe_router[adapter_name] = nn.Linear(self.in_features, experts, bias=False)
@@ -136,35 +139,37 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         Returns:
             Output [..., F], in the base linear's dtype.
         """
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        dtype = result.dtype
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.base_layer._forward_hooks:  # a hook may have kept what the mixture would write to
+            y = y.clone()
         for name in self.adapters_at_work:
-            result = result + self.delta(name, x)
-        return result.to(dtype)
+            y = self.add_mixture(name, y, x)
+        return y
 
     @property
     def adapters_at_work(self) -> list[str]:
         """Names of the adapters that this linear has, that are active, and not disabled."""
         return [] if self.disable_adapters else [name for name in self.active_adapters if name in self.loramoe_A]
 
-    def delta(self, adapter_name: str, x: Tensor) -> Tensor:
-        """What the experts of one adapter add: `(alpha / R) · Σ_e g_e · B_e A_e dropout(x)`.
+    def add_mixture(self, adapter_name: str, y: Tensor, x: Tensor) -> Tensor:
+        """The output of a linear with the experts of one adapter: `y + (alpha / R) · Σ_e g_e · B_e A_e dropout(x)`.
 
         Args:
             adapter_name: Name of the adapter.
-            x: Input [..., D].
+            y: Output of the linear, [..., F]; may be written to.
+            x: Its input, [..., D].
 
         Returns:
-            Addition [..., F].
+            Output [..., F], in the dtype of y.
         """
-        router, A, B = self.weights(adapter_name)
-        gates = route(x, router)
+        # torch.compile makes kernels of its own, and wants to see through the operation.
+        add = IMPLEMENTATIONS["stacked" if torch.compiler.is_compiling() else self.implementation]
+        dropout = cast(nn.Dropout, self.loramoe_dropout[adapter_name])
+        p = dropout.p if dropout.training else 0.0
+        y, gates = add(y, x, *self.weights(adapter_name), self.scaling[adapter_name], p)
         if self.watched:
             self.gates[adapter_name] = gates
-        x = self.loramoe_dropout[adapter_name](x)
-        if not autocast_is_on(x.device.type):  # autocast picks the dtype of the products itself
-            x = x.to(A.dtype)
-        return mixture(x, gates, A, B, self.scaling[adapter_name])
+        return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: the mixture depends on the input.
@@ -186,5 +191,31 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         """PEFT's conversion to plain LoRA takes one weight difference a layer, which a mixture does not have."""
         return False
 
+    def extra_repr(self) -> str:
+        """Says which implementation computes."""
+        return f"implementation={self.implementation!r}"
+
     def __repr__(self) -> str:
         return "loramoe." + super().__repr__()
+
+
+def use_implementation(model: nn.Module, name: str) -> None:
+    """Choose what computes the mixture, in every LoRAMoE layer of a model.
+
+    `"fused"`, the default, is the fast one; `"stacked"` is plain PyTorch, for a backward of the backward or to compare
+    with. Whatever is chosen here, a compiled model computes `"stacked"`, of which torch.compile makes its own kernels.
+
+    Args:
+        model: A model with LoRAMoE layers, or one such layer.
+        name: One of `loramoe.mixture.IMPLEMENTATIONS`.
+
+    Raises:
+        ValueError: If there is no such implementation, or no such layer.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)}; got {name!r}.")
+    layers = [module for module in model.modules() if isinstance(module, LoraMoeLayer)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no LoRAMoE layer. Add an adapter with get_peft_model first.")
+    for layer in layers:
+        layer.implementation = name

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from loramoe.config import LoraMoeConfig
-from loramoe.layer import LoraMoeLayer
-from loramoe.mixture import mixture_reference
+from loramoe.layer import LoraMoeLayer, use_implementation
+from loramoe.mixture import IMPLEMENTATIONS, mixture, mixture_reference, route
+from loramoe.mixture.dropout import draw_seed, dropout_mask, kept_share
 
 D, OUT = 6, 10
 
@@ -103,7 +104,7 @@ def test_all_experts_share_one_dropout_mask_and_the_router_sees_the_input_whole(
     torch.manual_seed(3)
     y = layer(x)
     torch.manual_seed(3)
-    dropped = F.dropout(x, 0.5, training=True)
+    dropped = x * dropout_mask(x, 0.5, draw_seed(), x.dtype) / kept_share(0.5)
     assert (dropped == 0).any()
     torch.testing.assert_close(y.double(), expected(layer, x, dropped), rtol=1e-5, atol=1e-5)
 
@@ -121,7 +122,8 @@ def test_bfloat16_base_with_float32_adapter_rounds_once() -> None:
     for part in (layer.loramoe_A, layer.loramoe_B, layer.loramoe_router):
         part.float()
     x = torch.randn(2, 5, D).bfloat16()
-    delta = layer.delta("default", x)
+    router, A, B = layer.weights("default")
+    delta = mixture(x.float(), route(x, router), A, B, layer.scaling["default"])
     assert delta.dtype is torch.float32
     assert torch.equal(layer(x), (base(x).float() + delta).bfloat16())
 
@@ -143,7 +145,8 @@ def test_router_and_softmax_are_float32_whatever_the_dtype(precision: tuple[torc
         y = layer(x)
     gates = layer.gates["default"]
     assert gates.dtype is torch.float32
-    assert torch.equal(gates, torch.softmax(F.linear(x.float(), layer.loramoe_router["default"].weight.float()), -1))
+    exact = torch.softmax(F.linear(x.double(), layer.loramoe_router["default"].weight.double()), -1)
+    torch.testing.assert_close(gates.double(), exact, rtol=1e-6, atol=0)
     assert y.dtype is (torch.bfloat16 if autocast else dtype)
     tolerance = 8 * torch.finfo(y.dtype).eps
     error = (y.double() - expected(layer, x)).abs().max() / expected(layer, x).abs().max()
@@ -209,7 +212,8 @@ def test_the_base_gets_what_else_it_is_called_with() -> None:
 
     layer = make_layer(Scaled(D, OUT))
     x = torch.randn(3, D)
-    delta = layer.delta("default", x)
+    delta = layer(x, 1.0, shift=0.0) - layer.base_layer(x, 1.0, shift=0.0)
+    assert delta.any()
     torch.testing.assert_close(layer(x, 2.0, shift=1.0), layer.base_layer(x, 2.0, shift=1.0) + delta)
 
 
@@ -223,8 +227,38 @@ def test_conversion_to_lora_is_declined() -> None:
     assert make_layer().supports_lora_conversion() is False
 
 
-def test_repr_says_whose_layer_it_is() -> None:
-    assert repr(make_layer()).startswith("loramoe.LoraMoeLayer(")
+def test_repr_says_whose_layer_it_is_and_what_computes() -> None:
+    layer = make_layer()
+    assert repr(layer).startswith("loramoe.LoraMoeLayer(")
+    assert "implementation='fused'" in repr(layer)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_every_implementation_is_the_equation(name: str) -> None:
+    layer = make_layer()
+    use_implementation(nn.Sequential(layer), name)
+    assert layer.implementation == name
+    x = torch.randn(2, 5, D)
+    torch.testing.assert_close(layer(x).double(), expected(layer, x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_implementation() -> None:
+    with pytest.raises(ValueError, match=r"implementation must be one of \['fused', .*'stacked'.*\]; got 'loop'\."):
+        use_implementation(make_layer(), "loop")
+
+
+def test_an_implementation_for_a_model_without_the_mixture() -> None:
+    with pytest.raises(ValueError, match=r"Linear has no LoRAMoE layer\. Add an adapter with get_peft_model first\."):
+        use_implementation(nn.Linear(2, 2), "fused")
+
+
+def test_what_a_hook_keeps_of_the_base_stays_what_it_was() -> None:
+    layer = make_layer()
+    kept: list[Tensor] = []
+    layer.base_layer.register_forward_hook(lambda module, args, output: kept.append(output))
+    x = torch.randn(3, D)
+    layer(x)
+    assert torch.equal(kept[0], layer.base_layer.forward(x))
 
 
 @pytest.mark.slow

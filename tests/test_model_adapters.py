@@ -57,7 +57,7 @@ def test_each_adapter_is_what_it_is_alone(two: Any, tiny_llama: Maker, tmp_path:
 def test_both_adapters_at_once(two: Any, ids: Tensor) -> None:
     layer = layers_of(two)["base_model.model.model.layers.0.mlp.up_proj"]
     x = torch.randn(2, 3, 32)
-    deltas = [layer.delta(name, x) for name in ("default", "two")]
+    deltas = [layer.add_mixture(name, torch.zeros(2, 3, layer.out_features), x) for name in ("default", "two")]
     two.base_model.set_adapter(["default", "two"])
     torch.testing.assert_close(layer(x), layer.base_layer(x) + deltas[0] + deltas[1])
     two.train()(ids, labels=ids, task_types=TYPES).loss.backward()

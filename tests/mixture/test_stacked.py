@@ -1,4 +1,4 @@
-"""The mixture as one operation against the loop over experts, in float64 and in every shape it may meet."""
+"""The stacked mixture against the loop over experts, in float64 and in every shape it may meet."""
 
 from __future__ import annotations
 
