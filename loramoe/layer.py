@@ -124,9 +124,8 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         Returns:
             Router [E, D], A [E·R, D], B [F, E·R].
         """
-        homes = (self.loramoe_router, self.loramoe_A, self.loramoe_B)
-        router, A, B = (cast(nn.Linear, home[adapter_name]).weight for home in homes)
-        return router, A, B
+        router, A, B = self.loramoe_router[adapter_name], self.loramoe_A[adapter_name], self.loramoe_B[adapter_name]
+        return cast(Tensor, router.weight), cast(Tensor, A.weight), cast(Tensor, B.weight)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base linear's output plus the mixture of every active adapter.

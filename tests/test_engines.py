@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,59 @@ def test_deepspeed_trains_in_two_processes(rows: Path, tmp_path: Path):
     assert len(logged(tmp_path / "out")) == 2
     assert (tmp_path / "out" / "sft_lora_model" / "adapter_model.safetensors").is_file()
     assert list((tmp_path / "out" / "checkpoint-2").glob("global_step2/*_optim_states.pt")), "no state of ZeRO's"
+
+
+ZERO_WORKER = """
+    import json, sys
+    import torch
+    from accelerate import PartialState
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+    from loramoe import LoraMoeConfig
+    from loramoe.training.processes import leave
+
+    stage, base = int(sys.argv[1]), sys.argv[2]
+    # Every weight is sharded: DeepSpeed would keep those of so small a model whole.
+    zero = {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}}
+    zero |= {name: "auto" for name in ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_clipping")}
+    if stage:
+        import deepspeed
+        deepspeed.init_distributed(dist_backend="gloo")
+    args = TrainingArguments(
+        "out", use_cpu=True, max_steps=3, per_device_train_batch_size=2, logging_steps=1, learning_rate=1e-2,
+        lr_scheduler_type="constant", deepspeed=zero if stage else None, report_to=[], save_strategy="no",
+        remove_unused_columns=False,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraMoeConfig(r=4, lora_nums=4, blc_weight=0.1, blc_alpha=0.1))
+    ids = torch.randint(5, 900, (12, 10), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row, "task_types": torch.tensor(i % 2)} for i, row in enumerate(ids)]
+    trainer = Trainer(model=model, args=args, train_dataset=rows)
+    trainer.train()
+    if args.process_index == 0:
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        json.dump(losses, open(f"losses{stage}.json", "w"))
+    PartialState().destroy_process_group()
+    leave()
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles for the CPU with g++, which is not there")
+def test_sharded_weights_give_the_losses_of_whole_ones(tmp_path: Path):
+    """ZeRO-3, in which a weight is there only around its use, against DDP; two processes each."""
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    (tmp_path / "worker.py").write_text(textwrap.dedent(ZERO_WORKER))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29549"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
+    for stage in (0, 3):
+        command = [*launcher, "worker.py", str(stage), str(TINY)]
+        run(command, tmp_path, PATH=path, PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu")
+    whole, sharded = (json.loads((tmp_path / f"losses{stage}.json").read_text()) for stage in (0, 3))
+    assert len(whole) == 3
+    assert whole[2] != pytest.approx(whole[0], rel=1e-2), "nothing was learnt"
+    assert sharded == pytest.approx(whole, rel=1e-5)
 
 
 def test_wandb_offline_leaves_a_run(train, tmp_path: Path):

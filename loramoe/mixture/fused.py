@@ -112,7 +112,9 @@ def _add(y: Tensor, x: Tensor, router: Tensor, A: Tensor, B: Tensor, plan: Plan)
 
 
 def _hidden_and_gates(x_TD: Tensor, router: Tensor, A: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    if plan.p == 0 and plan.dtype == router_dtype(x_TD):  # one product, one pass over x
+    """The experts' hidden [T, K] and the gates [T, E]."""
+    many = len(x_TD) > len(A)  # else joining the weights is dearer than a second pass over x, as in decoding
+    if many and plan.p == 0 and plan.dtype == router_dtype(x_TD):  # one product, one pass over x
         both = x_TD.to(plan.dtype) @ torch.cat([A.to(plan.dtype), router.to(plan.dtype)]).T
         return both[:, : len(A)].contiguous(), both[:, len(A) :].softmax(-1)
     seen_TD, _ = _seen(x_TD, plan)

@@ -1,0 +1,41 @@
+"""Every benchmark of a device, one after another, then the report.
+
+python -m benchmarks cpu          # under 10 minutes on 2 cores
+python -m benchmarks gpu          # under 8 minutes on one GPU
+python -m benchmarks cpu --quick  # tiny sizes, in seconds, to see that everything runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from time import perf_counter
+
+from benchmarks import report
+
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}
+BENCHMARKS = ("layer", "step", "decode", "packing")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure all that the flags ask for.
+
+    Args:
+        arguments: Flags; None takes those of the command line.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", choices=DEVICES)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is measured, no page changes")
+    flags = parser.parse_args(arguments)
+    for name in BENCHMARKS:
+        print(f"=== {name}", flush=True)
+        began = perf_counter()
+        importlib.import_module(f"benchmarks.{name}").main(DEVICES[flags.device], flags.quick)
+        print(f"{name} took {perf_counter() - began:.0f} s", flush=True)
+    if not flags.quick:
+        report.main([])
+
+
+if __name__ == "__main__":
+    main()
