@@ -60,6 +60,8 @@ per_device_eval_batch_size=${per_device_eval_batch_size:-8} # as many as fit; no
 gradient_accumulation_steps=${gradient_accumulation_steps:-1} # forwards per step: raise it where memory is short
 gradient_checkpointing=${gradient_checkpointing:-false}  # true: recompute activations, for memory
 max_seq_length=${max_seq_length:-1024}                   # tokens of prompt and answer together; longer answers are cut
+packing=${packing:-false}                                # true: no padding, the rows of a forward stand in one row
+group_by_length=${group_by_length:-false}                # true: rows of similar length together, for little padding
 seed=${seed:-42}                                         # of the adapter's start, the order of rows, and dropout
 
 # --- numbers, memory --------------------------------------------------------------------------------------------------
@@ -121,6 +123,7 @@ flags=(
     --per_device_eval_batch_size "$per_device_eval_batch_size"
     --gradient_accumulation_steps "$gradient_accumulation_steps"
     --gradient_checkpointing "$gradient_checkpointing" --seed "$seed"
+    --packing "$packing" --group_by_length "$group_by_length"
     --torch_dtype "$torch_dtype" --bf16 "$bf16" --fp16 "$fp16" --load_in_kbits "$load_in_kbits" --flash_attn "$flash_attn"
     --report_to "$report_to" --logging_strategy steps --logging_steps "$logging_steps" --logging_first_step true
     --eval_strategy steps --eval_steps "$eval_steps" --save_strategy steps --save_steps "$save_steps"

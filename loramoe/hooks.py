@@ -24,7 +24,7 @@ from loramoe.balance import coefficient, importance, localized_balance, share_of
 from loramoe.config import LoraMoeConfig
 from loramoe.layer import LoraMoeLayer
 from loramoe.mixture import without_autocast
-from loramoe.samples import by_name, by_sample, real_tokens
+from loramoe.samples import Samples, by_name, samples_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def handing_over(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 class BalanceWatcher:
-    """The two hooks, and what passes from the first to the second.
+    """The two hooks, and what passes from the first to the second: the samples, and the gates that the layers kept.
 
     Attributes:
         configs: Configuration of each adapter that came into the model.
@@ -133,6 +133,7 @@ class BalanceWatcher:
         self.last: dict[str, Balance] = {}
         self.taken: list[Tensor] | None = None
         self._task_types: Tensor | None = None
+        self._samples: Samples | None = None
         self._reminded = False
 
     def before(
@@ -147,36 +148,42 @@ class BalanceWatcher:
         else:
             _refuse_replica(model)
             # To the host now, before the forward is queued: what reads the types later need not wait for it to end.
-            self._task_types = kwargs["task_types"].cpu()
+            task_types = kwargs["task_types"].cpu()
+            self._samples = samples_of(model, by_name(model, args, kwargs), task_types)
+            self._task_types = task_types
+            if self._samples.packed:  # with a cache, transformers would let the samples of a row see each other
+                kwargs = {**kwargs, "use_cache": False}
             for layer in _adapted_linears(model).values():
                 layer.watched = True
         return args, {name: value for name, value in kwargs.items() if name != "task_types"}
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         """Compute the constraint from the gates that were kept, remember it, and in training add it to the loss."""
-        if self._task_types is None:
+        if self._task_types is None or self._samples is None:
             return None
-        task_types, self._task_types, self.last = self._task_types, None, {}
+        task_types, samples = self._task_types, self._samples
+        self._task_types, self._samples, self.last = None, None, {}
         call = by_name(model, args, kwargs)
         gates = _take_gates(_adapted_linears(model))
-        weighted = [self._balance(model, name, gates[name], task_types, call) for name in gates]
+        weighted = [self._balance(model, name, gates[name], task_types, samples) for name in gates]
         if not model.training or not weighted or all(self.configs[name].blc_weight == 0 for name in gates):
             return None
         return self._add_to_loss(outputs, torch.stack(weighted).sum(), call)
 
     def _balance(
-        self, model: nn.Module, name: str, gates: dict[str, Tensor], task_types: Tensor, call: Mapping[str, Any]
+        self, model: nn.Module, name: str, gates: dict[str, Tensor], task_types: Tensor, samples: Samples
     ) -> Tensor:
         """The weighted constraint of one adapter, over all its linears; what it saw is kept in `last`."""
         config = self.configs[name]
         device = next(iter(gates.values())).device
-        mask_BS = real_tokens(model, call, task_types).to(device)
+        samples = samples.to(device)
+        mask_MS = samples.mask_MS
         if config.blc_weight > 0:
             _check_gradient(model, name, gates)
         with without_autocast(device.type):
-            Q_LME = torch.stack([importance(by_sample(k, g.to(device), mask_BS), mask_BS) for k, g in gates.items()])
+            Q_LME = torch.stack([importance(samples.gates(k, g.to(device)), mask_MS) for k, g in gates.items()])
             constraint_L = _constraint(config, Q_LME, task_types)
-            self.last[name] = _summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_BS)
+            self.last[name] = _summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_MS)
             return config.blc_weight * constraint_L.sum()
 
     def _add_to_loss(self, outputs: Any, weighted: Tensor, call: Mapping[str, Any]) -> Any:
@@ -270,11 +277,11 @@ def _summary(
     constraint_L: Tensor,
     Q_LME: Tensor,
     task_types: Tensor,
-    mask_BS: Tensor,
+    mask_MS: Tensor,
 ) -> Balance:
     present = tuple(sorted(set(task_types.tolist())))
     is_type_TM = torch.stack([task_types == t for t in present]).to(Q_LME)
-    tokens_T = is_type_TM @ mask_BS.sum(-1).to(Q_LME.dtype)
+    tokens_T = is_type_TM @ mask_MS.sum(-1).to(Q_LME.dtype)
     gate_TLE = torch.einsum("tm,lme->tle", is_type_TM, Q_LME) / tokens_T[:, None, None]
     return Balance(
         constraint=constraint_L.sum().detach(),

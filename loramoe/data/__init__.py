@@ -2,7 +2,8 @@
 
 A row of the data is an instruction, an optional input, the output to learn and a task type. On its way to the model it
 is read and checked (`read`), turned into token ids (`template`), stored with its labels (`tokenise`, cached by
-`fingerprint`), split into training and validation rows (`splits`) and padded into a batch (`collate`).
+`fingerprint`), split into training and validation rows (`splits`) and padded into a batch (`collate`), or packed into
+one without padding (`packing`).
 
 Nothing here knows of the model, the mixture or PEFT. Importing this package loads neither `transformers` nor
 `datasets`: the tokenizer comes from the caller, and `datasets` is imported by the functions that store rows with it.
@@ -10,6 +11,7 @@ Nothing here knows of the model, the mixture or PEFT. Importing this package loa
 
 from loramoe.data.collate import IGNORE_INDEX, SftCollator
 from loramoe.data.fingerprint import data_fingerprint
+from loramoe.data.packing import PackedCollator
 from loramoe.data.read import DatasetError, Row, data_files, iter_rows
 from loramoe.data.splits import Splits, load_splits
 from loramoe.data.template import TEMPLATES, ChatTemplate, Encoded, PromptTemplate, ReleaseTemplate, get_template
@@ -21,6 +23,7 @@ __all__ = [
     "ChatTemplate",
     "DatasetError",
     "Encoded",
+    "PackedCollator",
     "PromptTemplate",
     "ReleaseTemplate",
     "Row",

@@ -57,7 +57,7 @@ class SftCollator:
             ValueError: If there are no rows, if the labels of one do not fit its tokens, or if only some have a task
                 type.
         """
-        _check_rows(features)
+        check_rows(features)
         batch = {
             "input_ids": self._pad([row["input_ids"] for row in features], self.pad_token_id),
             "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in features], 0),
@@ -77,7 +77,15 @@ class SftCollator:
         return padded_BS
 
 
-def _check_rows(features: Sequence[Mapping[str, Any]]) -> None:
+def check_rows(features: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses rows that make no batch.
+
+    Args:
+        features: Rows with `input_ids`, `labels` and maybe `task_types`.
+
+    Raises:
+        ValueError: If there are none, if the labels of one do not fit its tokens, or if only some have a task type.
+    """
     if not features:
         raise ValueError("a batch needs at least one row; got none. Check the sampler and the batch size.")
     for index, row in enumerate(features):

@@ -18,7 +18,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from loramoe.training.flag_file import FLAG_FILES, flags_of_file
-from loramoe.training.versions import set_checkpointing, set_warmup
+from loramoe.training.versions import set_checkpointing, set_grouping, set_warmup
 
 
 @dataclass
@@ -117,6 +117,10 @@ class DataArguments:
         },
     )
     max_seq_length: int = field(default=1024, metadata={"help": "Longest row in tokens, prompt and answer together."})
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Put the rows of a forward one after the other into one row, in place of padding them."},
+    )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that tokenise. Default: 1."}
     )
@@ -183,6 +187,9 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew where output_dir holds an earlier run."}
     )
+    group_by_length: bool = field(
+        default=False, metadata={"help": "Draw rows of similar length together, so that they need little padding."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the constraint needs the column task_types."}
     )
@@ -200,6 +207,7 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         self.do_train, self.do_eval = _what_to_do(self.do_train, self.do_eval)
         set_warmup(self)
         set_checkpointing(self)
+        set_grouping(self)
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(

@@ -12,12 +12,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import IntervalStrategy
 
 from loramoe import LoraMoeConfig
-from loramoe.data import SftCollator, Splits, data_files, data_fingerprint, load_splits
+from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_fingerprint, load_splits
 from loramoe.recall import Probe, read_probes
 from loramoe.training import checkpoints
 from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
 from loramoe.training.errors import UsageError, as_usage_error
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
+from loramoe.training.packing import attend_by_sample
 from loramoe.training.summary import before_and_after, closing_words, table, write_report
 from loramoe.training.trainer import LoraMoeTrainer
 
@@ -57,7 +58,10 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
 
     set_seed(args.seed)
     base = load_base(model_args, tokenizer, bool(args.gradient_checkpointing), bool(args.bf16))
-    trainer = _make_trainer(add_adapter(base, model_args, config), tokenizer, splits, probes, args)
+    if data_args.packing:
+        attend_by_sample(base)
+    model = add_adapter(base, model_args, config)
+    trainer = _make_trainer(model, tokenizer, splits, probes, args, _collator(tokenizer, data_args))
     if not args.do_train:
         return _evaluate_only(trainer, arguments)
     _open_output_dir(trainer, trajectory, resume_from)
@@ -155,12 +159,22 @@ def _rows(rows: Any) -> str:
     return "none" if rows is None else f"{len(rows):,} of the training rows, set aside"
 
 
+def _collator(tokenizer: Any, data_args: DataArguments) -> SftCollator | PackedCollator:
+    if data_args.packing:
+        return PackedCollator()
+    return SftCollator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
 def _make_trainer(
-    model: Any, tokenizer: Any, splits: Splits, probes: list[Probe], args: TrainArguments
+    model: Any,
+    tokenizer: Any,
+    splits: Splits,
+    probes: list[Probe],
+    args: TrainArguments,
+    collator: SftCollator | PackedCollator,
 ) -> LoraMoeTrainer:
     args.label_names = ["labels"]
     args.prediction_loss_only = True
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     trainer = LoraMoeTrainer(
         model=model,
         args=args,
@@ -168,7 +182,7 @@ def _make_trainer(
         probes=probes,
         train_dataset=splits.train,
         eval_dataset=splits.validation,
-        data_collator=SftCollator(pad),
+        data_collator=collator,
     )
     trainer.add_callback(RecallAtStart(trainer))
     return trainer

@@ -20,6 +20,8 @@ from loramoe.data import IGNORE_INDEX
 from loramoe.recall import Probe, recall
 from loramoe.report.shares import ShareMeter, Shares
 from loramoe.training.checkpoints import ADAPTER, COMPLETE, KeepCheckpoints, filled_then_moved
+from loramoe.training.errors import as_usage_error
+from loramoe.training.packing import check_packing
 from loramoe.training.versions import save_tokenizer
 
 
@@ -44,6 +46,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self.eval_shares: Shares | None = None
         self._meters = {"train": ShareMeter(), "eval": ShareMeter()}
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # Σ tokens · loss, Σ tokens
+        self._packing_checked = False
         self.add_callback(KeepCheckpoints(self.args.save_total_limit))
         self.args.save_total_limit = None
 
@@ -51,6 +54,10 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
         """As the Trainer's; the batch's balance goes into the meter of the logging window, or of the evaluation."""
+        if "cu_seq_lens_q" in inputs and not self._packing_checked:  # here the model is on its device, and wrapped
+            with as_usage_error(ValueError):
+                check_packing(model, self.model.config, inputs["input_ids"].device)
+            self._packing_checked = True
         if model.training:
             result = super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs

@@ -50,6 +50,25 @@ def set_checkpointing(args: TrainArguments) -> None:
     setattr(args, f"{name}_kwargs", {"use_reentrant": False, **options})
 
 
+def set_grouping(args: TrainArguments) -> None:
+    """Makes group_by_length mean the same everywhere: in 5.x it is a value of train_sampling_strategy.
+
+    Args:
+        args: Arguments before TrainingArguments' own checks; changed in place.
+
+    Raises:
+        ValueError: If train_sampling_strategy says otherwise.
+    """
+    if not args.group_by_length or "train_sampling_strategy" not in _FIELDS:
+        return
+    if args.train_sampling_strategy not in ("random", "group_by_length"):
+        raise ValueError(
+            "group_by_length=True and train_sampling_strategy exclude each other; got "
+            f"train_sampling_strategy={args.train_sampling_strategy!r}. Keep one of them."
+        )
+    args.train_sampling_strategy = "group_by_length"
+
+
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Saves a tokenizer so that every version can load it.
 

@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import TrainingArguments
 
 from loramoe.training.arguments import DataArguments, ModelArguments, comma_list, parse
@@ -114,6 +116,23 @@ def test_warmup_steps_override_the_ratio():
 def test_a_warmup_ratio_beyond_one_is_an_error():
     with pytest.raises(ValueError, match=r"share of the steps in \[0, 1\); got warmup_ratio=30"):
         parsed("--warmup_ratio", "30")
+
+
+def test_grouping_by_length_has_one_name():
+    assert not parsed()[2].group_by_length
+    training = parsed("--group_by_length", "true")[2]
+    assert training.group_by_length
+    assert getattr(training, "train_sampling_strategy", "group_by_length") == "group_by_length"
+
+
+@pytest.mark.skipif(Version(transformers.__version__) < Version("5"), reason="a flag of transformers 5")
+def test_two_ways_to_draw_rows_are_an_error():
+    with pytest.raises(ValueError, match=r"exclude each other; got train_sampling_strategy='sequential'\. Keep one"):
+        parsed("--group_by_length", "true", "--train_sampling_strategy", "sequential")
+
+
+def test_packing():
+    assert [parsed(*flags)[1].packing for flags in ([], ["--packing"], ["--packing", "true"])] == [False, True, True]
 
 
 def test_several_trackers():
