@@ -161,6 +161,28 @@ def _step_cells(setting: dict[str, Any], side: str) -> list[str]:
     ]
 
 
+def summary() -> str:
+    """The step with dropout, as the README shows it: every side beside plain LoRA, on every device that was measured."""
+    results = {DEVICES[device]: result for device in DEVICES if (result := load("step", device)) is not None}
+    if not results:
+        return not_measured("step", "cpu")
+    settings = {name: max(result["settings"], key=lambda one: one["dropout"]) for name, result in results.items()}
+    sides = [side for side in NAMES if any(side in one["tokens_per_second"] for one in settings.values())]
+    rows = [[NAMES[side], *(cell for one in settings.values() for cell in _beside_lora(one, side))] for side in sides]
+    head = [f"{name}: {title}" for name in settings for title in ("tokens/s / LoRA", "peak memory / LoRA")]
+    shapes = [f"{name}: {_shape_of_step(settings[name])} {provenance(results[name])}" for name in settings]
+    return "\n\n".join([table(["", *head], rows), *shapes])
+
+
+def _beside_lora(setting: dict[str, Any], side: str) -> list[str]:
+    if side not in setting["tokens_per_second"]:
+        return ["–", "–"]
+    return [
+        _figure(setting["speed_over_lora"][side]["p50"]),
+        _figure(setting["peak_bytes"][side] / setting["peak_bytes"]["lora"]),
+    ]
+
+
 def _shape_of_step(setting: dict[str, Any]) -> str:
     shape, batch = setting["shape"], f"{setting['rows']}×{setting['length']} tokens"
     return f"{shape['layers']} layers, hidden size {shape['hidden']}, {batch}, {setting['dtype']}."
@@ -227,6 +249,7 @@ def _figure(value: float) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "bars": bars,
+    "summary": summary,
     "layer": layer,
     "step": step,
     "decode": decode,
