@@ -102,7 +102,7 @@ def _add(y: Tensor, x: Tensor, router: Tensor, A: Tensor, B: Tensor, plan: Plan)
     with without_autocast(x.device.type):
         x_ND = x.reshape(-1, x.shape[-1])
         hidden_NK, gates_NE = _hidden_and_gates(x_ND, router, A, plan)
-        gated_NK = _weigh(hidden_NK, gates_NE, plan)
+        gated_NK = _weigh(hidden_NK, _weights(gates_NE, plan))
         y_NF = y.view(len(x_ND), y.shape[-1])
         if y.dtype == plan.dtype:
             y_NF.addmm_(gated_NK, B.to(plan.dtype).T)
@@ -140,15 +140,18 @@ def _gates(x_ND: Tensor, router: Tensor) -> Tensor:
     return logits_EN.T.softmax(-1)
 
 
-def _weigh(hidden_NK: Tensor, gates_NE: Tensor, plan: Plan) -> Tensor:
-    """`scaling · gates ∘ hidden`: a gate weighs the R numbers of its expert."""
-    weights_NE = (plan.scaling * gates_NE).to(plan.dtype)
-    return (_by_expert(hidden_NK, gates_NE) * weights_NE.unsqueeze(-1)).view_as(hidden_NK)
+def _weights(gates_NE: Tensor, plan: Plan) -> Tensor:
+    """`scaling · gates`, [N, E, 1], in the dtype of the products."""
+    return (plan.scaling * gates_NE).to(plan.dtype).unsqueeze(-1)
 
 
-def _by_expert(hidden_NK: Tensor, gates_NE: Tensor) -> Tensor:
+def _weigh(hidden_NK: Tensor, weights_NE1: Tensor) -> Tensor:
+    """A gate weighs the R numbers of its expert."""
+    return (_by_expert(hidden_NK, weights_NE1.shape[1]) * weights_NE1).view_as(hidden_NK)
+
+
+def _by_expert(hidden_NK: Tensor, E: int) -> Tensor:
     """The hidden numbers of each expert by themselves, [N, E, R]."""
-    E = gates_NE.shape[-1]
     return hidden_NK.view(len(hidden_NK), E, hidden_NK.shape[-1] // E)
 
 
@@ -161,27 +164,29 @@ def _gradients(
     seen_ND, mask_ND = _seen(x_ND, plan)
     hidden_NK = _hidden(seen_ND, A, plan) if hidden is None else hidden
     gates_NE = _gates(x_ND, router) if gates is None else gates.reshape(-1, len(router))
+    weights_NE1 = _weights(gates_NE, plan)
 
     grad_NF = grad_y.reshape(-1, grad_y.shape[-1]).to(plan.dtype)
-    grad_B = (_weigh(hidden_NK, gates_NE, plan).T @ grad_NF).T
+    grad_B = grad_NF.T @ _weigh(hidden_NK, weights_NE1)
     grad_gated_NK = grad_NF @ B.to(plan.dtype)
-    grad_hidden_NK = _weigh(grad_gated_NK, gates_NE, plan)
-    along_NER = _by_expert(hidden_NK.to(gates_NE.dtype) * grad_gated_NK, gates_NE)
-    grad_gates_NE = plan.scaling * along_NER.sum(-1) + grad_gates.reshape(gates_NE.shape)
-    grad_logits_NE = gates_NE * (grad_gates_NE - (gates_NE * grad_gates_NE).sum(-1, keepdim=True))
+    grad_hidden_NK = _weigh(grad_gated_NK, weights_NE1)
+    along_NER = _by_expert(hidden_NK.to(gates_NE.dtype) * grad_gated_NK, len(router))
+    grad_gates_NE = torch.add(grad_gates.reshape(gates_NE.shape), along_NER.sum(-1), alpha=plan.scaling)
+    weighted_NE = gates_NE * grad_gates_NE
+    grad_logits_NE = torch.addcmul(weighted_NE, gates_NE, weighted_NE.sum(-1, keepdim=True), value=-1)
 
     grad_seen_NK = grad_hidden_NK.div_(kept_share(plan.p)) if plan.p else grad_hidden_NK
     parts_NE = _parts(grad_logits_NE, plan.dtype)
-    weights = (A.to(plan.dtype), torch.cat([router.to(plan.dtype)] * len(parts_NE)))
-    grads = (grad_seen_NK, torch.cat(parts_NE, dim=-1))
-    grad_A, grad_routers = _weight_gradients(grads, x_ND, seen_ND, mask_ND)
-    grad_router = grad_routers.view(len(parts_NE), *router.shape).sum(0)
-    grad_x = _input_gradient(grads, weights, x, mask_ND) if needs_x else None
+    grad_A, grad_router = _weight_gradients(grad_seen_NK, parts_NE, x_ND, seen_ND, mask_ND)
+    grad_x = None
+    if needs_x:
+        weights = (A.to(plan.dtype), router.to(plan.dtype))
+        grad_x = _input_gradient((grad_seen_NK, parts_NE[0]), weights, x, mask_ND)
     return grad_x, grad_router.to(router.dtype), grad_A.to(A.dtype), grad_B.to(B.dtype)
 
 
 def _parts(grad_logits_NE: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """The gradient of the logits in the dtype of the products: in two parts where one would round it."""
+    """The gradient of the logits in the dtype of the products: rounded, and then what rounding took from it."""
     coarse_NE = grad_logits_NE.to(dtype)
     if dtype == grad_logits_NE.dtype:
         return [coarse_NE]
@@ -189,14 +194,15 @@ def _parts(grad_logits_NE: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _weight_gradients(
-    grads: tuple[Tensor, Tensor], x_ND: Tensor, seen_ND: Tensor, mask_ND: Tensor | None
+    grad_seen_NK: Tensor, parts_NE: list[Tensor], x_ND: Tensor, seen_ND: Tensor, mask_ND: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Those of A and of the router (of each of its parts); without dropout in one pass over x."""
-    grad_hidden_NK, grad_logits = grads
+    """Those of A and of the router; without dropout in one pass over x."""
     if mask_ND is None:
-        grad_A, grad_routers = torch.split(torch.cat(grads, dim=-1).T @ seen_ND, [g.shape[-1] for g in grads])
-        return grad_A, grad_routers
-    return grad_hidden_NK.T @ seen_ND, grad_logits.T @ x_ND.to(seen_ND.dtype)
+        both = torch.cat([grad_seen_NK, *parts_NE], dim=-1).T @ seen_ND
+        grad_A, routers = both[: grad_seen_NK.shape[-1]], both[grad_seen_NK.shape[-1] :]
+    else:
+        grad_A, routers = grad_seen_NK.T @ seen_ND, torch.cat(parts_NE, dim=-1).T @ x_ND.to(seen_ND.dtype)
+    return grad_A, routers if len(parts_NE) == 1 else torch.add(*routers.chunk(2))
 
 
 def _input_gradient(
