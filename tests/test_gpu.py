@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import loramoe
+from loramoe.mixture import IMPLEMENTATIONS
 from tests.constrained import adapted, batch
 
 pytestmark = [
@@ -46,3 +47,27 @@ def test_task_types_may_stay_on_the_cpu() -> None:
     model, inputs = adapted().cuda(), batch()
     moved = on("cuda", inputs)
     torch.testing.assert_close(model(**{**moved, "task_types": inputs["task_types"]}).loss, model(**moved).loss)
+
+
+@pytest.mark.parametrize("implementation", ["fused", "stacked"])
+def test_the_mixture_equals_that_of_the_cpu(implementation: str) -> None:
+    add = IMPLEMENTATIONS[implementation]
+    shapes = ((5, 12), (5, 8), (3, 8), (6, 8), (12, 6))  # y, x, router, A, B
+    here = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    there = [tensor.detach().cuda().requires_grad_() for tensor in here]
+    for tensors in (here, there):
+        y, gates = add(tensors[0] * 1, *tensors[1:], 2.0)
+        (y.square().sum() + gates.square().sum()).backward()
+    for tensor, expected in zip(there, here, strict=True):
+        torch.testing.assert_close(tensor.grad.cpu(), expected.grad)
+
+
+def test_dropout_on_a_gpu_is_the_same_in_backward() -> None:
+    shapes = ((5, 8), (3, 8), (6, 8), (12, 6))
+    tensors = [torch.randn(shape, dtype=torch.float64, device="cuda", requires_grad=True) for shape in shapes]
+
+    def with_the_same_dropout(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        return IMPLEMENTATIONS["fused"](torch.zeros(5, 12, dtype=torch.float64, device="cuda"), *tensors, 2.0, 0.4)
+
+    assert torch.autograd.gradcheck(with_the_same_dropout, tensors)

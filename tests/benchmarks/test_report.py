@@ -58,7 +58,8 @@ def test_what_is_not_measured_shows_its_command(nothing_measured: Path) -> None:
     assert text.count("not measured yet | –") == sum(len(bar.bars) for bar in BARS)
     assert "`python -m benchmarks cpu`" in text
     assert "`python -m benchmarks gpu`" in text
-    for name in set(TABLES) - {"bars", "moe_peft"}:
+    assert "`python -m benchmarks.step --device cpu`" in TABLES["summary"]()
+    for name in set(TABLES) - {"bars", "summary", "moe_peft"}:
         assert f"`python -m benchmarks.{name} --device cuda`" in TABLES[name]()
     assert "`bash benchmarks/moe_peft.sh --device cpu`" in TABLES["moe_peft"]()
 
