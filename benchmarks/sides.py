@@ -15,6 +15,7 @@ All weights of an adapter have the base's dtype, on every side; B is drawn at ra
 from __future__ import annotations
 
 import copy
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,9 +34,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import loramoe
+from loramoe.mixture import IMPLEMENTATIONS
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 OURS = ("stacked", "fused")
+
+
+def ours(device: torch.device) -> tuple[str, ...]:
+    """Our implementations that one linear is measured with: on a GPU with triton installed, its kernels too.
+
+    Args:
+        device: Where.
+
+    Returns:
+        Their names.
+    """
+    kernels = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    return (*OURS, "triton") if kernels else OURS
 
 
 @dataclass(frozen=True)
@@ -147,13 +162,15 @@ def linear_side(side: str, base: nn.Linear, mixture: Mixture) -> nn.Module:
         return base
     if side == "naive":
         return NaiveMixture(shared_copy(base), mixture)
-    if side not in ("lora", *OURS):
-        raise ValueError(f"a single linear has the sides base, lora, naive, stacked and fused; got side={side!r}.")
+    if side not in ("lora", *IMPLEMENTATIONS):
+        raise ValueError(
+            f"a single linear has the sides base, lora, naive, stacked, fused and triton; got side={side!r}."
+        )
     holder = nn.ModuleDict({"linear": shared_copy(base)})
     config = mixture.equal_lora(("linear",)) if side == "lora" else mixture.config(("linear",))
     inject_adapter_in_model(config, holder)
     adapted = holder["linear"].to(base.weight.dtype).train()
-    if side in OURS:
+    if side in IMPLEMENTATIONS:
         loramoe.use_implementation(adapted, side)
     return adapted
 

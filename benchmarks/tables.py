@@ -15,6 +15,7 @@ NAMES = {
     "naive": "naive loop",
     "stacked": "ours, stacked",
     "fused": "ours, fused (default)",
+    "triton": "ours, triton",
     "xlora": "PEFT X-LoRA",
     "moe-peft": "moe-peft",
 }
@@ -162,7 +163,7 @@ def _step_cells(setting: dict[str, Any], side: str) -> list[str]:
 
 
 def summary() -> str:
-    """The step with dropout, as the README shows it: every side beside plain LoRA, on every device that was measured."""
+    """The step with dropout, for the READMEs: every side beside plain LoRA, on every device that was measured."""
     results = {DEVICES[device]: result for device in DEVICES if (result := load("step", device)) is not None}
     if not results:
         return not_measured("step", "cpu")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from loramoe.compat import in_out_features
 from loramoe.config import LoraMoeConfig
-from loramoe.mixture import IMPLEMENTATIONS
+from loramoe.mixture import IMPLEMENTATIONS, require_triton
 
 MERGE_REFUSED = (
     "a LoRAMoE adapter cannot be merged: its experts are mixed by a router that looks at the input, and no single "
@@ -202,7 +202,8 @@ def use_implementation(model: nn.Module, name: str) -> None:
     """Choose what computes the mixture, in every LoRAMoE layer of a model.
 
     `"fused"`, the default, is the fast one; `"stacked"` is plain PyTorch, for a backward of the backward or to compare
-    with. Whatever is chosen here, a compiled model computes `"stacked"`, of which torch.compile makes its own kernels.
+    with; `"triton"` has kernels of its own for CUDA devices, whose speed is not measured yet. Whatever is chosen here,
+    a compiled model computes `"stacked"`, of which torch.compile makes its own kernels.
 
     Args:
         model: A model with LoRAMoE layers, or one such layer.
@@ -210,9 +211,12 @@ def use_implementation(model: nn.Module, name: str) -> None:
 
     Raises:
         ValueError: If there is no such implementation, or no such layer.
+        ImportError: If it is "triton", and triton is not installed.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)}; got {name!r}.")
+    if name == "triton":
+        require_triton()
     layers = [module for module in model.modules() if isinstance(module, LoraMoeLayer)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no LoRAMoE layer. Add an adapter with get_peft_model first.")

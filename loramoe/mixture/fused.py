@@ -63,12 +63,26 @@ def add_fused(
         Output [..., F] in the dtype of y, and the gates [..., E], float32 (float64 for a float64 input).
     """
     plan = Plan(scaling, dropout, draw_seed() if dropout else 0, experts_dtype(A))
-    if y is x or y._is_view() or (y.is_leaf and y.requires_grad) or not y.is_contiguous():
-        y = y.clone(memory_format=torch.contiguous_format)
+    y = writable(y, x)
     if torch.is_grad_enabled():
         result: tuple[Tensor, Tensor] = _Mixture.apply(y, x, router, A, B, plan)  # type: ignore[no-untyped-call]
         return result
     return _add(y, x, router, A, B, plan)[:2]
+
+
+def writable(y: Tensor, x: Tensor) -> Tensor:
+    """The output of the base linear, or a copy where the mixture must not be added into it.
+
+    Args:
+        y: Output of the base linear.
+        x: Its input.
+
+    Returns:
+        y; a copy of it if it is a view, not contiguous, a leaf that wants a gradient, or x.
+    """
+    if y is x or y._is_view() or (y.is_leaf and y.requires_grad) or not y.is_contiguous():
+        return y.clone(memory_format=torch.contiguous_format)
+    return y
 
 
 class _Mixture(torch.autograd.Function):
@@ -103,12 +117,23 @@ def _add(y: Tensor, x: Tensor, router: Tensor, A: Tensor, B: Tensor, plan: Plan)
         x_ND = x.reshape(-1, x.shape[-1])
         hidden_NK, gates_NE = _hidden_and_gates(x_ND, router, A, plan)
         gated_NK = _weigh(hidden_NK, _weights(gates_NE, plan))
-        y_NF = y.view(len(x_ND), y.shape[-1])
-        if y.dtype == plan.dtype:
-            y_NF.addmm_(gated_NK, B.to(plan.dtype).T)
-        else:  # a bfloat16 base beside float32 experts: the sum is rounded once
-            y_NF.add_(gated_NK @ B.to(plan.dtype).T)
+        accumulate(y.view(len(x_ND), y.shape[-1]), gated_NK, B)
         return y, gates_NE.view(*x.shape[:-1], len(router)), hidden_NK
+
+
+def accumulate(y_NF: Tensor, gated_NK: Tensor, B: Tensor) -> None:
+    """`y += gated B^T`, in place.
+
+    Args:
+        y_NF: Output of the base linear.
+        gated_NK: In the dtype of the experts' products.
+        B: The experts' up-projections, [F, K].
+    """
+    weight_KF = B.to(gated_NK.dtype).T
+    if y_NF.dtype == gated_NK.dtype:
+        y_NF.addmm_(gated_NK, weight_KF)
+    else:  # a bfloat16 base beside float32 experts: the sum is rounded once
+        y_NF.add_(gated_NK @ weight_KF)
 
 
 def _hidden_and_gates(x_ND: Tensor, router: Tensor, A: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
