@@ -173,7 +173,7 @@ def _saved(side: nn.Module, x: Tensor) -> int:
 
 
 def compare(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """What the issue's bars are about, from the seconds of all sides.
+    """What the bars are about, from the seconds of all sides.
 
     Args:
         seconds: Seconds of each side, `base`, `lora` and `naive` among them, in the same rounds.

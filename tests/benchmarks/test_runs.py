@@ -48,13 +48,13 @@ def test_decode_measures_every_side(quick_results: Path) -> None:
 
 
 @pytest.mark.slow
-def test_packing_measures_every_side(quick_results: Path) -> None:
+def test_packing_measures_what_padding_costs(quick_results: Path) -> None:
     for setting in load(quick_results, "packing")["settings"]:
-        assert set(setting["speed_over_padded"]) == {"padded", "grouped", "packed"}
+        assert set(setting["speed_over_padded"]) >= {"padded", "packed"}
         assert setting["padding"]["packed"] == 0 < setting["padding"]["padded"]
 
 
-def test_layer_plans_what_the_issue_asks_for() -> None:
+def test_layer_plans_what_the_bars_ask_for() -> None:
     cpu, gpu = layer.plan("cpu", quick=False), layer.plan("cuda", quick=False)
     assert len(set(cpu.cells)) == 16
     assert {cell.features for cell in cpu.cells} == {(1024, 2816), (2048, 5504)}
