@@ -215,7 +215,18 @@ def _code() -> dict[str, Any]:
     versions |= {package: version(package) for package in PACKAGES}
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(
+            _git(
+                "status",
+                "--porcelain",
+                "--untracked-files=no",
+                "--",
+                ".",
+                ":!benchmarks/results",
+                ":!docs",
+                ":!README*",
+            )
+        ),
         "versions": versions,
     }
 

@@ -213,7 +213,7 @@ def measure(setting: Setting, device: torch.device, pairs: int) -> dict[str, Any
 
 
 def compare(seconds: dict[str, list[float]], tokens: int, ideal: float) -> dict[str, Any]:
-    """What the issue's bars are about, from the seconds of all sides.
+    """What the bars are about, from the seconds of all sides.
 
     Args:
         seconds: Seconds of each side, `lora` among them, in the same rounds.

@@ -77,7 +77,7 @@ def test_the_worst_cell_stands_in_the_table_and_all_must_reach_the_bar(nothing_m
     assert bar.measured("cuda") is None
 
 
-def test_bars_are_those_of_the_issue() -> None:
+def test_bars_are_those_that_were_set() -> None:
     assert [(bar.bar("cpu"), bar.bar("cuda")) for bar in BARS] == [
         ("≤ 0.1", "≤ 0.06"),
         ("≤ 0.15", "≤ 0.06"),
