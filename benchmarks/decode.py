@@ -58,7 +58,7 @@ def settings(device: str, quick: bool) -> list[Setting]:
         shape = LlamaShape(8, 4096, 11008, 32, 32000, 4096)
         return [Setting(shape, "bfloat16", prompt=32, tokens=64, compiled=compiled) for compiled in (False, True)]
     shapes = (LlamaShape(8, 512, 1376, 8, 4096, 256), LlamaShape(2, 2048, 5504, 16, 4096, 256))
-    return [Setting(shape, "float32", prompt=32, tokens=32, compiled=False) for shape in shapes]
+    return [Setting(shape, "float32", prompt=32, tokens=24, compiled=False) for shape in shapes]
 
 
 def generation(model: nn.Module, ids: Tensor, setting: Setting) -> Callable[[], Tensor]:

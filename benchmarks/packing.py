@@ -74,7 +74,7 @@ DISTRIBUTIONS: dict[str, Callable[[int], list[int]]] = {
 }
 TINY_DATA, LOG_NORMAL = DISTRIBUTIONS
 # Lengths, rows of a step, steps of a round: the launcher's 16 rows, and of the short ones 64 too, some 2,200 tokens.
-SETTINGS = ((TINY_DATA, 16, 2), (TINY_DATA, 64, 1), (LOG_NORMAL, 16, 2))
+SETTINGS = ((TINY_DATA, 16, 2), (TINY_DATA, 64, 1), (LOG_NORMAL, 16, 1))
 
 
 def rows_of(lengths: list[int], vocabulary: int) -> list[Row]:

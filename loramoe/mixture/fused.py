@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from loramoe.mixture.dropout import draw_seed, dropout_mask, kept_share
 from loramoe.mixture.precision import experts_dtype, router_dtype, without_autocast
+from loramoe.mixture.stacked import add_stacked
 
 
 class Plan(NamedTuple):
@@ -62,6 +63,8 @@ def add_fused(
     Returns:
         Output [..., F] in the dtype of y, and the gates [..., E], float32 (float64 for a float64 input).
     """
+    if not torch.is_grad_enabled() and x.numel() <= len(A) * x.shape[-1]:
+        return add_stacked(y, x, router, A, B, scaling, dropout)  # so few tokens, as in decoding: calls are what costs
     plan = Plan(scaling, dropout, draw_seed() if dropout else 0, experts_dtype(A))
     y = writable(y, x)
     if torch.is_grad_enabled():
@@ -138,8 +141,7 @@ def accumulate(y_NF: Tensor, gated_NK: Tensor, B: Tensor) -> None:
 
 def _hidden_and_gates(x_ND: Tensor, router: Tensor, A: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """The experts' hidden [N, K] and the gates [N, E]."""
-    many = len(x_ND) > len(A)  # else joining the weights is dearer than a second pass over x, as in decoding
-    if many and plan.p == 0 and plan.dtype == router_dtype(x_ND):  # one product, one pass over x
+    if plan.p == 0 and plan.dtype == router_dtype(x_ND):  # one product, one pass over x
         both = x_ND.to(plan.dtype) @ torch.cat([A.to(plan.dtype), router.to(plan.dtype)]).T
         return both[:, : len(A)].contiguous(), both[:, len(A) :].softmax(-1)
     seen_ND, _ = _seen(x_ND, plan)

@@ -66,5 +66,5 @@ def add_stacked(
         Output [..., F] in the dtype of y, and the gates [..., E].
     """
     gates = route(x, router)
-    seen = F.dropout(x, dropout).to(experts_dtype(A))
+    seen = (F.dropout(x, dropout) if dropout else x).to(experts_dtype(A))
     return (y + mixture(seen, gates, A, B, scaling)).to(y.dtype), gates
