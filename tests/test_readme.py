@@ -183,6 +183,8 @@ def defaults(config: type) -> dict[str, object]:
 def same(said: str, value: object) -> bool:
     if said in ("unset", "未设置"):
         return value in (None, "")
+    if isinstance(value, bool):
+        return said == str(value).lower()
     return float(said) == float(str(value)) if isinstance(value, (int, float)) else said == value
 
 
