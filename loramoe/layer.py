@@ -17,6 +17,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from loramoe.compat import in_out_features
 from loramoe.config import LoraMoeConfig
@@ -139,7 +140,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
             Output [..., F], in the base linear's dtype.
         """
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.base_layer._forward_hooks:  # a hook may have kept what the mixture would write to
+        if self.base_layer._forward_hooks or _global_forward_hooks:  # one may have kept what would be written to
             y = y.clone()
         for name in self.adapters_at_work:
             y = self.add_mixture(name, y, x)
@@ -201,8 +202,9 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
 def use_implementation(model: nn.Module, name: str) -> None:
     """Choose what computes the mixture, in every LoRAMoE layer of a model.
 
-    `"fused"`, the default, is the fast one; `"stacked"` is plain PyTorch, for a backward of the backward or to compare
-    with; `"triton"` has kernels of its own for CUDA devices, whose speed is not measured yet. Whatever is chosen here,
+    `"fused"`, the default, is the fast one. `"stacked"` is plain PyTorch: for a backward of the backward, and for selective
+    activation checkpointing or a base linear that keeps its own output for backward, as both forbid to write to that
+    output. `"triton"` has kernels of its own for CUDA devices, whose speed is not measured yet. Whatever is chosen here,
     a compiled model computes `"stacked"`, of which torch.compile makes its own kernels.
 
     Args:

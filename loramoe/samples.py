@@ -115,7 +115,20 @@ def samples_of(model: nn.Module, call: Mapping[str, Any], task_types: Tensor) ->
             f"task_types must hold one type for each of the B={B} samples; got {len(task_types)}. Where a row holds "
             "several samples, pass position_ids that restart at each of them."
         )
+    _check_unpacked(call, B)
     return Samples(_real_tokens(call, B, S, tokens.device), None, (B, S))
+
+
+def _check_unpacked(call: Mapping[str, Any], B: int) -> None:
+    """Refuses rows that hold several samples beside one type for each row: they would count as one sample each."""
+    position_ids: Tensor | None = call.get("position_ids")
+    if call.get("attention_mask") is not None or position_ids is None or position_ids.dim() != 2:
+        return
+    if bool((position_ids.diff() < 0).any()):
+        raise ValueError(
+            f"position_ids restart within a row, so that it holds several samples, but task_types hold {B}, one for "
+            "each row. Give one type for each sample."
+        )
 
 
 def _real_tokens(call: Mapping[str, Any], B: int, S: int, device: torch.device) -> Tensor:

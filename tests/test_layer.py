@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from transformers.pytorch_utils import Conv1D
 
 from loramoe.config import LoraMoeConfig
@@ -253,12 +254,14 @@ def test_an_implementation_for_a_model_without_the_mixture() -> None:
         use_implementation(nn.Linear(2, 2), "fused")
 
 
-def test_what_a_hook_keeps_of_the_base_stays_what_it_was() -> None:
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_what_a_hook_keeps_of_the_base_stays_what_it_was(everywhere: bool) -> None:
     layer = make_layer()
     kept: list[Tensor] = []
-    layer.base_layer.register_forward_hook(lambda module, args, output: kept.append(output))
+    register = register_module_forward_hook if everywhere else layer.base_layer.register_forward_hook
     x = torch.randn(3, D)
-    layer(x)
+    with register(lambda module, args, output: kept.append(output) if module is layer.base_layer else None):
+        layer(x)
     assert torch.equal(kept[0], layer.base_layer.forward(x))
 
 

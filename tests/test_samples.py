@@ -134,3 +134,11 @@ def test_flash_attention_packs_one_row() -> None:
     assert samples_of(model, packed([[2, 3]]), TYPES).packed
     with pytest.raises(ValueError, match="flash_attention_2 tells packed samples apart in a single row only; got B=2"):
         samples_of(model, packed([[2, 3]] * 2), torch.tensor([0, 1, 0, 1]))
+
+
+def test_a_packed_row_with_one_type() -> None:
+    with pytest.raises(
+        ValueError, match=r"position_ids restart within a row, so that it holds several samples, but .* 1"
+    ):
+        samples_of(Model(), packed([[2, 3]]), torch.tensor([0]))
+    assert not samples_of(Model(), packed([[5]]), torch.tensor([0])).packed

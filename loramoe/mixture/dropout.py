@@ -23,7 +23,7 @@ def draw_seed() -> int:
     Returns:
         The seed.
     """
-    return int(torch.randint(2**62, ()).item())
+    return int(torch.randint(2**62, (), device="cpu").item())
 
 
 def kept_share(p: float) -> float:
@@ -34,8 +34,17 @@ def kept_share(p: float) -> float:
 
     Returns:
         1 - p, of the rounded p.
+
+    Raises:
+        ValueError: If p is no probability below 1.
     """
-    return 1 - round(p * _STEPS) / _STEPS
+    return 1 - _steps_of(p) / _STEPS
+
+
+def _steps_of(p: float) -> int:
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1; got {p}. Set lora_dropout=0 for none.")
+    return min(round(p * _STEPS), _STEPS - 1)  # something must be kept, as what is kept is scaled
 
 
 def dropout_mask(x: Tensor, p: float, seed: int, dtype: torch.dtype) -> Tensor:
@@ -52,8 +61,10 @@ def dropout_mask(x: Tensor, p: float, seed: int, dtype: torch.dtype) -> Tensor:
     Returns:
         Mask of the shape of x.
     """
+    if x.is_meta:
+        return torch.empty(x.shape, dtype=dtype, device=x.device)
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
     words.random_(-(2**63), None, generator=torch.Generator(x.device).manual_seed(seed))
     steps = words.view(torch.int16)[: x.numel()]  # each of the 2^16 steps is as likely
     # In place, as a comparison that makes a bool, and products with bools, are ten times slower on a CPU.
-    return steps.ge_(round(p * _STEPS) - _STEPS // 2).to(dtype).view(x.shape)
+    return steps.ge_(_steps_of(p) - _STEPS // 2).to(dtype).view(x.shape)

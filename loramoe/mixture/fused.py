@@ -1,6 +1,7 @@
 """The mixture as one operation with a backward of its own: what `stacked.py` computes, for less time and memory.
 
-- It is added into the output of the base linear: no second full-width tensor, and no pass to add it.
+- It is added into the output of the base linear: no second full-width tensor, and no pass to add it. (An output that is
+  a view, as that of a linear with a bias, is copied first.)
 - Router and experts share one skinny product where dropout and dtype allow, and one pass over x.
 - For backward it keeps x, which most often lives anyway, and little beside it. What is cheap to remake is remade:
   dropout from its seed, and of gates and hidden the one that costs less.
@@ -63,8 +64,8 @@ def add_fused(
     Returns:
         Output [..., F] in the dtype of y, and the gates [..., E], float32 (float64 for a float64 input).
     """
-    if not torch.is_grad_enabled() and x.numel() <= len(A) * x.shape[-1]:
-        return add_stacked(y, x, router, A, B, scaling, dropout)  # so few tokens, as in decoding: calls are what costs
+    if not torch.is_grad_enabled() and not dropout and x.numel() <= len(A) * x.shape[-1]:
+        return add_stacked(y, x, router, A, B, scaling)  # so few tokens, as in decoding: calls are what costs
     plan = Plan(scaling, dropout, draw_seed() if dropout else 0, experts_dtype(A))
     y = writable(y, x)
     if torch.is_grad_enabled():
@@ -213,7 +214,7 @@ def _gradients(
 
 
 def _parts(grad_logits_NE: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """The gradient of the logits in the dtype of the products: rounded, and then what rounding took from it."""
+    """The gradient of the logits in the dtype of the products: rounded, and then most of what rounding took from it."""
     coarse_NE = grad_logits_NE.to(dtype)
     if dtype == grad_logits_NE.dtype:
         return [coarse_NE]

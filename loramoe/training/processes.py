@@ -19,8 +19,8 @@ from accelerate import PartialState
 def leave() -> None:
     """Ends this process in success, if it is one of several; does nothing if it is the only one.
 
-    All that the interpreter does at a normal end for others to see is done: threads are waited for, functions of
-    `atexit` run (trackers close their files there), and what was printed is written out.
+    What a normal end does for others to see is done: threads are waited for, functions of `atexit` run (trackers close
+    their files there), and what was printed is written out. Files that nobody closed are not flushed.
     """
     if PartialState().num_processes == 1:
         return

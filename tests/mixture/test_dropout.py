@@ -44,3 +44,22 @@ def test_seeds_obey_the_seed_of_torch() -> None:
     torch.manual_seed(5)
     assert first == [draw_seed() for _ in range(3)]
     assert len(set(first)) == 3
+
+
+def test_a_device_without_numbers() -> None:
+    assert dropout_mask(torch.empty(2, 3, device="meta"), 0.5, seed=1, dtype=torch.float16).shape == (2, 3)
+
+
+def test_seeds_are_drawn_on_the_cpu_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        assert isinstance(draw_seed(), int)
+
+
+def test_almost_certain_dropout_keeps_something() -> None:
+    assert kept_share(1 - 1e-9) == 2**-16
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0])
+def test_what_is_no_probability_below_one(p: float) -> None:
+    with pytest.raises(ValueError, match=rf"dropout must be at least 0 and below 1; got {p}\. Set lora_dropout=0"):
+        kept_share(p)

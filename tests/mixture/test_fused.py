@@ -92,6 +92,16 @@ def test_checkpointing_remakes_the_same_dropout() -> None:
     torch.testing.assert_close(again, plain, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("tokens", [8, 40])
+def test_dropout_is_the_same_without_gradients(tokens: int) -> None:
+    given = operands((tokens,))
+    torch.manual_seed(3)
+    expected = fused(*given, p=0.4)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(*given, p=0.4), expected)
+
+
 # What a base linear, its input, and the experts may be: dtype of each, and whether autocast is on.
 KINDS = {
     "float32": (torch.float32, torch.float32, False),
