@@ -202,10 +202,10 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
 def use_implementation(model: nn.Module, name: str) -> None:
     """Choose what computes the mixture, in every LoRAMoE layer of a model.
 
-    `"fused"`, the default, is the fast one. `"stacked"` is plain PyTorch: for a backward of the backward, and for selective
-    activation checkpointing or a base linear that keeps its own output for backward, as both forbid to write to that
-    output. `"triton"` has kernels of its own for CUDA devices, whose speed is not measured yet. Whatever is chosen here,
-    a compiled model computes `"stacked"`, of which torch.compile makes its own kernels.
+    `"fused"`, the default, is the fast one. `"stacked"` is plain PyTorch: for a backward of the backward, and for
+    selective activation checkpointing or a base linear that keeps its own output for backward, as both forbid to write
+    to that output. `"triton"` has kernels of its own for CUDA devices, whose speed is not measured yet. Whatever is
+    chosen here, a compiled model computes `"stacked"`, of which torch.compile makes its own kernels.
 
     Args:
         model: A model with LoRAMoE layers, or one such layer.
