@@ -1,7 +1,7 @@
 """Every benchmark of a device, one after another, then the report.
 
-python -m benchmarks cpu          # under 10 minutes on 2 cores
-python -m benchmarks gpu          # under 8 minutes on one GPU
+python -m benchmarks cpu          # about 10 minutes on 2 cores
+python -m benchmarks gpu          # meant to take under 8 minutes on one GPU, not run yet
 python -m benchmarks cpu --quick  # tiny sizes, in seconds, to see that everything runs
 """
 
