@@ -71,6 +71,7 @@ fp16=${fp16:-false}                      # for GPUs without bfloat16
 load_in_kbits=${load_in_kbits:-16}       # 4 or 8: quantised base (pip install bitsandbytes)
 flash_attn=${flash_attn:-false}          # FlashAttention-2 (pip install flash-attn)
 preprocessing_num_workers=${preprocessing_num_workers:-1} # processes that tokenise; raise it for a million rows
+streaming=${streaming:-false}            # true: tokenise rows when they are needed, in place of all before the first step
 
 # --- logging, saving --------------------------------------------------------------------------------------------------
 report_to=${report_to:-tensorboard}      # tensorboard, wandb (offline: WANDB_MODE=offline), or none; files are written always
@@ -78,6 +79,7 @@ logging_steps=${logging_steps:-10}       # loss, constraint and expert shares ev
 eval_steps=${eval_steps:-500}            # evaluation every so many steps, and always before the first and after the last
 save_steps=${save_steps:-500}            # checkpoint every so many steps
 save_total_limit=${save_total_limit:-3}  # newest checkpoints to keep
+on_nonfinite=${on_nonfinite:-stop}       # a loss of NaN or Inf: stop, naming the rows, or skip that batch and count it
 overwrite_output_dir=${overwrite_output_dir:-false} # true: start anew where output_dir holds a run
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -123,11 +125,12 @@ flags=(
     --per_device_eval_batch_size "$per_device_eval_batch_size"
     --gradient_accumulation_steps "$gradient_accumulation_steps"
     --gradient_checkpointing "$gradient_checkpointing" --seed "$seed"
-    --packing "$packing" --group_by_length "$group_by_length"
+    --packing "$packing" --group_by_length "$group_by_length" --streaming "$streaming"
     --torch_dtype "$torch_dtype" --bf16 "$bf16" --fp16 "$fp16" --load_in_kbits "$load_in_kbits" --flash_attn "$flash_attn"
     --report_to "$report_to" --logging_strategy steps --logging_steps "$logging_steps" --logging_first_step true
     --eval_strategy steps --eval_steps "$eval_steps" --save_strategy steps --save_steps "$save_steps"
     --save_total_limit "$save_total_limit" --overwrite_output_dir "$overwrite_output_dir"
+    --on_nonfinite "$on_nonfinite"
     --ddp_find_unused_parameters false --do_train true --do_eval true
 )
 [[ -n $validation_file ]] && flags+=(--validation_file "$validation_file")
@@ -145,7 +148,7 @@ fi
 if ((nnodes * nproc_per_node == 1)) && [[ -z $deepspeed ]]; then
     launcher=("$PYTHON") # one process needs no rendezvous
 else
-    launcher=("$PYTHON" -m torch.distributed.run --nnodes "$nnodes" --node_rank "$node_rank"
+    launcher=("$PYTHON" -m loramoe.training.launch --nnodes "$nnodes" --node_rank "$node_rank"
         --nproc_per_node "$nproc_per_node" --master_addr "$master_addr" --master_port "$master_port")
 fi
 exec "${launcher[@]}" train.py "${flags[@]}" "$@"

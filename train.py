@@ -10,30 +10,53 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 from accelerate import PartialState
 
 from loramoe.data import DatasetError
 from loramoe.training.arguments import parse
-from loramoe.training.errors import UsageError
-from loramoe.training.processes import leave
+from loramoe.training.errors import SaveError, UsageError
+from loramoe.training.exit_codes import FAILED, TRY_AGAIN
+from loramoe.training.nonfinite import NonFiniteError
+from loramoe.training.processes import end_with_launcher, leave
 from loramoe.training.run import run
+from loramoe.training.signals import StoppedError
+
+TOLD = (UsageError, DatasetError, FileExistsError, FileNotFoundError, SaveError, NonFiniteError)
+"""What the user can mend: told in one line, without a traceback."""
 
 
-def main() -> None:
-    """Parses the command line and runs; what the user can mend is told in one line, without a traceback."""
+def main() -> int:
+    """Parses the command line and runs.
+
+    Returns:
+        0 after a finished run, 75 after one that was asked to stop and has saved, 1 after any other.
+    """
     try:
         arguments = parse()
     except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"train.py: {error}")
+        return _told(error, FAILED)
+    end_with_launcher()
     try:
         run(arguments)
-    except (UsageError, DatasetError, FileExistsError, FileNotFoundError) as error:
-        sys.exit(f"train.py: {error}")
-    finally:
-        PartialState().destroy_process_group()
-    leave()
+    except StoppedError as stop:
+        return _told(stop, TRY_AGAIN)
+    except TOLD as error:
+        return _told(error, FAILED)
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    PartialState().destroy_process_group()
+    return 0
+
+
+def _told(error: Exception, code: int) -> int:
+    print(f"train.py: {error}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    code = main()
+    leave(code)
+    sys.exit(code)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib.util
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,89 +16,11 @@ from typing import Literal, cast
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from loramoe.training.engines import check_engine
 from loramoe.training.flag_file import FLAG_FILES, flags_of_file
+from loramoe.training.flag_values import comma_list, require
+from loramoe.training.model_arguments import ModelArguments
 from loramoe.training.versions import set_checkpointing, set_grouping, set_warmup
-
-
-@dataclass
-class ModelArguments:
-    """The base model and the LoRAMoE adapter on it."""
-
-    model_name_or_path: str = field(metadata={"help": "Base model: a folder, or a name on the Hugging Face hub."})
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the base model's."})
-    peft_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "Adapter to continue from, or to evaluate; its own config then replaces the lora_* and blc_* "
-            "flags, trainable, modules_to_save and expert_types."
-        },
-    )
-    trainable: str | None = field(
-        default=None, metadata={"help": "Linears to adapt, comma-separated. Default: the architecture's MLP linears."}
-    )
-    lora_rank: int = field(default=4, metadata={"help": "Rank of each expert."})
-    lora_alpha: float = field(default=32, metadata={"help": "The experts' sum is scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout probability on the experts' input."})
-    lora_nums: int = field(default=8, metadata={"help": "Number of experts beside each linear."})
-    blc_alpha: float = field(
-        default=0.1,
-        metadata={"help": "Importance counts 1 + blc_alpha where expert and sample have one type, else 1 - blc_alpha."},
-    )
-    blc_weight: float = field(
-        default=0.1, metadata={"help": "Weight of the balancing constraint in the loss; 0 is off."}
-    )
-    expert_types: str | None = field(
-        default=None,
-        metadata={"help": "Type of each expert, comma-separated. Default: 1 for the first half, 0 for the rest."},
-    )
-    blc_target: Literal["paper", "match"] = field(
-        default="paper",
-        metadata={
-            "help": "paper: the group of a sample's type ends with less gate weight (released code); match: with more."
-        },
-    )
-    modules_to_save: str | None = field(
-        default=None, metadata={"help": "Modules to train and save whole beside the adapter, comma-separated."}
-    )
-    load_in_kbits: int | None = field(
-        default=None, metadata={"help": "Load the base model in 4 or 8 bits (needs bitsandbytes); 16: in torch_dtype."}
-    )
-    double_quant: bool = field(default=True, metadata={"help": "4 bits: quantise the quantisation constants too."})
-    quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "4 bits: number format."})
-    torch_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto",
-        metadata={
-            "help": "Dtype of the base model, and of the arithmetic on a 4-bit one; auto: as it was saved (in 4 bits "
-            "bfloat16 with --bf16)."
-        },
-    )
-    flash_attn: bool = field(
-        default=False, metadata={"help": "Use FlashAttention-2 (needs a GPU and the flash-attn package)."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.load_in_kbits not in (None, 4, 8, 16):
-            raise ValueError(
-                f"load_in_kbits must be 4, 8 or 16; got load_in_kbits={self.load_in_kbits}. Leave it out for 16."
-            )
-        if self.load_in_kbits in (4, 8):
-            _require("bitsandbytes", f"load_in_kbits={self.load_in_kbits}")
-        if self.flash_attn:
-            _require("flash_attn", "flash_attn", package="flash-attn --no-build-isolation")
-        self.expert_type_list()
-
-    def expert_type_list(self) -> list[int] | None:
-        """`expert_types` as integers, or None where it is unset."""
-        types = comma_list(self.expert_types)
-        if types is None:
-            return None
-        try:
-            return [int(item) for item in types]
-        except ValueError:
-            raise ValueError(
-                "expert_types must be comma-separated integers, one for each expert; "
-                f"got expert_types={self.expert_types!r}. Write for example --expert_types 1,1,0,0 with --lora_nums 4."
-            ) from None
 
 
 @dataclass
@@ -123,6 +44,10 @@ class DataArguments:
     )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that tokenise. Default: 1."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Tokenise rows when they are needed, in place of all of them before the first step."},
     )
     prompt_template: Literal["release", "chat"] = field(
         default="release",
@@ -187,6 +112,13 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew where output_dir holds an earlier run."}
     )
+    on_nonfinite: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "A loss or gradient that is NaN or infinite: stop: end the run and name the rows; skip: leave the "
+            "batch out, and count it."
+        },
+    )
     group_by_length: bool = field(
         default=False, metadata={"help": "Draw rows of similar length together, so that they need little padding."}
     )
@@ -203,7 +135,8 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         self.evaluation_strategy = None
         self.report_to = comma_list(self.report_to) if isinstance(self.report_to, str) else self.report_to  # type: ignore[assignment]
         if self.deepspeed:
-            _require("deepspeed", f"deepspeed={self.deepspeed}")
+            require("deepspeed", f"deepspeed={self.deepspeed}")
+        check_engine(self)
         self.do_train, self.do_eval = _what_to_do(self.do_train, self.do_eval)
         set_warmup(self)
         set_checkpointing(self)
@@ -217,13 +150,6 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
             )
         if not torch.cuda.is_available():
             self.dataloader_pin_memory = False  # torch would warn that it has nothing to pin for
-
-
-def _require(module: str, flag: str, package: str | None = None) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(
-            f"{flag} needs {module}, which is not installed. Run pip install {package or module}, or leave it out."
-        )
 
 
 def _what_to_do(train: bool | None, evaluate: bool | None) -> tuple[bool, bool]:
@@ -243,13 +169,6 @@ def _one_of_two_names(name: str, value: str | None, older: str | None) -> str | 
             f"evaluation_strategy={older!r}. Keep one of them."
         )
     return value if value is not None else older
-
-
-def comma_list(text: str | None) -> list[str] | None:
-    """Splits "a, b" into ["a", "b"]; None where the text is None or empty."""
-    if text is None or not text.strip():
-        return None
-    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 Arguments = tuple[ModelArguments, DataArguments, TrainArguments]

@@ -1,8 +1,9 @@
-"""Folders of a run: what is whole, what to resume from, and how a save never destroys what was saved before.
+"""Folders of a run: what is whole, what to resume from, and what may be removed.
 
 output_dir/arguments.json          what the run was started with
 output_dir/checkpoint-N/           state of the Trainer, and sft_lora_model/, the adapter
-output_dir/checkpoint-N/complete   written last: a checkpoint without it was cut off, and is not resumed from
+output_dir/checkpoint-N/complete   written last, with size and hash of every file of the checkpoint: one without it was
+                                   cut off, one that does not agree with it was damaged; neither is resumed from
 output_dir/sft_lora_model/         the trained adapter
 output_dir/metrics.json            written last of all: the run has finished
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,17 +21,26 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loramoe.training.errors import SaveError
+from loramoe.training.files import SEAL, damage, seal, sync
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = "sft_lora_model"  # name of the adapter, and so of its folder, as in the original release
 ARGUMENTS = "arguments.json"
-COMPLETE = "complete"
 METRICS = "metrics.json"
 FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
 # What else a finished run leaves beside its adapter; arguments.json is written anew, curves in runs/ have dates.
 _LEFT = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+# Who computes the micro-batches of a step: so many processes, each so many one after the other.
+DEALING = ("world_size", "gradient_accumulation_steps")
+_DEALING_HINT = (
+    " With another number of processes a run goes on as it was if world_size x gradient_accumulation_steps stays "
+    "{product}; with DeepSpeed it cannot, as each process has saved its own part of the optimizer's state."
+)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -43,13 +53,13 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def latest_complete(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; others are named in a warning."""
-    found = checkpoints(output_dir)
-    cut_off = [folder.name for folder in found if not (folder / COMPLETE).is_file()]
-    if cut_off:
-        logger.warning("%s: not complete, and left alone: %s", output_dir, ", ".join(cut_off))
-    complete = [folder for folder in found if (folder / COMPLETE).is_file()]
-    return complete[-1] if complete else None
+    """The newest checkpoint that was written to its end and is still whole; newer ones that are not are named."""
+    for folder in reversed(checkpoints(output_dir)):
+        fault = damage(folder)
+        if fault is None:
+            return folder
+        logger.warning("%s is not complete, and left alone: %s", folder, fault)
+    return None
 
 
 def resume_point(output_dir: Path, wish: str | None, overwrite: bool, arguments: dict[str, Any]) -> Path | None:
@@ -98,13 +108,14 @@ def _wished_latest(output_dir: Path) -> Path:
 
 
 def _wished(folder: Path) -> Path:
-    if (folder / COMPLETE).is_file():
+    fault = damage(folder) if folder.is_dir() else "there is no such folder"
+    if fault is None:
         return folder
-    complete = [str(found) for found in checkpoints(folder.parent) if (found / COMPLETE).is_file()]
+    complete = [str(found) for found in checkpoints(folder.parent) if damage(found) is None]
     hint = (
         f"Complete ones beside it: {', '.join(complete)}." if complete else "There is no complete one beside it either."
     )
-    raise FileNotFoundError(f"{folder} is no complete checkpoint. {hint}")
+    raise FileNotFoundError(f"{folder} is no complete checkpoint: {fault}. {hint}")
 
 
 def _not_before(output_dir: Path, start: Path | None) -> list[Path]:
@@ -115,7 +126,7 @@ def _not_before(output_dir: Path, start: Path | None) -> list[Path]:
 
 
 def _check_none_left(output_dir: Path, start: Path | None) -> None:
-    left = [folder.name for folder in _not_before(output_dir, start) if (folder / COMPLETE).is_file()]
+    left = [folder.name for folder in _not_before(output_dir, start) if (folder / SEAL).is_file()]
     if left:
         raise FileExistsError(
             f"{output_dir} holds {', '.join(left)}, from which a later start would resume, and not from what this run "
@@ -125,17 +136,52 @@ def _check_none_left(output_dir: Path, start: Path | None) -> None:
 
 
 def _check_same(output_dir: Path, arguments: dict[str, Any]) -> None:
+    earlier = _arguments_of(output_dir)
+    changed = {name: value for name, value in earlier.items() if arguments.get(name, value) != value}
+    if not changed or (changed.keys() <= set(DEALING) and _dealt_alike(earlier, arguments)):
+        return
+    told = "; ".join(f"{name} was {value!r}, now {arguments[name]!r}" for name, value in changed.items())
+    raise FileExistsError(
+        f"{output_dir} holds an interrupted run with other arguments: {told}. Set them back to resume it, "
+        "--resume_from_checkpoint true to resume it with these, or --overwrite_output_dir true to start anew."
+        + (_DEALING_HINT.format(product=_product(earlier)) if "world_size" in changed else "")
+    )
+
+
+def check_new(output_dir: Path) -> None:
+    """Refuses a folder that was not there when its run was planned, and has been filled meanwhile.
+
+    Args:
+        output_dir: Folder of the run.
+
+    Raises:
+        FileExistsError: If another run has left checkpoints or results in it.
+    """
+    if checkpoints(output_dir) or (output_dir / METRICS).is_file():
+        raise FileExistsError(f"another run has filled {output_dir} just now. Start again, to go on from what it left.")
+
+
+def _arguments_of(output_dir: Path) -> dict[str, Any]:
     file = output_dir / ARGUMENTS
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    changed = [
-        f"{k} was {v!r}, now {arguments[k]!r}" for k, v in earlier.items() if k in arguments and arguments[k] != v
-    ]
-    if changed:
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise FileExistsError(
-            f"{output_dir} holds an interrupted run with other arguments: {'; '.join(changed)}. "
-            "Set them back to resume it, --resume_from_checkpoint true to resume it with these, "
-            "or --overwrite_output_dir true to start anew."
-        )
+            f"{file} is damaged, so that nobody knows what the interrupted run was started with. Say "
+            "--resume_from_checkpoint true to resume it as you start it now, or --overwrite_output_dir true to start "
+            "anew."
+        ) from error
+
+
+def _dealt_alike(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether each step takes the same micro-batches, though they are dealt to other processes."""
+    return _product(earlier) == _product(now) and not (earlier.get("deepspeed") or now.get("deepspeed"))
+
+
+def _product(arguments: dict[str, Any]) -> int:
+    return math.prod(int(arguments.get(name, 1)) for name in DEALING)
 
 
 def clear(output_dir: Path, start: Path | None = None) -> None:
@@ -151,78 +197,39 @@ def clear(output_dir: Path, start: Path | None = None) -> None:
     for name in _LEFT:
         (output_dir / name).unlink(missing_ok=True)
     for folder in _not_before(output_dir, start):
-        (folder / COMPLETE).unlink(missing_ok=True)  # first here too: what is half removed must not look complete
-        shutil.rmtree(folder)
+        remove_checkpoint(folder)
 
 
-def write_json(file: Path, values: Any) -> None:
-    """Writes JSON so that the file holds all of it or, after a power cut, what it held before."""
-    draft = file.with_name(f".{file.name}.incomplete")
-    draft.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    sync(draft)
-    os.replace(draft, file)
-    sync(file.parent)
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint, its seal first: what is half removed must not look complete."""
+    (folder / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def filled_then_moved(folder: Path, writer: bool) -> Iterator[Path]:
-    """Fills a hidden folder and moves its entries into place once they are whole and on disk.
+def as_save_error(folder: Path) -> Iterator[None]:
+    """Says what is left, and how to go on, where a checkpoint cannot be written.
 
     Args:
-        folder: Where the entries go; entries of other names stay.
-        writer: Whether this process is the one that writes; the others only take part in what saving gathers.
+        folder: The checkpoint.
 
-    Yields:
-        The hidden folder, of the same name in all processes.
+    Raises:
+        SaveError: In place of what writing raised. For a full disk torch and safetensors have errors of their own.
     """
-    draft = folder / ".incomplete"
-    if writer:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
     try:
-        yield draft
-    except BaseException:
-        if writer:
-            shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if not writer:
-        return
-    sync_all(draft)
-    for entry in list(draft.iterdir()):
-        _replace(entry, folder / entry.name)
-    draft.rmdir()
-    sync(folder)
-
-
-def _replace(new: Path, target: Path) -> None:
-    if target.is_dir():  # a folder cannot be replaced in one step: the old one steps aside first
-        aside = target.with_name(f".{target.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(target, aside)
-        os.replace(new, target)
-        shutil.rmtree(aside)
-    else:
-        os.replace(new, target)
-
-
-def sync(path: Path) -> None:
-    """Has the operating system write a file, or the entries of a folder, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_all(folder: Path) -> None:
-    """`sync` of everything below a folder, and of the folder."""
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(folder.parent).free / 2**20
+        latest = latest_complete(folder.parent)
+        left = f"The newest complete checkpoint is {latest}" if latest else "There is no complete checkpoint yet"
+        raise SaveError(
+            f"{folder} could not be written: {' '.join(str(error).split())} ({free:,.0f} MiB are free). {left}. Make "
+            "room, and start the same command again to go on."
+        ) from error
 
 
 class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Marks a checkpoint complete once every process has written its part, and only then removes the oldest.
+    """Seals a checkpoint once every process has written its part, and only then removes the oldest.
 
     The Trainer itself removes old checkpoints before all processes have written the new one; a crash in between would
     leave none. So its `save_total_limit` is taken over here.
@@ -236,21 +243,23 @@ class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Runs in every process after a checkpoint was written."""
-        PartialState().wait_for_everyone()
-        if not args.should_save:
-            return
-        output_dir = Path(args.output_dir)
+        everyone = PartialState()
+        everyone.wait_for_everyone()
+        if args.should_save:
+            with as_save_error(Path(args.output_dir) / f"checkpoint-{state.global_step}"):
+                self._seal(Path(args.output_dir), state)
+        everyone.wait_for_everyone()  # a process that ended now would have the launcher stop the one that seals
+
+    def _seal(self, output_dir: Path, state: TrainerState) -> None:
         newest = output_dir / f"checkpoint-{state.global_step}"
-        sync_all(newest)
-        (newest / COMPLETE).touch()
-        sync(newest)
+        seal(newest)
+        sync(output_dir)
         if self.limit is not None:
             self._remove_oldest(output_dir, keep={newest.name, Path(state.best_model_checkpoint or "").name})
 
     def _remove_oldest(self, output_dir: Path, keep: set[str]) -> None:
         assert self.limit is not None
-        complete = [folder for folder in checkpoints(output_dir) if (folder / COMPLETE).is_file()]
+        complete = [folder for folder in checkpoints(output_dir) if (folder / SEAL).is_file()]
         surplus = max(0, len(complete) - max(1, self.limit))
         for folder in [f for f in complete if f.name not in keep][:surplus]:
-            (folder / COMPLETE).unlink()  # first: what is half removed must not look complete
-            shutil.rmtree(folder)
+            remove_checkpoint(folder)

@@ -29,3 +29,7 @@ def as_usage_error(*kinds: type[Exception], about: str = "") -> Iterator[None]:
         raise
     except kinds as error:
         raise UsageError(" ".join(f"{about} {error}".split())) from error
+
+
+class SaveError(OSError):
+    """A checkpoint cannot be written; the message says why, what is left, and how to go on."""

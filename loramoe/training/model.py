@@ -10,9 +10,10 @@ from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from loramoe import LoraMoeConfig
-from loramoe.training.arguments import ModelArguments, comma_list
 from loramoe.training.checkpoints import ADAPTER
 from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.training.flag_values import comma_list
+from loramoe.training.model_arguments import ModelArguments
 
 logger = logging.getLogger(__name__)
 
@@ -194,9 +195,11 @@ def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> 
         The model to train; the adapter is named `sft_lora_model`.
 
     Raises:
-        UsageError: If the base model has no linears of the names in `trainable`.
+        UsageError: If the base model has no linears of the names in `trainable`, or the adapter to continue from is
+            damaged, or was trained on another base model.
     """
     if arguments.peft_path is None:
         with as_usage_error(ValueError):
             return get_peft_model(base, config, adapter_name=ADAPTER)
-    return PeftModel.from_pretrained(base, arguments.peft_path, adapter_name=ADAPTER, is_trainable=True)
+    with as_usage_error(ValueError, OSError, about=f"peft_path={arguments.peft_path} cannot be loaded:"):
+        return PeftModel.from_pretrained(base, arguments.peft_path, adapter_name=ADAPTER, is_trainable=True)

@@ -1,4 +1,4 @@
-"""How a process of a distributed run ends: without taking the interpreter apart under gloo's feet.
+"""How a process of a distributed run ends: with its launcher, and without tearing the interpreter down.
 
 A thread of gloo that drops the last reference to a tensor asks for Python's lock. Once the interpreter is being taken
 apart, asking ends the thread, inside a C++ destructor, and that aborts the process ("terminate called without an active
@@ -12,15 +12,21 @@ import atexit
 import os
 import sys
 import threading
+import time
 
 from accelerate import PartialState
 
+from loramoe.training.exit_codes import FAILED
 
-def leave() -> None:
-    """Ends this process in success, if it is one of several; does nothing if it is the only one.
+
+def leave(code: int = 0) -> None:
+    """Ends this process, if it is one of several; does nothing if it is the only one.
 
     What a normal end does for others to see is done: threads are waited for, functions of `atexit` run (trackers close
     their files there), and what was printed is written out. Files that nobody closed are not flushed.
+
+    Args:
+        code: The exit code.
     """
     if PartialState().num_processes == 1:
         return
@@ -28,4 +34,24 @@ def leave() -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
+
+
+def end_with_launcher(seconds: float = 1.0) -> None:
+    """Ends this process when its launcher is gone; does nothing in a process that torchrun has not started.
+
+    A launcher that is killed cannot stop its workers: they would go on, and write where the next start writes.
+
+    Args:
+        seconds: How often to look.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = int(os.environ.get("LORAMOE_LAUNCHER", os.getppid()))
+        threading.Thread(target=_watch, args=(launcher, seconds), daemon=True).start()
+
+
+def _watch(launcher: int, seconds: float) -> None:
+    while os.getppid() == launcher:
+        time.sleep(seconds)
+    print("the launcher is gone, so this process ends too", file=sys.stderr, flush=True)
+    os._exit(FAILED)

@@ -16,9 +16,13 @@ from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_f
 from loramoe.recall import Probe, read_probes
 from loramoe.training import checkpoints
 from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
+from loramoe.training.engines import gather_where_used, start_engine
 from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.training.files import SEAL, write_json
+from loramoe.training.lock import RunLock
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
 from loramoe.training.packing import attend_by_sample
+from loramoe.training.signals import StopAtSignal
 from loramoe.training.summary import before_and_after, closing_words, table, write_report
 from loramoe.training.trainer import LoraMoeTrainer
 
@@ -27,7 +31,7 @@ _HARMLESS: tuple[str, ...] = ("output_dir", "overwrite_output_dir", "resume_from
 _HARMLESS += ("log", "report_to", "project", "trackio_", "disable_tqdm", "debug", "include_", "skip_memory_metrics")
 _HARMLESS += ("save_", "eval_", "per_device_eval_batch_size", "batch_eval_metrics", "hub_", "push_to_hub", "enable_jit")
 _HARMLESS += ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch")
-_HARMLESS += ("preprocessing_num_workers", "ddp_", "local_rank")
+_HARMLESS += ("preprocessing_num_workers", "ddp_", "local_rank", "on_nonfinite")
 
 
 def run(arguments: Arguments) -> dict[str, dict[str, float]]:
@@ -42,9 +46,17 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
     Raises:
         UsageError: If flags are not usable; see the message.
         DatasetError: If the data is not.
-        FileExistsError: If output_dir holds a finished run, or an interrupted one with other arguments.
+        FileExistsError: If output_dir holds a finished run, or an interrupted one with other arguments, or is in use.
         FileNotFoundError: If a file or checkpoint does not exist.
+        SaveError: If a checkpoint cannot be written.
+        NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is stop.
+        StoppedError: If a signal asked the run to stop, once it has saved.
     """
+    with RunLock(Path(arguments[2].output_dir)) as lock:
+        return _run(arguments, lock)
+
+
+def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     model_args, data_args, args = arguments = _naming_the_adapter(arguments)
     # Everything that can be wrong with the input comes before the base model, which takes long to load.
     config = adapter_config(model_args)
@@ -52,20 +64,25 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
         probes = read_probes(data_args.recall_file) if data_args.recall_file else []
     tokenizer = load_tokenizer(model_args)
     trajectory = _trajectory(arguments, tokenizer, config) if args.do_train else {}
-    resume_from = _start_from(args, trajectory) if args.do_train else None
+    resume_from = _start_from(args, trajectory, lock) if args.do_train else None
     splits = _load_data(tokenizer, config, data_args, args)
     _fit_evaluation(args, splits, probes, resume_from)
 
     set_seed(args.seed)
+    start_engine(args)
     base = load_base(model_args, tokenizer, bool(args.gradient_checkpointing), bool(args.bf16))
     if data_args.packing:
         attend_by_sample(base)
     model = add_adapter(base, model_args, config)
+    gather_where_used(model)
     trainer = _make_trainer(model, tokenizer, splits, probes, args, _collator(tokenizer, data_args))
     if not args.do_train:
         return _evaluate_only(trainer, arguments)
-    _open_output_dir(trainer, trajectory, resume_from)
+    _open_output_dir(trainer, trajectory, resume_from, lock)
+    stop = StopAtSignal()
+    trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+    stop.raise_if_stopped(args, trainer.state)
     trainer.save_metrics("train", result.metrics)
     trainer.save_model(args.output_dir)
     return _finish(trainer, arguments, config)
@@ -101,11 +118,13 @@ def _trajectory(arguments: Arguments, tokenizer: Any, config: LoraMoeConfig) -> 
     return cast(dict[str, Any], json.loads(json.dumps(values, default=str)))
 
 
-def _start_from(args: TrainArguments, trajectory: dict[str, Any]) -> Path | None:
+def _start_from(args: TrainArguments, trajectory: dict[str, Any], lock: RunLock) -> Path | None:
     """Rank 0 decides for all: ranks that look by themselves could see different folders, and wait for each other."""
     decision: list[Any] = [None, None]
     if args.process_index == 0:
         try:
+            if Path(args.output_dir).is_dir():
+                lock.take()
             decision[0] = checkpoints.resume_point(
                 Path(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir, trajectory
             )
@@ -114,7 +133,7 @@ def _start_from(args: TrainArguments, trajectory: dict[str, Any]) -> Path | None
     start, refusal = broadcast_object_list(decision)
     if refusal is not None:
         raise refusal
-    if start is not None and not (start / checkpoints.COMPLETE).is_file():
+    if start is not None and not (start / SEAL).is_file():
         raise FileNotFoundError(
             f"rank 0 resumes from {start}, which rank {args.process_index} does not see. "
             "Put output_dir on a file system that all machines share."
@@ -180,6 +199,7 @@ def _make_trainer(
         args=args,
         tokenizer=tokenizer,
         probes=probes,
+        on_nonfinite=args.on_nonfinite,
         train_dataset=splits.train,
         eval_dataset=splits.validation,
         data_collator=collator,
@@ -202,15 +222,19 @@ class RecallAtStart(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.trainer.measure_recall()
 
 
-def _open_output_dir(trainer: LoraMoeTrainer, trajectory: dict[str, Any], resume_from: Path | None) -> None:
+def _open_output_dir(
+    trainer: LoraMoeTrainer, trajectory: dict[str, Any], resume_from: Path | None, lock: RunLock
+) -> None:
     args = trainer.args
     output_dir = Path(args.output_dir)
     if args.should_save:
-        output_dir.mkdir(parents=True, exist_ok=True)
+        if not lock.held:  # when rank 0 decided, there was no folder; refused input leaves none behind
+            lock.take()
+            checkpoints.check_new(output_dir)
         if args.overwrite_output_dir:
             checkpoints.clear(output_dir, resume_from)
         (output_dir / checkpoints.METRICS).unlink(missing_ok=True)  # a finished run that is resumed is none any more
-        checkpoints.write_json(output_dir / checkpoints.ARGUMENTS, trajectory)
+        write_json(output_dir / checkpoints.ARGUMENTS, trajectory)
     if args.should_log:
         trainer.model.print_trainable_parameters()
         if resume_from is not None:
@@ -251,6 +275,6 @@ def _finish(trainer: LoraMoeTrainer, arguments: Arguments, config: LoraMoeConfig
     if args.should_save:
         if trainer.eval_shares is not None:
             write_report(trainer.eval_shares, output_dir, config.blc_target, config.blc_weight)
-        checkpoints.write_json(output_dir / checkpoints.METRICS, metrics)
+        write_json(output_dir / checkpoints.METRICS, metrics)
         print(closing_words(arguments, metrics))
     return metrics

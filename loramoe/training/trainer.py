@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import Trainer
 
@@ -19,8 +20,11 @@ from loramoe import last_balance
 from loramoe.data import IGNORE_INDEX
 from loramoe.recall import Probe, recall
 from loramoe.report.shares import ShareMeter, Shares
-from loramoe.training.checkpoints import ADAPTER, COMPLETE, KeepCheckpoints, filled_then_moved
+from loramoe.training.checkpoints import ADAPTER, KeepCheckpoints, as_save_error, remove_checkpoint
+from loramoe.training.engines import whole_adapter
 from loramoe.training.errors import as_usage_error
+from loramoe.training.files import SEAL, filled_then_moved
+from loramoe.training.nonfinite import FiniteGuard
 from loramoe.training.packing import check_packing
 from loramoe.training.versions import save_tokenizer
 
@@ -33,13 +37,21 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
     Args:
         tokenizer: Saved beside each adapter.
         probes: Facts to ask for when the training begins, and by `measure_recall`.
+        on_nonfinite: What to do about a loss that is NaN or infinite: `"stop"` or `"skip"`, as FiniteGuard has it.
         kwargs: As for Trainer.
 
     Attributes:
         eval_shares: Which expert served which task type in the last evaluation.
     """
 
-    def __init__(self, *, tokenizer: Any, probes: Sequence[Probe] = (), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        tokenizer: Any,
+        probes: Sequence[Probe] = (),
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.tokenizer_to_save = tokenizer
         self.probes = probes
@@ -47,6 +59,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self._meters = {"train": ShareMeter(), "eval": ShareMeter()}
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # Σ tokens · loss, Σ tokens
         self._packing_checked = False
+        self.guard = FiniteGuard(tokenizer, on_nonfinite, lambda: self.deepspeed if self.is_deepspeed_enabled else None)
+        self.add_callback(self.guard)
         self.add_callback(KeepCheckpoints(self.args.save_total_limit))
         self.args.save_total_limit = None
 
@@ -62,10 +76,11 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             result = super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
             )
+            self.guard.check_loss(result[0] if return_outputs else result, inputs, self.args, self.state)
         else:
             result = self._evaluation_loss(model, inputs, return_outputs)
         balance = last_balance(model)
-        if balance is not None:
+        if balance is not None and not (model.training and self.guard.leaves_out):
             self._meters["train" if model.training else "eval"].add(balance)
         return result
 
@@ -89,6 +104,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             logs |= {f"eval_{name}": value for name, value in _flat(self.eval_shares).items()}
         elif "loss" in logs:
             logs |= _flat(self._take("train"))
+            if self.guard.action == "skip":
+                logs["skipped"] = sum(gather_object([self.guard.skipped]))
         super().log(logs, *args, **kwargs)
 
     def _take(self, which: str) -> Shares | None:
@@ -117,21 +134,34 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self.log({"recall": share})
         return share
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's, into an empty folder, and with an error that says what is left if it fails."""
+        output_dir = Path(self.args.output_dir)
+        folder = output_dir / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():  # of a run that was cut off here: its files must not stay
+            remove_checkpoint(folder)
+        PartialState().wait_for_everyone()
+        with as_save_error(folder):
+            super()._save_checkpoint(*args, **kwargs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the adapter with the tokenizer in `output_dir/sft_lora_model/`, whole or not at all."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            (folder / COMPLETE).unlink(missing_ok=True)
+            (folder / SEAL).unlink(missing_ok=True)
+        if self.is_deepspeed_enabled:
+            self.deepspeed.empty_partition_cache()  # ZeRO-3 may hold weights that it has fetched in advance
         with filled_then_moved(folder, writer=self.args.should_save) as draft:
-            super().save_model(str(draft), _internal_call=True)
+            adapter = whole_adapter(self.model, keep=self.args.should_save)  # all processes: each may hold a part
             if self.args.should_save:
+                self.model.save_pretrained(str(draft), state_dict=adapter)
                 save_tokenizer(self.tokenizer_to_save, draft / ADAPTER)
                 (draft / "README.md").unlink(missing_ok=True)  # a form to fill in, which nobody does
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
         else:
             self.model.load_adapter(str(Path(self.state.best_model_checkpoint) / ADAPTER), ADAPTER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,23 +11,22 @@ import pytest
 from loramoe.training.checkpoints import (
     ADAPTER,
     ARGUMENTS,
-    COMPLETE,
     METRICS,
     KeepCheckpoints,
     checkpoints,
     clear,
-    filled_then_moved,
     latest_complete,
     resume_point,
-    write_json,
 )
+from loramoe.training.files import SEAL, seal, write_json
 
 
 def make(output_dir: Path, step: int, complete: bool = True) -> Path:
     folder = output_dir / f"checkpoint-{step}"
     folder.mkdir(parents=True)
+    (folder / "optimizer.pt").write_text("the state of the optimizer")
     if complete:
-        (folder / COMPLETE).touch()
+        seal(folder)
     return folder
 
 
@@ -40,11 +39,14 @@ def test_checkpoints_are_ordered_by_step_and_nothing_else_is_one(tmp_path: Path)
     assert checkpoints(tmp_path / "none") == []
 
 
-def test_a_checkpoint_cut_off_is_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_broken_checkpoints_are_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     whole = make(tmp_path, 10)
-    make(tmp_path, 20, complete=False)
+    os.truncate(make(tmp_path, 20) / "optimizer.pt", 7)
+    make(tmp_path, 30, complete=False)
     assert latest_complete(tmp_path) == whole
-    assert "not complete, and left alone: checkpoint-20" in caplog.text
+    cut_off, damaged = caplog.messages
+    assert cut_off.endswith("checkpoint-30 is not complete, and left alone: it was cut off before its end")
+    assert damaged.endswith("checkpoint-20 is not complete, and left alone: optimizer.pt has 7 bytes, 26 were written")
 
 
 class TestResumePoint:
@@ -77,7 +79,9 @@ class TestResumePoint:
         make(tmp_path, 10)
         cut_off = make(tmp_path, 20, complete=False)  # which does not hinder: it is never resumed from
         assert resume_point(tmp_path, str(tmp_path / "checkpoint-10"), False, {}) == tmp_path / "checkpoint-10"
-        with pytest.raises(FileNotFoundError, match=r"checkpoint-20 is no complete checkpoint. Complete ones.*-10"):
+        with pytest.raises(
+            FileNotFoundError, match=r"-20 is no complete checkpoint: it was cut off.*Complete ones.*-10"
+        ):
             resume_point(tmp_path, str(cut_off), False, {})
         with pytest.raises(FileNotFoundError, match="There is no complete one beside it either"):
             resume_point(tmp_path, str(tmp_path / "elsewhere" / "checkpoint-1"), False, {})
@@ -121,55 +125,6 @@ def test_clear_keeps_the_way_to_a_checkpoint(tmp_path: Path):
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
 
 
-def test_json_is_replaced_whole(tmp_path: Path):
-    file = tmp_path / "values.json"
-    write_json(file, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(file, {"a": object()})
-    assert json.loads(file.read_text()) == {"a": 1}
-    write_json(file, {"a": 2})
-    assert json.loads(file.read_text()) == {"a": 2}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["values.json"]
-
-
-class TestFilledThenMoved:
-    """A folder's entries come into place together, or not at all."""
-
-    def test_entries_are_replaced_and_others_stay(self, tmp_path: Path):
-        (tmp_path / "adapter").mkdir()
-        (tmp_path / "adapter" / "old").touch()
-        (tmp_path / "other").touch()
-        with filled_then_moved(tmp_path, writer=True) as draft:
-            (draft / "adapter").mkdir()
-            (draft / "adapter" / "new").touch()
-            (draft / "file").touch()
-            assert (tmp_path / "adapter" / "old").exists()
-        assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
-            "adapter",
-            "adapter/new",
-            "file",
-            "other",
-        }
-
-    def test_a_failure_leaves_what_was_there(self, tmp_path: Path):
-        (tmp_path / "adapter").mkdir()
-        (tmp_path / "adapter" / "old").touch()
-
-        def save() -> None:
-            with filled_then_moved(tmp_path, writer=True) as draft:
-                (draft / "adapter").mkdir()
-                raise OSError("disk full")
-
-        with pytest.raises(OSError, match="disk full"):
-            save()
-        assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["adapter", "adapter/old"]
-
-    def test_only_the_writer_touches_the_disk(self, tmp_path: Path):
-        with filled_then_moved(tmp_path / "run", writer=False) as draft:
-            assert draft == tmp_path / "run" / ".incomplete"
-        assert not (tmp_path / "run").exists()
-
-
 class TestKeepCheckpoints:
     """Old checkpoints go once the new one is complete."""
 
@@ -198,4 +153,4 @@ class TestKeepCheckpoints:
 
     def test_other_processes_only_wait(self, tmp_path: Path):
         self.save(tmp_path, 10, limit=1, should_save=False)
-        assert not (tmp_path / "checkpoint-10" / COMPLETE).exists()
+        assert not (tmp_path / "checkpoint-10" / SEAL).exists()

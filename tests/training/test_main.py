@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 import train as program
+from loramoe.training.errors import SaveError
+from loramoe.training.nonfinite import NonFiniteError
+from loramoe.training.signals import StoppedError
 
 
 @pytest.mark.parametrize(
@@ -29,21 +32,45 @@ def test_a_users_mistake_is_one_line(
     tiny_task,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(sys, "argv", ["train.py", *tiny_task.flags(tmp_path / "out", **change)])
-    with pytest.raises(SystemExit) as ended:
-        program.main()
-    told = str(ended.value)  # a text as exit code is printed, and 1 returned
-    assert told.startswith("train.py: ")
-    assert message in told
-    assert "\n" not in told
+    assert program.main() == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert len(told) == 1
+    assert message in told[0]
 
 
-def test_a_bug_keeps_its_traceback(tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(StoppedError("SIGTERM"), 75), (SaveError("disk full"), 1), (NonFiniteError("the loss is nan"), 1)],
+)
+def test_how_a_run_ends_is_told_by_its_code(
+    error: Exception,
+    code: int,
+    tiny_task,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def ending(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *tiny_task.flags(tmp_path)])
+    monkeypatch.setattr(program, "run", ending)
+    assert program.main() == code
+    assert capsys.readouterr().err == f"train.py: {error}\n"
+
+
+def test_a_bug_keeps_its_traceback(
+    tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     def broken(arguments: object) -> None:
         raise ValueError("a bug")
 
     monkeypatch.setattr(sys, "argv", ["train.py", *tiny_task.flags(tmp_path)])
     monkeypatch.setattr(program, "run", broken)
-    with pytest.raises(ValueError, match="a bug"):
-        program.main()
+    assert program.main() == 1
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback")
+    assert told.endswith("ValueError: a bug\n")

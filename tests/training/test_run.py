@@ -17,6 +17,7 @@ from loramoe.training import run as run_module
 from loramoe.training.arguments import parse
 from loramoe.training.checkpoints import ADAPTER, METRICS
 from loramoe.training.errors import UsageError
+from loramoe.training.lock import RunLock
 from loramoe.training.model import adapter_config, load_tokenizer
 from loramoe.training.trainer import LoraMoeTrainer
 
@@ -123,7 +124,7 @@ class TestStartOfAllProcesses:
 
     def hear(self, monkeypatch: pytest.MonkeyPatch, *decision: object) -> Path | None:
         monkeypatch.setattr(run_module, "broadcast_object_list", lambda own: list(decision))
-        return run_module._start_from(SimpleNamespace(process_index=1), {})
+        return run_module._start_from(SimpleNamespace(process_index=1), {}, RunLock(Path("nowhere")))
 
     def test_the_decision_is_everyones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert self.hear(monkeypatch, None, None) is None

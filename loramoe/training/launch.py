@@ -1,0 +1,100 @@
+"""torchrun, with what a scheduler and a person want of it: signals reach the workers, and the end says what happened.
+
+    python -m loramoe.training.launch --nproc_per_node 8 train.py --flag value …
+
+takes torchrun's own arguments and starts the processes as torchrun does. Three things differ. SIGTERM and SIGUSR1 go to
+the workers, which then save together and leave with code 75 (`loramoe.training.signals`), and so does this process:
+torchrun would give them 30 seconds and end in a traceback. A worker that dies is named in one line. And a worker whose
+launcher is gone ends too (`loramoe.training.processes`), instead of training on beside its successor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import psutil
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig
+from torch.distributed.run import parse_args, run
+
+from loramoe.training.exit_codes import FAILED, SIGNALS, TRY_AGAIN
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Starts the workers and waits for their end.
+
+    Args:
+        argv: torchrun's arguments; by default the process's own.
+
+    Returns:
+        0 if all workers ended well, 75 if they were asked to stop and have saved, or else the code of the worker that
+        failed first; 128 + n if that was ended by signal n.
+    """
+    for number in SIGNALS:
+        signal.signal(number, _pass_on)
+    os.environ["LORAMOE_LAUNCHER"] = str(os.getpid())  # for end_with_launcher
+    try:
+        arguments = [*_leaving_signals_to_us(), *(sys.argv[1:] if argv is None else argv)]
+        run(parse_args(arguments))  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        code, words = judge(error.failures)
+        print(words, file=sys.stderr)
+        return code
+    return 0
+
+
+def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
+    """What the ends of workers mean.
+
+    Args:
+        failures: By rank, the workers that did not end well; those that torchrun stopped because of it may be among
+            them.
+
+    Returns:
+        The exit code of the launcher, and a line for the user.
+    """
+    if any(failure.exitcode == TRY_AGAIN for failure in failures.values()):
+        return TRY_AGAIN, "launch: the workers were asked to stop, and have saved. Start the same command to go on."
+    rank, first = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp))
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        hint = " The system kills so what takes too much memory." if name == "SIGKILL" else ""
+        return 128 - first.exitcode, f"launch: rank {rank} was ended by {name}; the others were stopped.{hint}"
+    return first.exitcode or FAILED, (
+        f"launch: rank {rank} failed with code {first.exitcode}; the others were stopped. Its error is above."
+    )
+
+
+def _is_consequence(failure: ProcessFailure) -> bool:
+    """Of a worker killed by the system, the others only hear that it no longer answers."""
+    return failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM
+
+
+def _leaving_signals_to_us() -> list[str]:
+    """Torchrun takes SIGTERM for itself; from the version on that can be told so, it is told not to."""
+    tellable = "signals_to_handle" in {field.name for field in dataclasses.fields(LaunchConfig)}
+    return ["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT"] if tellable else []
+
+
+def _pass_on(number: int, frame: Any) -> None:
+    workers = [child for child in psutil.Process().children() if _is_worker(child)]
+    if not workers:  # nothing has begun that could be saved
+        sys.exit(128 + number)
+    for worker in workers:
+        worker.send_signal(number)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "TORCHELASTIC_RUN_ID" in process.environ()
+    except psutil.Error:  # it has just ended
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
