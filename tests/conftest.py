@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,30 @@ from torch import Tensor, nn
 
 VOCABULARY = 64
 ORIGINAL = Path(__file__).parent / "golden" / "six_experts_balanced" / "adapter"  # of the original release
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draws the seed of tests/chaos, before workers of the tests are started: they inherit it."""
+    os.environ.setdefault("CHAOS_SEED", str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Tells the seed of tests/chaos, so that a failure can be drawn again."""
+    return (
+        f"chaos: seed {os.environ['CHAOS_SEED']} (CHAOS_SEED={os.environ['CHAOS_SEED']} draws the same failures again)"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Adds up what tests count, such as the runs that were killed: the figures of docs/reliability.md."""
+    sums: dict[str, int] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, count in report.user_properties:
+            sums[name] = sums.get(name, 0) + count
+    if sums:
+        terminalreporter.section(f"counted, with CHAOS_SEED={os.environ['CHAOS_SEED']}")
+        for name, total in sorted(sums.items()):
+            terminalreporter.line(f"{name}: {total:,}")
 
 
 @pytest.fixture

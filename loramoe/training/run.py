@@ -83,7 +83,8 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     stop.raise_if_stopped(args, trainer.state)
-    trainer.save_metrics("train", result.metrics)
+    if result.metrics:  # none where an earlier start had done all the steps
+        trainer.save_metrics("train", result.metrics)
     trainer.save_model(args.output_dir)
     return _finish(trainer, arguments, config)
 

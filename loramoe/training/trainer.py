@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from loramoe import last_balance
 from loramoe.data import IGNORE_INDEX
@@ -61,8 +62,17 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self._packing_checked = False
         self.guard = FiniteGuard(tokenizer, on_nonfinite, lambda: self.deepspeed if self.is_deepspeed_enabled else None)
         self.add_callback(self.guard)
+        self.add_callback(_EndAtTheEnd())
         self.add_callback(KeepCheckpoints(self.args.save_total_limit))
         self.args.save_total_limit = None
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As the Trainer's, but for a checkpoint of the last step: the Trainer would go one step beyond it."""
+        try:
+            return super().train(*args, **kwargs)
+        except _NothingLeftError:
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            return TrainOutput(self.state.global_step, 0.0, {})
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
@@ -72,7 +82,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             with as_usage_error(ValueError):
                 check_packing(model, self.model.config, inputs["input_ids"].device)
             self._packing_checked = True
-        if model.training:
+        training = self.model.training  # DeepSpeed's engine, which is given, says True in evaluation too
+        if training:
             result = super().compute_loss(
                 model, inputs, return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
             )
@@ -80,8 +91,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         else:
             result = self._evaluation_loss(model, inputs, return_outputs)
         balance = last_balance(model)
-        if balance is not None and not (model.training and self.guard.leaves_out):
-            self._meters["train" if model.training else "eval"].add(balance)
+        if balance is not None and not (training and self.guard.leaves_out):
+            self._meters["train" if training else "eval"].add(balance)
         return result
 
     def _evaluation_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
@@ -165,6 +176,21 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             super()._load_best_model()
         else:
             self.model.load_adapter(str(Path(self.state.best_model_checkpoint) / ADAPTER), ADAPTER)
+
+
+class _NothingLeftError(Exception):
+    """The checkpoint that a run resumes from is that of its last step."""
+
+
+class _EndAtTheEnd(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Looks, before an epoch is begun, whether there is anything left to do; the Trainer looks after each step only."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs when an epoch begins, or goes on after an interruption."""
+        if state.global_step >= state.max_steps:
+            raise _NothingLeftError
 
 
 def turns(count: int, rank: int, world_size: int) -> list[int]:

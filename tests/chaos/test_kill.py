@@ -1,0 +1,90 @@
+"""A run that is killed again and again, at any moment, ends as the one that nothing disturbed: no step is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loramoe.training.checkpoints import METRICS, checkpoints
+from loramoe.training.files import damage
+from tests.chaos.conftest import trajectory
+from tests.chaos.victim import Executioner
+
+pytestmark = pytest.mark.slow
+
+HOW = ("at a file", "at a time", "while saving")
+
+
+@pytest.fixture
+def whole(executioner: Executioner, flags: Callable[..., list[str]], undisturbed: dict, tmp_path: Path) -> dict:
+    """The trajectory of the run that nothing disturbed."""
+    if "whole" not in undisturbed:
+        code, log = executioner.start(flags(tmp_path / "whole"), tmp_path / "whole")
+        assert code == 0, log[-3000:]
+        undisturbed["whole"] = trajectory(tmp_path / "whole")
+    return undisturbed["whole"]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_run_that_is_killed_at_any_moment_loses_nothing(
+    number: int,
+    executioner: Executioner,
+    flags: Callable[..., list[str]],
+    whole: dict,
+    tmp_path: Path,
+    record_property: Callable[[str, int], None],
+):
+    kills, runs = 0, 0
+    while kills < 12:
+        runs += 1
+        out = tmp_path / f"out{runs}"
+        while not (out / METRICS).is_file():
+            code, log = executioner.start(flags(out), out, executioner.draw.choice(HOW) if kills < 12 else "not at all")
+            assert code in (0, -9), log[-3000:]
+            kills = sum(executioner.kills.values())
+        assert trajectory(out) == whole
+    for how, count in executioner.kills.items():
+        record_property(f"runs killed {how}", count)
+    record_property("runs that ended as if nothing had been", runs)
+
+
+def spoil(folder: Path, executioner: Executioner) -> None:
+    """What a power cut may leave: a file cut short, full of zeros, or gone."""
+    file = executioner.draw.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
+    size = file.stat().st_size
+    way = executioner.draw.choice(("shorter", "zeros", "gone"))
+    if way == "shorter":
+        os.truncate(file, executioner.draw.randrange(size))
+    elif way == "zeros":
+        file.write_bytes(bytes(size))
+    else:
+        file.unlink()
+
+
+def test_what_a_power_cut_spoils_is_named_and_never_resumed_from(
+    executioner: Executioner,
+    flags: Callable[..., list[str]],
+    whole: dict,
+    tmp_path: Path,
+    record_property: Callable[[str, int], None],
+):
+    cuts, runs = 0, 0
+    while cuts < 8:
+        runs += 1
+        out, spoilt = tmp_path / f"out{runs}", None
+        while not (out / METRICS).is_file():
+            code, log = executioner.start(flags(out), out, "after saving" if cuts < 8 else "not at all")
+            assert code in (0, -9), log[-3000:]
+            if spoilt:
+                assert f"{spoilt} is not complete, and left alone: " in log
+                assert f"resuming from {spoilt}" not in log
+            sealed = [folder for folder in checkpoints(out) if damage(folder) is None] if code and cuts < 8 else []
+            spoilt = sealed[-1] if sealed else None
+            if spoilt:
+                spoil(spoilt, executioner)
+                cuts += 1
+        assert trajectory(out) == whole
+    record_property("checkpoints spoilt as by a power cut", cuts)

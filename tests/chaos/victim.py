@@ -1,0 +1,106 @@
+"""A run of `train.py` in a process of its own, which may be killed at a moment that is drawn by lot.
+
+Processes come from a fork server that has imported everything once, so that a run of a few steps takes a second or two
+and a hundred of them are affordable.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.chaos.preload"])
+
+WRITING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+
+
+def train(flags: list[str], output_dir: str, log: str, kill_at: int) -> None:
+    """The body of the process.
+
+    Args:
+        flags: Of `train.py`.
+        output_dir: Of the run.
+        log: File for what it prints.
+        kill_at: Which of its operations on files of output_dir it does not survive; 0: it survives all.
+    """
+    stream = open(log, "w", buffering=1)  # noqa: SIM115  # open until the end
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    import train as program
+
+    sys.argv = ["train.py", *flags]
+    if kill_at:
+        _die_at(kill_at, output_dir)
+    sys.exit(program.main())
+
+
+def _die_at(count: int, output_dir: str) -> None:
+    left = [count]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        writes = event in WRITING or (event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wax")
+        if writes and str(arguments[0]).startswith(output_dir):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+@dataclass
+class Executioner:
+    """Starts runs and kills them.
+
+    Attributes:
+        draw: Where all moments come from.
+        kills: How many runs it has killed, by the way it did.
+    """
+
+    draw: random.Random
+    folder: Path
+    kills: dict[str, int] = field(default_factory=dict)
+    _runs: int = 0
+
+    def start(self, flags: list[str], output_dir: Path, how: str = "not at all") -> tuple[int, str]:
+        """Runs until the end, of one kind or the other.
+
+        Args:
+            flags: Of `train.py`.
+            output_dir: Of the run.
+            how: `"at a file"`: with one of its operations on files; `"at a time"`; `"while saving"`,
+                `"after saving"`: soon after a checkpoint has begun to be written, or is sealed; `"not at all"`.
+
+        Returns:
+            The exit code, -9 if it was killed, and what was printed.
+        """
+        self._runs += 1
+        log = self.folder / f"log{self._runs}.txt"
+        kill_at = self.draw.randrange(1, 120) if how == "at a file" else 0
+        process = CONTEXT.Process(target=train, args=(flags, str(output_dir), str(log), kill_at))
+        process.start()
+        if how == "at a time":
+            process.join(self.draw.uniform(0, 4))
+        elif how == "while saving":
+            self._wait_for(process, output_dir, "checkpoint-*")
+        elif how == "after saving":
+            self._wait_for(process, output_dir, "checkpoint-*/complete")
+        if how in ("at a time", "while saving", "after saving"):
+            process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            self.kills[how] = self.kills.get(how, 0) + 1
+        return process.exitcode, log.read_text()
+
+    def _wait_for(self, process: multiprocessing.process.BaseProcess, output_dir: Path, pattern: str) -> None:
+        seen = set(output_dir.glob(pattern))
+        while process.is_alive() and not set(output_dir.glob(pattern)) - seen:
+            time.sleep(0.001)
+        time.sleep(self.draw.uniform(0, 0.1))
