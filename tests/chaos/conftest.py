@@ -40,6 +40,16 @@ def undisturbed() -> dict[str, dict[str, object]]:
     return {}
 
 
+@pytest.fixture
+def whole(executioner: Executioner, flags: Callable[..., list[str]], undisturbed: dict, tmp_path: Path) -> dict:
+    """The trajectory of the run that nothing disturbed."""
+    if "whole" not in undisturbed:
+        code, log = executioner.start(flags(tmp_path / "whole"), tmp_path / "whole")
+        assert code == 0, log[-3000:]
+        undisturbed["whole"] = trajectory(tmp_path / "whole")
+    return undisturbed["whole"]
+
+
 def trajectory(output_dir: Path) -> dict[str, object]:
     """All that a run has computed, to the last bit: its adapter, its log of every step, its results."""
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]

@@ -18,16 +18,6 @@ pytestmark = pytest.mark.slow
 HOW = ("at a file", "at a time", "while saving")
 
 
-@pytest.fixture
-def whole(executioner: Executioner, flags: Callable[..., list[str]], undisturbed: dict, tmp_path: Path) -> dict:
-    """The trajectory of the run that nothing disturbed."""
-    if "whole" not in undisturbed:
-        code, log = executioner.start(flags(tmp_path / "whole"), tmp_path / "whole")
-        assert code == 0, log[-3000:]
-        undisturbed["whole"] = trajectory(tmp_path / "whole")
-    return undisturbed["whole"]
-
-
 @pytest.mark.parametrize("number", range(3))
 def test_a_run_that_is_killed_at_any_moment_loses_nothing(
     number: int,

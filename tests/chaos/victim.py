@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import sys
 import time
@@ -18,10 +19,11 @@ from pathlib import Path
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.chaos.preload"])
 
+SIGNALS = ("SIGTERM", "SIGUSR1")
 WRITING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 
-def train(flags: list[str], output_dir: str, log: str, kill_at: int) -> None:
+def train(flags: list[str], output_dir: str, log: str, kill_at: int, file_limit: int) -> None:
     """The body of the process.
 
     Args:
@@ -29,6 +31,7 @@ def train(flags: list[str], output_dir: str, log: str, kill_at: int) -> None:
         output_dir: Of the run.
         log: File for what it prints.
         kill_at: Which of its operations on files of output_dir it does not survive; 0: it survives all.
+        file_limit: Bytes that a file may have, 0 for any number.
     """
     stream = open(log, "w", buffering=1)  # noqa: SIM115  # open until the end
     os.dup2(stream.fileno(), 1)
@@ -39,6 +42,8 @@ def train(flags: list[str], output_dir: str, log: str, kill_at: int) -> None:
     sys.argv = ["train.py", *flags]
     if kill_at:
         _die_at(kill_at, output_dir)
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     sys.exit(program.main())
 
 
@@ -69,14 +74,18 @@ class Executioner:
     kills: dict[str, int] = field(default_factory=dict)
     _runs: int = 0
 
-    def start(self, flags: list[str], output_dir: Path, how: str = "not at all") -> tuple[int, str]:
+    def start(
+        self, flags: list[str], output_dir: Path, how: str = "not at all", file_limit: int = 0
+    ) -> tuple[int, str]:
         """Runs until the end, of one kind or the other.
 
         Args:
             flags: Of `train.py`.
             output_dir: Of the run.
             how: `"at a file"`: with one of its operations on files; `"at a time"`; `"while saving"`,
-                `"after saving"`: soon after a checkpoint has begun to be written, or is sealed; `"not at all"`.
+                `"after saving"`: soon after a checkpoint has begun to be written, or is sealed; `"SIGTERM"`,
+                `"SIGUSR1"`: that signal at any of these times; `"not at all"`.
+            file_limit: Bytes that a file may have, 0 for any number.
 
         Returns:
             The exit code, -9 if it was killed, and what was printed.
@@ -84,20 +93,22 @@ class Executioner:
         self._runs += 1
         log = self.folder / f"log{self._runs}.txt"
         kill_at = self.draw.randrange(1, 120) if how == "at a file" else 0
-        process = CONTEXT.Process(target=train, args=(flags, str(output_dir), str(log), kill_at))
+        process = CONTEXT.Process(target=train, args=(flags, str(output_dir), str(log), kill_at, file_limit))
         process.start()
-        if how == "at a time":
+        if how == "at a time" or (how in SIGNALS and self.draw.random() < 0.3):
             process.join(self.draw.uniform(0, 4))
-        elif how == "while saving":
+        elif how == "while saving" or how in SIGNALS:
             self._wait_for(process, output_dir, "checkpoint-*")
         elif how == "after saving":
             self._wait_for(process, output_dir, "checkpoint-*/complete")
         if how in ("at a time", "while saving", "after saving"):
             process.kill()
+        elif how in SIGNALS and process.is_alive():
+            os.kill(process.pid, signal.Signals[how])
         process.join()
         if process.exitcode == -signal.SIGKILL:
             self.kills[how] = self.kills.get(how, 0) + 1
-        return process.exitcode, log.read_text()
+        return process.exitcode, log.read_text() if log.exists() else ""
 
     def _wait_for(self, process: multiprocessing.process.BaseProcess, output_dir: Path, pattern: str) -> None:
         seen = set(output_dir.glob(pattern))
