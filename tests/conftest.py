@@ -225,3 +225,24 @@ def train(own_dataset_cache: None, tiny_task: TinyTask) -> Callable[..., dict[st
         return run(parse(tiny_task.flags(output_dir, **changes)))
 
     return start
+
+
+POISON = "w7"
+
+
+@pytest.fixture
+def poisoned(tiny_task, tmp_path: Path) -> Path:
+    """Training rows of which the 14th holds a word whose embedding is infinite, and the base model with it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = json.loads((tiny_task.train_dir / "train.json").read_text())
+    rows = [{**row, "instruction": row["instruction"].replace(POISON, "w8")} for row in rows]
+    rows[13]["instruction"] = f"w1 {POISON} w2"
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.json").write_text(json.dumps(rows))
+    model = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_task.base)
+    model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(POISON)] = torch.inf
+    for folder in (model, tokenizer):
+        folder.save_pretrained(tmp_path / "base")
+    return tmp_path

@@ -80,6 +80,7 @@ def resume_point(output_dir: Path, wish: str | None, overwrite: bool, arguments:
             that a later start would take for this run's.
     """
     if wish is not None and wish.lower() == "true":
+        _check_shards(output_dir, arguments)
         return _wished_latest(output_dir)
     start = None if wish is None or wish.lower() == "false" else _wished(Path(wish))
     if overwrite:
@@ -166,13 +167,27 @@ def _arguments_of(output_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return {**json.loads(file.read_text(encoding="utf-8"))}
     except (ValueError, TypeError) as error:
         raise FileExistsError(
             f"{file} is damaged, so that nobody knows what the interrupted run was started with. Say "
             "--resume_from_checkpoint true to resume it as you start it now, or --overwrite_output_dir true to start "
             "anew."
         ) from error
+
+
+def _check_shards(output_dir: Path, arguments: dict[str, Any]) -> None:
+    try:
+        earlier = _arguments_of(output_dir)
+    except FileExistsError:  # damaged, and the user means to resume in spite of it
+        return
+    before, now = earlier.get("world_size"), arguments.get("world_size")
+    if earlier.get("deepspeed") and before != now:
+        raise FileExistsError(
+            f"the checkpoints in {output_dir} were saved by {before} processes of DeepSpeed, each with its part of the "
+            f"optimizer's state, and there are {now}. Start {before} processes; or take the adapter alone, by "
+            "--peft_path and another --output_dir."
+        )
 
 
 def _dealt_alike(earlier: dict[str, Any], now: dict[str, Any]) -> bool:

@@ -7,17 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 
 from loramoe.training.checkpoints import (
     ADAPTER,
     ARGUMENTS,
     METRICS,
     KeepCheckpoints,
+    as_save_error,
+    check_new,
     checkpoints,
     clear,
     latest_complete,
     resume_point,
 )
+from loramoe.training.errors import SaveError
 from loramoe.training.files import SEAL, seal, write_json
 
 
@@ -67,6 +71,37 @@ class TestResumePoint:
         with pytest.raises(FileExistsError, match=r"lora_rank was 4, now 8. Set them back"):
             resume_point(tmp_path, None, False, {"lora_rank": 8})
         assert resume_point(tmp_path, "true", False, {"lora_rank": 8}) == newest
+
+    def test_as_many_micro_batches_in_a_step_are_dealt_to_other_processes(self, tmp_path: Path):
+        newest = make(tmp_path, 10)
+        write_json(tmp_path / ARGUMENTS, {"world_size": 2, "gradient_accumulation_steps": 2, "deepspeed": None})
+        alike = {"world_size": 1, "gradient_accumulation_steps": 4, "deepspeed": None}
+        assert resume_point(tmp_path, None, False, alike) == newest
+        with pytest.raises(FileExistsError, match=r"gradient_accumulation_steps was 2, now 1; world_size was 2, now 1"):
+            resume_point(tmp_path, None, False, {**alike, "gradient_accumulation_steps": 1})
+        with pytest.raises(
+            FileExistsError, match=r"goes on as it was if world_size x gradient_accumulation_steps stays 4"
+        ):
+            resume_point(tmp_path, None, False, {**alike, "gradient_accumulation_steps": 2})
+        with pytest.raises(FileExistsError, match=r"deepspeed was None, now 'zero2.json'"):
+            resume_point(tmp_path, None, False, {**alike, "deepspeed": "zero2.json"})
+
+    def test_the_shards_of_deepspeed_are_not_dealt_anew(self, tmp_path: Path):
+        make(tmp_path, 10)
+        write_json(tmp_path / ARGUMENTS, {"world_size": 2, "gradient_accumulation_steps": 1, "deepspeed": "z.json"})
+        now = {"world_size": 1, "gradient_accumulation_steps": 2, "deepspeed": "z.json"}
+        with pytest.raises(FileExistsError, match=r"with DeepSpeed it cannot, as each process has saved its own part"):
+            resume_point(tmp_path, None, False, now)
+        with pytest.raises(FileExistsError, match=r"were saved by 2 processes .* and there are 1\. Start 2"):
+            resume_point(tmp_path, "true", False, now)
+
+    @pytest.mark.parametrize("content", ["", "{", "[1]", "3"])
+    def test_damaged_arguments_are_told(self, content: str, tmp_path: Path):
+        newest = make(tmp_path, 10)
+        (tmp_path / ARGUMENTS).write_text(content)
+        with pytest.raises(FileExistsError, match=r"arguments\.json is damaged, .*Say --resume_from_checkpoint true"):
+            resume_point(tmp_path, None, False, {"lora_rank": 4})
+        assert resume_point(tmp_path, "true", False, {"lora_rank": 4}) == newest
 
     def test_a_finished_run_is_not_overwritten_unasked(self, tmp_path: Path):
         make(tmp_path, 10)
@@ -123,6 +158,43 @@ def test_clear_keeps_the_way_to_a_checkpoint(tmp_path: Path):
         make(tmp_path, step)
     clear(tmp_path, start=tmp_path / "checkpoint-10")
     assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
+
+
+def test_a_folder_that_was_filled_meanwhile_is_refused(tmp_path: Path):
+    check_new(tmp_path)
+    write_json(tmp_path / METRICS, {})
+    with pytest.raises(
+        FileExistsError, match=r"another run has filled .* just now\. Start again, to go on from what it"
+    ):
+        check_new(tmp_path)
+
+
+class TestSaveErrors:
+    """What cannot be written is told with what is left."""
+
+    @pytest.mark.parametrize(
+        "error",
+        [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter\nfailed"), SafetensorError("I/O")],
+    )
+    def test_the_newest_complete_checkpoint_is_named(self, error: Exception, tmp_path: Path):
+        def save() -> None:
+            with as_save_error(tmp_path / "checkpoint-20"):
+                raise error
+
+        with pytest.raises(
+            SaveError, match=r"20 could not be written: .*MiB are free\)\. There is no complete checkpoint yet"
+        ):
+            save()
+        newest = make(tmp_path, 10)
+        with pytest.raises(
+            SaveError, match=rf"The newest complete checkpoint is {newest}\. Make room, and start the same"
+        ) as e:
+            save()
+        assert "\n" not in str(e.value)
+
+    def test_a_bug_stays_one(self, tmp_path: Path):
+        with pytest.raises(KeyError), as_save_error(tmp_path):
+            raise KeyError("a bug")
 
 
 class TestKeepCheckpoints:

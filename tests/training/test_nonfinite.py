@@ -15,26 +15,7 @@ from loramoe.data import PackedCollator, SftCollator
 from loramoe.training import nonfinite as module
 from loramoe.training.checkpoints import ADAPTER, METRICS
 from loramoe.training.nonfinite import FOLDER, FiniteGuard, NonFiniteError, rows_of
-
-POISON = "w7"
-
-
-@pytest.fixture
-def poisoned(tiny_task, tmp_path: Path) -> Path:
-    """Training rows of which the 14th holds a word whose embedding is infinite, and the base model with it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    rows = json.loads((tiny_task.train_dir / "train.json").read_text())
-    rows = [{**row, "instruction": row["instruction"].replace(POISON, "w8")} for row in rows]
-    rows[13]["instruction"] = f"w1 {POISON} w2"
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "rows.json").write_text(json.dumps(rows))
-    model = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_task.base)
-    model.get_input_embeddings().weight.data[tokenizer.convert_tokens_to_ids(POISON)] = torch.inf
-    for folder in (model, tokenizer):
-        folder.save_pretrained(tmp_path / "base")
-    return tmp_path
+from tests.conftest import POISON
 
 
 @pytest.fixture

@@ -1,0 +1,176 @@
+"""Failures of runs of two processes: a worker dies, the launcher dies, a signal comes, two runs meet in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from loramoe.training.checkpoints import ADAPTER, METRICS, checkpoints, latest_complete
+from tests.chaos.conftest import trajectory
+from tests.chaos.victim import Executioner
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+MINUTE = 60.0
+
+
+class Launched:
+    """A run of `train.py` in two processes.
+
+    Args:
+        flags: Of `train.py`.
+        log: File for what all processes print.
+    """
+
+    def __init__(self, flags: list[str], log: Path) -> None:
+        command = [sys.executable, "-m", "loramoe.training.launch", "--standalone", "--nproc_per_node", "2"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        self.log = log
+        with log.open("w") as stream:
+            self.launcher = subprocess.Popen(
+                [*command, "train.py", *flags], cwd=ROOT, env=environment, stdout=stream, stderr=stream
+            )
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train, in the order of their ranks."""
+        children = [p for p in psutil.Process(self.launcher.pid).children() if "RANK" in p.environ()]
+        return sorted(children, key=lambda process: int(process.environ()["RANK"]))
+
+    def wait_for(self, output_dir: Path, pattern: str, but: set[Path]) -> None:
+        """Waits for a file that was not there before."""
+        while not set(output_dir.glob(pattern)) - but:
+            assert self.launcher.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.01)
+
+    def end(self, within: float = 3 * MINUTE) -> tuple[int, str]:
+        """Exit code and output."""
+        return self.launcher.wait(within), self.log.read_text()
+
+
+@pytest.fixture
+def launch(own_dataset_cache: None, tmp_path: Path) -> Iterator[Callable[[list[str]], Launched]]:
+    """Starts runs; none outlives the test."""
+    started: list[Launched] = []
+
+    def start(flags: list[str]) -> Launched:
+        started.append(Launched([*flags, "--ddp_find_unused_parameters", "false"], tmp_path / f"log{len(started)}.txt"))
+        return started[-1]
+
+    yield start
+    for run in started:
+        run.launcher.kill()  # its workers end with it
+
+
+def test_whatever_dies_the_next_start_goes_on(
+    launch: Callable[[list[str]], Launched],
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    record_property: Callable[[str, int], None],
+):
+    draw = random.Random(os.environ["CHAOS_SEED"])
+    code, log = launch(flags(tmp_path / "whole")).end()
+    assert code == 0, log[-3000:]
+    out, failures = tmp_path / "out", ["a worker", "the launcher", "SIGTERM"]
+    draw.shuffle(failures)
+    for failure in failures:
+        seen = set(out.glob("checkpoint-*"))
+        run = launch(flags(out))
+        run.wait_for(out, "checkpoint-*", but=seen)
+        time.sleep(draw.uniform(0, 0.2))
+        workers, began = run.workers(), time.monotonic()
+        if failure == "a worker":
+            victim = draw.choice(workers)
+            rank = victim.environ()["RANK"]
+            victim.kill()
+            code, log = run.end(within=MINUTE)
+            assert code == 128 + signal.SIGKILL, log[-3000:]
+            assert f"launch: rank {rank} was ended by SIGKILL; the others were stopped." in log
+        elif failure == "the launcher":
+            run.launcher.kill()
+            run.launcher.wait()
+        else:
+            run.launcher.send_signal(signal.SIGTERM)
+            code, log = run.end(within=MINUTE)
+            assert code == 75, log[-3000:]
+            assert "train.py: SIGTERM stopped the run after step" in log
+        _, alive = psutil.wait_procs(workers, timeout=MINUTE - (time.monotonic() - began))
+        assert not alive
+        assert not (out / METRICS).exists()
+        record_property(f"runs of two processes ended by {failure}", 1)
+    code, log = launch(flags(out)).end()
+    assert code == 0, log[-3000:]
+    assert f"resuming from {out}" in log
+    assert trajectory(out) == trajectory(tmp_path / "whole")
+
+
+def test_two_runs_never_write_one_folder(
+    launch: Callable[[list[str]], Launched], executioner: Executioner, flags: Callable[..., list[str]], tmp_path: Path
+):
+    out = tmp_path / "out"
+    first = launch(flags(out, max_steps=10_000, save_steps=2))
+    first.wait_for(out, "checkpoint-*/complete", but=set())
+    code, log = executioner.start(flags(out, max_steps=10_000, save_steps=2), out)
+    assert code == 1
+    assert f"train.py: {out} is in use by another run. Wait for its end or stop it, or set another --output_dir." in log
+    first.launcher.send_signal(signal.SIGUSR1)
+    code, log = first.end(within=MINUTE)
+    assert code == 75, log[-3000:]
+    assert checkpoints(out)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    launch: Callable[[list[str]], Launched], executioner: Executioner, flags: Callable[..., list[str]], tmp_path: Path
+):
+    """Two processes take the micro-batches that one took one after the other."""
+    alone = {"gradient_accumulation_steps": 2, "lora_dropout": 0, "max_grad_norm": 0, "max_steps": 6}
+    code, log = executioner.start(flags(tmp_path / "whole", **alone), tmp_path / "whole")
+    assert code == 0, log[-3000:]
+    out = tmp_path / "out"
+    code, log = executioner.start(flags(out, **alone), out, "after saving")
+    assert code == -signal.SIGKILL, log[-3000:]
+    newest = latest_complete(out)
+    assert newest
+    code, log = executioner.start(flags(out, **{**alone, "gradient_accumulation_steps": 1}), out)
+    assert code == 1
+    assert "gradient_accumulation_steps was 2, now 1" in log
+    code, log = launch(flags(out, **{**alone, "gradient_accumulation_steps": 1})).end()
+    assert code == 0, log[-3000:]
+    assert f"resuming from {newest}" in log
+    one, two = (load_file(folder / ADAPTER / "adapter_model.safetensors") for folder in (tmp_path / "whole", out))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_ends_all_processes_or_is_left_out_in_all(
+    launch: Callable[[list[str]], Launched], flags: Callable[..., list[str]], poisoned: Path
+):
+    of_poison = {"model_name_or_path": poisoned / "base", "dataset_dir": poisoned / "rows", "max_steps": 6}
+    of_poison |= {"eval_strategy": "no", "eval_on_start": "false"}
+    began = time.monotonic()
+    run = launch(flags(poisoned / "stop", **of_poison))
+    code, log = run.end()
+    assert code == 1, log[-3000:]
+    (report,) = (poisoned / "stop" / "nonfinite").iterdir()
+    assert re.search(rf"train.py: step \d+, rank [01]: the loss is nan. The rows of that batch are in {report}", log)
+    assert time.time() - report.stat().st_mtime < MINUTE, "the others waited"
+    assert time.monotonic() - began < 3 * MINUTE
+    code, log = launch(flags(poisoned / "skip", **of_poison, on_nonfinite="skip")).end()
+    assert code == 0, log[-3000:]
+    history = json.loads((poisoned / "skip" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["skipped"] for entry in history if "skipped" in entry][-1] == 1
+    weights = load_file(poisoned / "skip" / ADAPTER / "adapter_model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
