@@ -102,7 +102,7 @@ def test_on_a_cpu_one_process_is_started_without_a_launcher(words):
 
 def test_on_gpus_there_is_a_process_for_each_with_deepspeed_and_bfloat16(words):
     started = words(("9.0", "9.0"))
-    assert started[:2] == ["-m", "torch.distributed.run"]
+    assert started[:2] == ["-m", "loramoe.training.launch"]
     assert value(started, "--nproc_per_node") == "2"
     assert (value(started, "--deepspeed"), value(started, "--bf16")) == ("ds_config.json", "true")
     assert "--use_cpu" not in started

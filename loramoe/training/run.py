@@ -69,7 +69,7 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     _fit_evaluation(args, splits, probes, resume_from)
 
     set_seed(args.seed)
-    start_engine(args)
+    start_engine(args, asks=bool(probes))
     base = load_base(model_args, tokenizer, bool(args.gradient_checkpointing), bool(args.bf16))
     if data_args.packing:
         attend_by_sample(base)
@@ -156,6 +156,11 @@ def _fit_evaluation(args: TrainArguments, splits: Splits, probes: list[Probe], r
 
 
 def _load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, args: TrainArguments) -> Splits:
+    if data_args.streaming and args.group_by_length:
+        raise UsageError(
+            "streaming and group_by_length exclude each other: how long a row is is not known before it is "
+            "tokenised. Leave one of them out."
+        )
     with args.main_process_first(desc="reading the data"), as_usage_error(ValueError):
         splits = load_splits(
             tokenizer,
@@ -168,6 +173,7 @@ def _load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, 
             max_seq_length=data_args.max_seq_length,
             task_types=config.types_of_experts,
             num_proc=data_args.preprocessing_num_workers or 1,
+            streaming=data_args.streaming,
         )
     if args.should_log:
         print(f"training data: {splits.train_report}")

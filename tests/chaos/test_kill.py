@@ -18,21 +18,27 @@ pytestmark = pytest.mark.slow
 HOW = ("at a file", "at a time", "while saving")
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("rows", ["stored", "stored, packed", "streamed"])
 def test_a_run_that_is_killed_at_any_moment_loses_nothing(
-    number: int,
+    rows: str,
     executioner: Executioner,
     flags: Callable[..., list[str]],
     whole: dict,
     tmp_path: Path,
     record_property: Callable[[str, int], None],
 ):
+    changes = {"streaming": "streamed" in rows, "packing": "packed" in rows}
+    if "packed" in rows:
+        code, log = executioner.start(flags(tmp_path / "packed", **changes), tmp_path / "packed")
+        assert code == 0, log[-3000:]
+        whole = trajectory(tmp_path / "packed")
     kills, runs = 0, 0
     while kills < 12:
         runs += 1
         out = tmp_path / f"out{runs}"
         while not (out / METRICS).is_file():
-            code, log = executioner.start(flags(out), out, executioner.draw.choice(HOW) if kills < 12 else "not at all")
+            how = executioner.draw.choice(HOW) if kills < 12 else "not at all"
+            code, log = executioner.start(flags(out, **changes), out, how)
             assert code in (0, -9), log[-3000:]
             kills = sum(executioner.kills.values())
         assert trajectory(out) == whole
