@@ -21,7 +21,7 @@ from benchmarks.figures import draw_all, stale
 from benchmarks.harness import ROOT
 from benchmarks.tables import TABLES
 
-PAGES = ("README.md", "README_zh.md", "docs/performance.md")
+PAGES = ("README.md", "README_zh.md", "docs/performance.md", "docs/data.md")
 FIGURES = ROOT / "docs/figures"
 MARKER = re.compile(r"<!-- benchmarks:(\w+) -->")
 
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pages", nargs="*", type=Path, help="pages with markers (default: README and docs/performance)")
+    parser.add_argument("pages", nargs="*", type=Path, help="pages with markers (default: README and docs)")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="folder of the figures")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something is stale")
     flags = parser.parse_args(arguments)

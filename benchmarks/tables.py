@@ -65,6 +65,8 @@ def not_measured(name: str, device: str) -> str:
     Returns:
         A line with the command that measures it.
     """
+    if name == "data":
+        return "not measured yet: `python -m benchmarks data`"
     command = "bash benchmarks/moe_peft.sh" if name == "moe_peft" else f"python -m benchmarks.{name}"
     return f"{DEVICES[device]}: not measured yet: `{command} --device {device}`"
 
@@ -235,6 +237,22 @@ def _moe_peft(result: Result) -> str:
     return f"{result['package']}.\n\n" + table([*_CELL, *times, *bytes_saved], rows)
 
 
+def data() -> str:
+    """Reading, checking and tokenising many rows: rows per second, and memory, which must not grow with them."""
+    result = load("data", "cpu")
+    if result is None:
+        return not_measured("data", "cpu")
+    head = ["rows", "file, MB", "what", "rows/s", "memory before, MiB", "at the peak, MiB", "of it anonymous, MiB"]
+    rows = []
+    for cell in sorted(result["cells"], key=lambda cell: (cell["job"], cell["format"], cell["rows"])):
+        what = {"tokenise": "tokenised", "stream": "checked for streaming"}[cell["job"]]
+        memory = cell["before_MiB"]["resident"], cell["peak_MiB"]["resident"], cell["peak_MiB"]["anonymous"]
+        size = f"{cell['file_bytes'] / 1e6:,.0f} ({cell['format']})"
+        speed = f"{cell['rows'] / cell['seconds']:,.0f}"
+        rows.append([f"{cell['rows']:,}", size, what, speed, *(f"{one:,.0f}" for one in memory)])
+    return provenance(result) + "\n\n" + table(head, rows)
+
+
 def _of_devices(name: str, draw: Callable[[Result], str]) -> str:
     """A benchmark's table on every device, each with its provenance, or with the command that is still to be run."""
     parts = []
@@ -256,4 +274,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "decode": decode,
     "packing": packing,
     "moe_peft": moe_peft,
+    "data": data,
 }

@@ -1,9 +1,9 @@
 """From files of instructions to batches of tensors.
 
 A row of the data is an instruction, an optional input, the output to learn and a task type. On its way to the model it
-is read and checked (`read`), turned into token ids (`template`), stored with its labels (`tokenise`, cached by
-`fingerprint`), split into training and validation rows (`splits`) and padded into a batch (`collate`), or packed into
-one without padding (`packing`).
+is read and checked (`parse`, `read`), turned into token ids (`template`), stored with its labels (`tokenise`, cached by
+`fingerprint`) or tokenised when it is needed (`stream`), split into training and validation rows (`splits`) and padded
+into a batch (`collate`), or packed into one without padding (`packing`).
 
 Nothing here knows of the model, the mixture or PEFT. Importing this package loads neither `transformers` nor
 `datasets`: the tokenizer comes from the caller, and `datasets` is imported by the functions that store rows with it.
@@ -13,9 +13,11 @@ from loramoe.data.collate import IGNORE_INDEX, SftCollator
 from loramoe.data.fingerprint import data_fingerprint
 from loramoe.data.packing import PackedCollator
 from loramoe.data.read import DatasetError, Row, data_files, iter_rows
+from loramoe.data.report import StreamReport, TokeniseReport
 from loramoe.data.splits import Splits, load_splits
+from loramoe.data.stream import StreamedRows, stream_dataset
 from loramoe.data.template import TEMPLATES, ChatTemplate, Encoded, PromptTemplate, ReleaseTemplate, get_template
-from loramoe.data.tokenise import TokeniseReport, tokenise_dataset
+from loramoe.data.tokenise import tokenise_dataset
 
 __all__ = [
     "IGNORE_INDEX",
@@ -29,11 +31,14 @@ __all__ = [
     "Row",
     "SftCollator",
     "Splits",
+    "StreamReport",
+    "StreamedRows",
     "TokeniseReport",
     "data_files",
     "data_fingerprint",
     "get_template",
     "iter_rows",
     "load_splits",
+    "stream_dataset",
     "tokenise_dataset",
 ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT_VERSION: Final = 1
-"""Raised whenever this package would make other columns or other tokens from the same data."""
+"""Raised whenever this package would make other columns, tokens or shards from the same data."""
 
 CHUNK_BYTES: Final = 2**20
 

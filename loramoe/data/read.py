@@ -4,19 +4,20 @@ A path is a `.json` file (one list of rows), a `.jsonl` file (one row per line) 
 checked before the first row reaches a tokenizer, and several bad rows are reported at once: whoever brings a million
 rows wants one list of what to repair, not one error per attempt.
 
-JSONL is read line by line, in memory that does not grow with the file. A JSON list has to be parsed whole: it is meant
-for small files.
+Files of both kinds are read row by row (`parse`, `json_list`), in memory that does not grow with them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import reprlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final, TypedDict
+from typing import Any, BinaryIO, Final, NamedTuple, TypedDict
+
+from loramoe.data.json_list import parse_list
+from loramoe.data.parse import Unparsable, parse_lines
 
 SUFFIXES: Final = (".json", ".jsonl")
 MAX_PROBLEMS_SHOWN: Final = 10
@@ -43,12 +44,20 @@ class Row(TypedDict):
     task_type: int
 
 
-@dataclass(frozen=True)
-class _Unparsable:
-    """Stands where a row should be, and says why it could not be parsed."""
+class Located(NamedTuple):
+    """A row and where it was found, so that it can be read again alone.
 
-    problem: str
-    line: int = 1
+    Attributes:
+        file: Which of the files, from 0.
+        offset: Its place in the file, in bytes.
+        length: Its length in bytes.
+        row: The row.
+    """
+
+    file: int
+    offset: int
+    length: int
+    row: Row
 
 
 @dataclass
@@ -106,7 +115,8 @@ def iter_rows(path: str | os.PathLike[str], task_types: Collection[int] | None =
     """Reads and checks the rows of a dataset, one at a time.
 
     Good rows are yielded as they are found, so read to the end before using any: the error comes after the last row and
-    tells of all bad ones. Fields that are not part of a row are ignored.
+    tells of all bad ones. After the first bad row none is yielded any more, because nothing can come of it: the rest is
+    only checked. Fields that are not part of a row are ignored.
 
     Args:
         path: A file or folder, as `data_files` takes it.
@@ -118,20 +128,54 @@ def iter_rows(path: str | os.PathLike[str], task_types: Collection[int] | None =
     Raises:
         DatasetError: If a file cannot be read or holds no rows, or if any row is broken. Up to ten problems are named.
     """
-    problems = _Problems()
-    for file in data_files(path):
+    for located in locate_rows(data_files(path), task_types):
+        yield located.row
+
+
+def locate_rows(
+    files: Sequence[Path], task_types: Collection[int] | None, passed: Callable[[int], object] | None = None
+) -> Iterator[Located]:
+    """Does what `iter_rows` does, and says where each row stands.
+
+    Args:
+        files: Files, as `data_files` lists them.
+        task_types: The task types that the experts have; None accepts any integer.
+        passed: Called for each row, good or bad, with the bytes from the beginning of the first file to its end.
+
+    Yields:
+        The rows with their places.
+
+    Raises:
+        DatasetError: As `iter_rows`.
+    """
+    problems, before = _Problems(), 0
+    for number, file in enumerate(files):
         empty = True
-        for where, value in _parse(file):
-            empty = False
-            checked = _check(value, task_types)
-            if isinstance(checked, list):
-                for problem in checked:
-                    problems.add(f"{file}, {where}{problem}")
-            else:
-                yield checked
+        with open_data_file(file) as stream:
+            for item in parse_lines(stream) if file.suffix.lower() == ".jsonl" else parse_list(stream):
+                empty = False
+                checked = _check(item.value, task_types)
+                if isinstance(checked, list):
+                    for problem in checked:
+                        problems.add(f"{file}, {item.where}{problem}")
+                elif not problems.count:
+                    yield Located(number, item.offset, item.length, checked)
+                if passed is not None:
+                    passed(before + item.offset + item.length)
+            before += stream.seek(0, os.SEEK_END)
         if empty:
             problems.add(f"{file}: the file holds no rows. Add some, or remove the file.")
     problems.raise_if_any()
+
+
+def to_row(value: Mapping[str, Any]) -> Row:
+    """Takes the fields of a row from a value that was checked."""
+    return Row(
+        instruction=value["instruction"],
+        input=value.get("input", ""),
+        output=value["output"],
+        task_type=value["task_type"],
+    )
 
 
 def open_data_file(file: Path) -> BinaryIO:
@@ -179,48 +223,9 @@ def _listed(folder: Path) -> list[Path]:
     return [entry for entry in _entries(folder) if entry.suffix.lower() in SUFFIXES]
 
 
-def _parse(file: Path) -> Iterator[tuple[str, object]]:
-    """Yields where a row stands in its file, and its value, or `_Unparsable`."""
-    with open_data_file(file) as stream:
-        yield from _parse_lines(stream) if file.suffix.lower() == ".jsonl" else _parse_list(stream.read())
-
-
-def _parse_lines(stream: BinaryIO) -> Iterator[tuple[str, object]]:
-    # Bytes, so that a line that is not UTF-8 is one bad row and not the end of the reading.
-    for number, line in enumerate(stream, start=1):
-        text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if text.strip():
-            yield f"line {number}", _loads(text)
-
-
-def _parse_list(content: bytes) -> Iterator[tuple[str, object]]:
-    content = content.removeprefix(b"\xef\xbb\xbf")
-    value = _loads(content) if content.strip() else []
-    if isinstance(value, _Unparsable):
-        yield f"line {value.line}", value
-    elif not isinstance(value, list):
-        fix = "Put the rows in one list, [{...}, {...}], or one per line in a .jsonl file."
-        yield "top level", _Unparsable(f": expected a list of rows, got {_seen(value)}. {fix}")
-    else:
-        yield from ((f"row {number}", row) for number, row in enumerate(value, start=1))
-
-
-def _loads(content: bytes) -> object:
-    try:
-        return json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return _Unparsable(f": not UTF-8 (byte {content[error.start]:#04x}). Save the file as UTF-8.", line)
-    except json.JSONDecodeError as error:
-        hint = " One object per line belongs in a .jsonl file." if error.msg == "Extra data" else ""
-        return _Unparsable(f", column {error.colno}: not valid JSON ({error.msg}). Repair it.{hint}", error.lineno)
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, brackets nested without end
-        return _Unparsable(f": JSON that cannot be read ({error}). Repair it.")
-
-
 def _check(value: object, task_types: Collection[int] | None) -> Row | list[str]:
     """Returns the row, or what is wrong with it."""
-    if isinstance(value, _Unparsable):
+    if isinstance(value, Unparsable):
         return [value.problem]
     if not isinstance(value, dict):
         return [f": expected an object with instruction, input, output and task_type, got {_seen(value)}. Write one."]
@@ -231,12 +236,7 @@ def _check(value: object, task_types: Collection[int] | None) -> Row | list[str]
         "task_type": _task_type_problem(value, task_types),
     }
     problems = [f", field {name!r}: {problem}" for name, problem in checks.items() if problem]
-    return problems or Row(
-        instruction=value["instruction"],
-        input=value.get("input", ""),
-        output=value["output"],
-        task_type=value["task_type"],
-    )
+    return problems or to_row(value)
 
 
 def _text_problem(row: Mapping[str, object], name: str, required: bool) -> str | None:

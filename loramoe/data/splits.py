@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from loramoe.data.read import DatasetError, data_files
-from loramoe.data.tokenise import TokeniseReport, tokenise_dataset
+from loramoe.data.report import StreamReport, TokeniseReport
+from loramoe.data.stream import StreamedRows, stream_dataset
+from loramoe.data.tokenise import tokenise_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+Rows: TypeAlias = "Dataset | StreamedRows"
 
 
 class Splits(NamedTuple):
@@ -26,10 +32,10 @@ class Splits(NamedTuple):
         validation_report: What became of the validation file, None without one.
     """
 
-    train: Dataset
-    validation: Dataset | None
-    train_report: TokeniseReport
-    validation_report: TokeniseReport | None
+    train: Rows
+    validation: Rows | None
+    train_report: TokeniseReport | StreamReport
+    validation_report: TokeniseReport | StreamReport | None
 
 
 def load_splits(
@@ -45,8 +51,9 @@ def load_splits(
     task_types: Collection[int] | None = None,
     num_proc: int = 1,
     cache_dir: str | os.PathLike[str] | None = None,
+    streaming: bool = False,
 ) -> Splits:
-    """Loads and tokenises the data of a run.
+    """Loads the data of a run: checks all of it, and tokenises it now or, streaming, when it is needed.
 
     The training data is named once, the validation data at most once: by a file (or folder) of its own, or as a share
     of the training rows. That share is drawn at random, alike for all task types; it depends on rows and seed only.
@@ -56,13 +63,15 @@ def load_splits(
         dataset_dir: Folder of training files, or one file.
         train_file: Training file, or a folder: the other name for the same thing.
         validation_file: Validation file or folder.
-        validation_split_percentage: Per cent of the kept training rows to set aside, from 1 to 99; 0 and None: none.
+        validation_split_percentage: Per cent of the kept training rows (streaming: of all) to set aside, from 1 to 99;
+            0 and None: none.
         seed: Seed of the draw.
         template: As in `tokenise_dataset`, like the remaining arguments.
         max_seq_length: Most tokens of a row.
         task_types: The task types that the experts have; None accepts any integer.
-        num_proc: Processes that tokenise.
-        cache_dir: Folder for finished datasets.
+        num_proc: Processes that tokenise; streaming, the workers of the DataLoader do.
+        cache_dir: Folder for finished datasets; streaming, nothing is written.
+        streaming: Whether rows are tokenised when they are needed (`stream_dataset`), and not stored.
 
     Returns:
         The datasets and their reports.
@@ -75,15 +84,13 @@ def load_splits(
     train_path = _train_path(dataset_dir, train_file)
     _check_validation(train_path, validation_file, validation_split_percentage)
 
-    load = partial(
-        tokenise_dataset,
-        tokenizer=tokenizer,
-        template=template,
-        max_seq_length=max_seq_length,
-        task_types=task_types,
-        num_proc=num_proc,
-        cache_dir=cache_dir,
-    )
+    settings: dict[str, Any] = {"template": template, "max_seq_length": max_seq_length, "task_types": task_types}
+
+    def load(path: str | os.PathLike[str]) -> tuple[Rows, TokeniseReport | StreamReport]:
+        if streaming:
+            return stream_dataset(path, tokenizer, **settings)
+        return tokenise_dataset(path, tokenizer, num_proc=num_proc, cache_dir=cache_dir, **settings)
+
     train, train_report = load(train_path)
     if validation_file:
         validation, validation_report = load(validation_file)
@@ -133,14 +140,20 @@ def _check_validation(
         )
 
 
-def _divide(rows: Dataset, percentage: float, seed: int) -> tuple[Dataset, Dataset]:
+def _divide(rows: Rows, percentage: float, seed: int) -> tuple[Rows, Rows]:
     if len(rows) < 2:
         raise DatasetError(
             f"validation_split_percentage={percentage} needs at least 2 rows to divide; got {len(rows)}. "
             "Add rows, or set it to 0."
         )
     size = min(max(1, round(len(rows) * percentage / 100)), len(rows) - 1)
-    held_out = set(random.Random(seed).sample(range(len(rows)), size))
-    kept = [index for index in range(len(rows)) if index not in held_out]
+    held_out = np.zeros(len(rows), dtype=bool)
+    held_out[random.Random(seed).sample(range(len(rows)), size)] = True
+    return _select(rows, np.flatnonzero(~held_out)), _select(rows, np.flatnonzero(held_out))
+
+
+def _select(rows: Rows, indices: npt.NDArray[np.int64]) -> Rows:
+    if isinstance(rows, StreamedRows):
+        return rows.select(indices)
     # In memory, because ranks of one machine that start together would otherwise write the same index files.
-    return rows.select(kept, keep_in_memory=True), rows.select(sorted(held_out), keep_in_memory=True)
+    return rows.select(indices, keep_in_memory=True)

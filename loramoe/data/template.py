@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
+from loramoe.data.collate import IGNORE_INDEX
 from loramoe.data.read import Row
 
 if TYPE_CHECKING:
@@ -32,6 +33,33 @@ class Encoded(NamedTuple):
     prompt: list[int]
     target: list[int]
     special: bool = False
+
+    def sample(self, max_seq_length: int) -> Sample | None:
+        """Makes what the model learns from, the target cut where it is too long.
+
+        Args:
+            max_seq_length: Most tokens of prompt and target together.
+
+        Returns:
+            The sample; None if the prompt leaves no room for one token of the target.
+        """
+        room = max_seq_length - len(self.prompt)
+        if room < 1:
+            return None
+        target = self.target[:room]
+        return Sample(self.prompt + target, [IGNORE_INDEX] * len(self.prompt) + target)
+
+
+class Sample(NamedTuple):
+    """A row as the model learns from it.
+
+    Attributes:
+        input_ids: Prompt and target.
+        labels: The same, -100 on the prompt.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
 
 
 class PromptTemplate(Protocol):

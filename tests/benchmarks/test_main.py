@@ -32,3 +32,9 @@ def test_a_quick_run_changes_no_page(calls: list) -> None:
     command.main(["cpu", "--quick"])
     assert len(calls) == 4
     assert all(quick for _, _, quick in calls)
+
+
+@pytest.mark.parametrize(("flags", "rows"), [([], None), (["--rows", "10", "20"], [10, 20])])
+def test_data_is_measured_alone(calls: list, flags: list, rows: list) -> None:
+    command.main(["data", *flags])
+    assert calls == [("benchmarks.data", rows, False), ("report", [])]

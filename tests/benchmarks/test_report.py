@@ -59,9 +59,10 @@ def test_what_is_not_measured_shows_its_command(nothing_measured: Path) -> None:
     assert "`python -m benchmarks cpu`" in text
     assert "`python -m benchmarks gpu`" in text
     assert "`python -m benchmarks.step --device cpu`" in TABLES["summary"]()
-    for name in set(TABLES) - {"bars", "summary", "moe_peft"}:
+    for name in set(TABLES) - {"bars", "summary", "moe_peft", "data"}:
         assert f"`python -m benchmarks.{name} --device cuda`" in TABLES[name]()
     assert "`bash benchmarks/moe_peft.sh --device cpu`" in TABLES["moe_peft"]()
+    assert "`python -m benchmarks data`" in TABLES["data"]()
 
 
 def test_the_worst_cell_stands_in_the_table_and_all_must_reach_the_bar(nothing_measured: Path) -> None:
