@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 
@@ -21,6 +22,7 @@ from loramoe.training.exit_codes import FAILED, TRY_AGAIN
 from loramoe.training.nonfinite import NonFiniteError
 from loramoe.training.processes import end_with_launcher, leave
 from loramoe.training.run import run
+from loramoe.training.secrets import keep_secrets
 from loramoe.training.signals import StoppedError
 
 TOLD = (UsageError, DatasetError, FileExistsError, FileNotFoundError, SaveError, NonFiniteError)
@@ -37,6 +39,7 @@ def main() -> int:
         arguments = parse()
     except (ValueError, FileNotFoundError) as error:
         return _told(error, FAILED)
+    keep_secrets(arguments[2], sys.argv, os.environ)
     end_with_launcher()
     try:
         run(arguments)

@@ -13,25 +13,25 @@ The release (github.com/Ablustrund/LoRAMoE) saved a LORA-typed configuration wit
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
-import pickle
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-CONFIG, PICKLED, SAFE = "adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"
-EXPERT = re.compile(r"^(?P<linear>.*)\.lora_(?P<which>A|B)(?P<index>\d+)\.weight$")
+from loramoe.adapter_files import CONFIG, PICKLED, SAFE, CheckpointError, read_adapter
+
+EXPERT = re.compile(r"^(?P<linear>.*)\.lora_(?P<which>A|B)(?P<index>0|[1-9][0-9]{0,5})\.weight$")
 STACKED = re.compile(r"^(?P<linear>.*)\.loramoe_(?P<which>A|B|router)\.weight$")
 
 ROUTER = ".lora_route.weight"
@@ -53,10 +53,6 @@ ORIGINAL_NATURE: dict[str, Any] = {
 }
 
 
-class CheckpointError(ValueError):
-    """An adapter that cannot be read or converted; says which, why, and what to do."""
-
-
 def is_original(weights: Mapping[str, Tensor]) -> bool:
     """Whether weights are those of an adapter of the original release.
 
@@ -67,22 +63,6 @@ def is_original(weights: Mapping[str, Tensor]) -> bool:
         True if there is a router by the original's name.
     """
     return any(name.endswith(ROUTER) for name in weights)
-
-
-def is_original_folder(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter of the original release, by its configuration.
-
-    Args:
-        folder: A folder, or any other name of a model: what is no folder is no original.
-
-    Returns:
-        True if there is a configuration of type LORA with `lora_nums`.
-    """
-    file = Path(folder) / CONFIG
-    if not file.is_file():
-        return False
-    config = json.loads(file.read_text(encoding="utf-8"))
-    return config.get("peft_type") == "LORA" and bool(config.get("lora_nums"))
 
 
 def stack_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,11 +76,11 @@ def stack_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         are.
 
     Raises:
-        CheckpointError: If a linear lacks an expert, or its router.
+        CheckpointError: If a linear lacks an expert, or its router, or the experts differ in shape or dtype.
     """
     stacked: dict[str, Tensor] = {}
     experts: dict[tuple[str, str], dict[int, Tensor]] = {}
-    routers = {name[: -len(ROUTER)]: tensor for name, tensor in weights.items() if name.endswith(ROUTER)}
+    routers = {name[: -len(ROUTER)]: t for name, t in weights.items() if name.endswith(ROUTER) and t.dim() == 2}
     for name, tensor in weights.items():
         if match := EXPERT.match(name):
             experts.setdefault((match["linear"], match["which"]), {})[int(match["index"])] = tensor
@@ -115,8 +95,19 @@ def stack_experts(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     f"{linear} has lora_{which} of experts {sorted(by_index)}, but a router for {len(wanted)} experts: "
                     "the file is not whole. Copy or download it again."
                 )
-            stacked[f"{linear}.loramoe_{which}.weight"] = torch.cat([by_index[i] for i in wanted], dim=dim)
+            stacked[f"{linear}.loramoe_{which}.weight"] = _cat(f"{linear}.lora_{which}", by_index, dim)
     return stacked
+
+
+def _cat(name: str, by_index: Mapping[int, Tensor], dim: int) -> Tensor:
+    tensors = [by_index[i] for i in sorted(by_index)]
+    kinds = {(str(tensor.dtype), tuple(tensor.shape)) for tensor in tensors}
+    if len(kinds) != 1 or tensors[0].dim() != 2:
+        raise CheckpointError(
+            f"the experts of {name} should be matrices of one shape and dtype, but are {sorted(kinds)}: the file is "
+            "damaged. Copy or download it again."
+        )
+    return torch.cat(tensors, dim=dim)
 
 
 def unstack_experts(weights: Mapping[str, Tensor], lora_nums: int) -> dict[str, Tensor]:
@@ -153,7 +144,7 @@ def unstack_experts(weights: Mapping[str, Tensor], lora_nums: int) -> dict[str, 
 def _place(linear: str) -> tuple[list[tuple[int, str]], int, str]:
     """Where a linear stands in an original file: layer by layer, and in one as the release's model declares them."""
     *path, name = linear.split(".")
-    numbered = [(int(part), "") if part.isdigit() else (-1, part) for part in path]
+    numbered = [(int(part), "") if re.fullmatch("[0-9]{1,9}", part) else (-1, part) for part in path]
     return numbered, DECLARED.index(name) if name in DECLARED else len(DECLARED), name
 
 
@@ -204,39 +195,6 @@ def config_to_original(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted({"peft_type": "LORA", **ORIGINAL_FIELDS, **shared}.items()))
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and weights of an adapter, original or ours. Pickles are read with `weights_only`.
-
-    Args:
-        folder: Folder of the adapter.
-
-    Returns:
-        The content of adapter_config.json, and the tensors by name.
-
-    Raises:
-        CheckpointError: If a file is missing or cannot be read.
-    """
-    if not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{folder} is not an adapter: there is no {CONFIG} in it.")
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder / CONFIG} is not JSON: {error}.") from error
-    if (folder / SAFE).is_file():
-        return config, _read_weights(folder / SAFE, load_file)
-    if (folder / PICKLED).is_file():
-        return config, _read_weights(folder / PICKLED, partial(torch.load, map_location="cpu", weights_only=True))
-    raise CheckpointError(f"{folder} holds no weights: neither {SAFE} nor {PICKLED} is in it.")
-
-
-def _read_weights(file: Path, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    try:
-        return read(file)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise CheckpointError(f"{file} is damaged, or holds more than tensors, and was not loaded: {reason}") from error
-
-
 def convert(source: Path, target: Path, to_original: bool = False) -> None:
     """Convert an adapter folder; the target appears whole or not at all.
 
@@ -252,18 +210,42 @@ def convert(source: Path, target: Path, to_original: bool = False) -> None:
         raise CheckpointError(f"{target} exists and is not an empty folder. Choose another, or remove it first.")
     config, weights = read_adapter(source)
     if to_original:
-        new_config, new_weights = config_to_original(config), unstack_experts(weights, config["lora_nums"])
+        new_config = config_to_original(config)
+        _check(config, weights)
+        new_weights = unstack_experts(weights, config["lora_nums"])
     else:
         new_config, new_weights = config_from_original(config), stack_experts(weights)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        unfinished.chmod(0o755)  # mkdtemp makes it private
+        _check(new_config, new_weights)
+    with _whole_or_not_at_all(target) as unfinished:
         (unfinished / CONFIG).write_text(json.dumps(new_config, indent=2, sort_keys=True), encoding="utf-8")
         if to_original:
             torch.save(new_weights, unfinished / PICKLED)
         else:
-            save_file(new_weights, unfinished / SAFE, metadata={"format": "pt"})
+            # Tensors of a pickle may share memory, which safetensors refuses.
+            save_file({k: v.clone() for k, v in new_weights.items()}, unfinished / SAFE, metadata={"format": "pt"})
+
+
+def _check(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Checks values of a configuration of ours, and that the weights are of it."""
+    from loramoe.config import LoraMoeConfig
+    from loramoe.fit import check_weights
+
+    known = {field.name for field in dataclasses.fields(LoraMoeConfig)}
+    try:
+        checked = LoraMoeConfig(**{k: v for k, v in config.items() if k in known - {"peft_type"}})
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG}: {error}") from error
+    check_weights(checked, weights)
+
+
+@contextmanager
+def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+    """A hidden folder beside the target, which takes its place at the end, or is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        unfinished.chmod(0o755)  # mkdtemp makes it private
+        yield unfinished
         os.replace(unfinished, target)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

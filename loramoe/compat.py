@@ -4,7 +4,7 @@ Each function names what it touches and the versions that differ. The rest of th
 one version of each. All extensions are idempotent: a second call finds the first one's work and leaves it.
 
 peft and torch are imported inside the functions, because some of these run in the midst of peft's or transformers' own
-import. What must subclass a class of peft is in `legacy.py`.
+import. What must subclass a class of peft is in `legacy.py`; how files of adapters are read, in `compat_files.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +26,17 @@ ORIGINAL_ONLY: dict[str, Any] = {"enable_lora": None, "merge_weights": False}
 def register() -> None:
     """Register LoRAMoE with the installed peft: type, classes, `LoraConfig(lora_nums=…)`, files of the original."""
     import peft
+    from peft.config import PeftConfigMixin
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from peft.utils.peft_types import PeftType
     from transformers.integrations.peft import PeftAdapterMixin
+
+    from loramoe.compat_files import (
+        extend_config_files,
+        extend_load_adapter,
+        extend_load_peft_weights,
+        extend_set_weights,
+    )
 
     extend_peft_type(PeftType)
     from loramoe.config import LoraMoeConfig
@@ -42,7 +49,9 @@ def register() -> None:
     for public in (LoraMoeConfig, LoraMoeModel):
         setattr(peft, public.__name__, public)
     extend_lora_config(peft.LoraConfig)
+    extend_config_files(PeftConfigMixin)
     extend_load_peft_weights()
+    extend_set_weights()
     extend_load_adapter(PeftAdapterMixin)
 
 
@@ -114,56 +123,6 @@ def _mixture_config(lora_config: type, *args: Any, **kwargs: Any) -> Any:
 
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if callable(field.default_factory) else field.default
-
-
-def extend_load_peft_weights() -> None:
-    """Have adapter files of the original release read as stacked experts, wherever peft or transformers reads a file.
-
-    The name is bound in four modules of peft; transformers imports it from there at each use.
-    """
-    from peft.utils import save_and_load
-
-    from loramoe.checkpoint import is_original, stack_experts
-
-    read = save_and_load.load_peft_weights
-    if "__wrapped__" in vars(read):
-        return
-
-    @functools.wraps(read)
-    def load_peft_weights(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        weights: dict[str, Tensor] = read(*args, **kwargs)
-        return stack_experts(weights) if is_original(weights) else weights
-
-    for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "peft" and vars(module).get("load_peft_weights") is read:
-            module.load_peft_weights = load_peft_weights  # type: ignore[attr-defined]
-
-
-def extend_load_adapter(mixin: type) -> None:
-    """Have `model.load_adapter`, and from_pretrained of an adapter's folder, read adapters of the original release.
-
-    transformers 5 reads the files by itself, and of a local folder only safetensors (seen in 5.23); weights that it is
-    handed it takes. transformers 4 asks peft.
-
-    Args:
-        mixin: `transformers.integrations.peft.PeftAdapterMixin`.
-    """
-    from peft.utils import save_and_load
-
-    from loramoe.checkpoint import is_original_folder
-
-    load = mixin.load_adapter  # type: ignore[attr-defined]
-    if "__wrapped__" in vars(load):
-        return
-
-    @functools.wraps(load)
-    def load_adapter(self: Any, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        adapter_state_dict_given = len(args) > 2  # after adapter_name and peft_config
-        if peft_model_id is not None and is_original_folder(peft_model_id) and not adapter_state_dict_given:
-            kwargs.setdefault("adapter_state_dict", save_and_load.load_peft_weights(peft_model_id, device="cpu"))
-        return load(self, peft_model_id, *args, **kwargs)
-
-    mixin.load_adapter = load_adapter  # type: ignore[attr-defined]
 
 
 def extend_label_smoother(label_smoother: type) -> None:

@@ -5,12 +5,23 @@ Defaults are the paper's (arXiv 2312.09979, implementation details, and the rele
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
 
 from loramoe.balance import BLC_TARGETS, BlcTarget
+
+# Most rows of A that a linear may have, all experts together. Real adapters have tens to hundreds; a broken file must
+# not take all memory before its weights are looked at.
+MAX_ROWS = 65_536
 
 
 @dataclass
@@ -81,11 +92,12 @@ class LoraMoeConfig(PeftConfig):  # type: ignore[misc]  # peft is not typed
     )
 
     def __post_init__(self) -> None:
+        _check_types(self)
         super().__post_init__()
         self.peft_type = PeftType("LORAMOE")
-        if isinstance(self.target_modules, list):
+        if isinstance(self.target_modules, (list, tuple)):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as PEFT keeps its own
-        if isinstance(self.exclude_modules, list):
+        if isinstance(self.exclude_modules, (list, tuple)):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         if self.expert_types is not None:
             self.expert_types = list(self.expert_types)
@@ -102,11 +114,78 @@ class LoraMoeConfig(PeftConfig):  # type: ignore[misc]  # peft is not typed
         return (1,) * knowledge + (0,) * (self.lora_nums - knowledge)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a number that a float can hold: neither NaN, nor infinite, nor of thousands of digits."""
+    largest: Any = sys.float_info.max  # compared exactly, where float(value) would overflow
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-largest <= value <= largest)
+
+
+def _is_list(value: object, holds: Callable[[object], bool]) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset)) and all(map(holds, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_patterns(value: object, holds: Callable[[object], bool]) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and holds(v) for k, v in value.items())
+
+
+# What the fields of a configuration may hold (None apart, where that is the default): a file need not keep to it. The
+# other fields have checks of their own.
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("lora_alpha", "lora_dropout", "blc_alpha", "blc_weight"), (_is_number, "a finite number")),
+    **dict.fromkeys(("use_rslora", "inference_mode"), (lambda value: isinstance(value, bool), "true or false")),
+    **dict.fromkeys(("task_type", "base_model_name_or_path", "revision"), (_is_text, "text")),
+    **dict.fromkeys(
+        ("target_modules", "exclude_modules", "layers_pattern"),
+        (lambda value: _is_text(value) or _is_list(value, _is_text), "text, or a list of texts"),
+    ),
+    "modules_to_save": (lambda value: _is_list(value, _is_text), "a list of texts"),
+    "expert_types": (lambda value: _is_list(value, _is_whole), "a list of whole numbers"),
+    "layers_to_transform": (
+        lambda value: _is_whole(value) or _is_list(value, _is_whole),
+        "a whole number, or a list of them",
+    ),
+    "rank_pattern": (lambda value: _is_patterns(value, _is_whole), "names mapped to whole numbers"),
+    "alpha_pattern": (lambda value: _is_patterns(value, _is_number), "names mapped to finite numbers"),
+}
+
+
+def _check_types(config: LoraMoeConfig) -> None:
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name, (fits, expected) in _TYPES.items():
+        value = getattr(config, name)
+        if not (fits(value) or (value is None and defaults[name] is None)):
+            raise ValueError(f"{name} must be {expected}; got {name}={reprlib.repr(value)}.")
+    _check_expressions(config)
+
+
+def _check_expressions(config: LoraMoeConfig) -> None:
+    """Checks what PEFT takes for regular expressions: a mapping's keys, names as one text, `layers_pattern`."""
+    layers = config.layers_pattern or ()
+    expressions = [e for e in (config.target_modules, config.exclude_modules) if isinstance(e, str)]
+    parts = [*config.rank_pattern, *config.alpha_pattern, *([layers] if isinstance(layers, str) else layers)]
+    for expression in [*expressions, *(f"(.*)({part})" for part in parts)]:
+        try:
+            re.compile(expression)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{reprlib.repr(expression)} should be a regular expression, and is none ({error}). Repair it in "
+                "target_modules, exclude_modules, layers_pattern, rank_pattern or alpha_pattern."
+            ) from error
+
+
 def _check_experts(config: LoraMoeConfig) -> None:
     for name in ("r", "lora_nums"):
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1; got {name}={value!r}.")
+        if not _is_whole(value) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; got {name}={reprlib.repr(value)}.")
     if not 0 <= config.lora_dropout < 1:
         raise ValueError(f"lora_dropout must be a probability in [0, 1); got lora_dropout={config.lora_dropout}.")
     if not isinstance(config.init_lora_weights, bool):
@@ -117,6 +196,12 @@ def _check_experts(config: LoraMoeConfig) -> None:
     bad_ranks = {name: rank for name, rank in config.rank_pattern.items() if rank < 1}
     if bad_ranks:
         raise ValueError(f"rank_pattern must map to ranks of at least 1; got {bad_ranks}.")
+    rank = max([config.r, *config.rank_pattern.values()])
+    if rank * config.lora_nums > MAX_ROWS:
+        raise ValueError(
+            f"r × lora_nums must be at most {MAX_ROWS:,}; got r={reprlib.repr(rank)} and "
+            f"lora_nums={reprlib.repr(config.lora_nums)}. Set lower ones."
+        )
 
 
 def _check_constraint(config: LoraMoeConfig) -> None:
@@ -143,10 +228,10 @@ def _check_expert_types(expert_types: list[int], lora_nums: int) -> None:
     if len(expert_types) != lora_nums:
         raise ValueError(
             f"expert_types must name the type of each of the lora_nums={lora_nums} experts; "
-            f"got {len(expert_types)} types: {expert_types}."
+            f"got {len(expert_types)} types: {reprlib.repr(expert_types)}."
         )
-    if any(not isinstance(t, int) or isinstance(t, bool) or t < 0 for t in expert_types):
-        raise ValueError(f"expert_types must be whole numbers of at least 0; got {expert_types}.")
+    if not all(0 <= t < 2**63 for t in expert_types):  # they are compared with the samples' types, in int64
+        raise ValueError(f"expert_types must be whole numbers of at least 0; got {reprlib.repr(expert_types)}.")
 
 
 def _check_layers(config: LoraMoeConfig) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from loramoe.checkpoint import (
     CheckpointError,
     convert,
     is_original,
-    is_original_folder,
     main,
     read_adapter,
     stack_experts,
@@ -95,9 +92,9 @@ def test_a_hostile_pickle_is_refused(original: Path, tmp_path: Path) -> None:
         CheckpointError, match=r"adapter_model.bin is damaged, or holds more than tensors, and was not load"
     ):
         read_adapter(original)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(CheckpointError, match=r"adapter_model.bin is damaged, .* and was not loaded"):
         PeftModel.from_pretrained(base(), original)
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+    with pytest.raises(CheckpointError, match=r"adapter_model.bin is damaged, .* and was not loaded"):
         base().load_adapter(str(original))
     assert not mark.exists()
 
@@ -161,13 +158,3 @@ def test_stacking_and_unstacking_are_inverse(E: int, R: int, D: int, dtype: torc
     assert again.keys() == stacked.keys()
     assert equal_bit_for_bit(dict(sorted(again.items())), stacked)
     assert equal_bit_for_bit(unstack_experts(again, E), original)
-
-
-def test_originals_are_told_by_their_configuration(converted: Path, tmp_path: Path) -> None:
-    assert is_original_folder(ORIGINAL)
-    assert is_original_folder(str(ORIGINAL))
-    assert not is_original_folder(converted)
-    assert not is_original_folder("some-one/some-model")
-    shutil.copytree(ORIGINAL, tmp_path / "plain")
-    edit(tmp_path / "plain", lora_nums=None)
-    assert not is_original_folder(tmp_path / "plain")

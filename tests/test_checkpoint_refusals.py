@@ -87,6 +87,51 @@ def test_weights_of_another_number_of_experts(converted: Path) -> None:
         unstack_experts(read_adapter(converted)[1], 3)
 
 
+@pytest.mark.parametrize("change", [lambda A: A.double(), lambda A: A[:1], lambda A: A.flatten()])
+def test_experts_that_differ(change: Any) -> None:
+    weights = read_adapter(ORIGINAL)[1]
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_A2.weight"
+    weights[name] = change(weights[name]).clone()
+    with pytest.raises(CheckpointError, match=r"the experts of .*up_proj.lora_A should be matrices of one shape"):
+        stack_experts(weights)
+
+
+def test_a_router_that_is_no_matrix() -> None:
+    weights = read_adapter(ORIGINAL)[1]
+    weights["base_model.model.model.layers.1.mlp.up_proj.lora_route.weight"] = torch.tensor(1.0)
+    with pytest.raises(CheckpointError, match=r"up_proj has lora_A .* but a router for 0 experts"):
+        stack_experts(weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 3}, "adapter_config.json says r=3 for .*, but its A has 24 rows for 6 experts, not 6 × 3"),
+        ({"r": "4"}, "adapter_config.json: r must be a whole number of at least 1; got r='4'"),
+        ({"lora_nums": 5}, "adapter_config.json says lora_nums=5, but the weights of .* hold 6 experts"),
+        ({"lora_alpha": None}, "adapter_config.json: lora_alpha must be a finite number"),
+    ],
+)
+def test_a_configuration_of_other_weights(
+    changes: dict[str, Any], message: str, original: Path, converted: Path, tmp_path: Path
+) -> None:
+    for folder, to_original in ((original, False), (converted, True)):
+        edit(folder, **changes)
+        with pytest.raises(CheckpointError, match=message):
+            convert(folder, tmp_path / "new", to_original)
+    assert not (tmp_path / "new").exists()
+
+
+def test_routers_that_share_memory_are_converted(original: Path, tmp_path: Path) -> None:
+    weights = read_adapter(original)[1]
+    first, second, *_ = [name for name in weights if "gate_proj.lora_route" in name]
+    both = torch.cat([weights[first], weights[second]])
+    weights[first], weights[second] = both.chunk(2)
+    torch.save(weights, original / checkpoint.PICKLED)
+    convert(original, tmp_path / "new")
+    assert (tmp_path / "new" / checkpoint.SAFE).is_file()
+
+
 @pytest.mark.parametrize("changes", [{"peft_type": "LORAMOE"}, {"lora_nums": None}])
 def test_what_is_no_original(changes: dict[str, Any]) -> None:
     config = read_adapter(ORIGINAL)[0] | changes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,27 @@ def test_expert_types_override_the_default() -> None:
             r"layers_to_transform works with a list of target_modules, .* target_modules='\.\*mlp\.\*'. Pass a list",
         ),
         ({"layers_pattern": "h"}, "layers_pattern='h' says where .* Set layers_to_transform too"),
+        ({"r": True}, "r must be a whole number of at least 1; got r=True"),
+        ({"r": "4"}, "r must be a whole number of at least 1; got r='4'"),
+        ({"r": 10**9}, r"r × lora_nums must be at most 65,536; got r=1000000000 and lora_nums=8. Set lower ones"),
+        ({"rank_pattern": {"up_proj": 10**6}}, "r × lora_nums must be at most 65,536; got r=1000000 and lora_nums=8"),
+        ({"rank_pattern": {"up_proj": "2"}}, "rank_pattern must be names mapped to whole numbers"),
+        ({"rank_pattern": ["up_proj"]}, "rank_pattern must be names mapped to whole numbers"),
+        ({"alpha_pattern": {"up_proj": None}}, "alpha_pattern must be names mapped to finite numbers"),
+        ({"lora_alpha": "32"}, "lora_alpha must be a finite number; got lora_alpha='32'"),
+        ({"lora_alpha": math.nan}, "lora_alpha must be a finite number; got lora_alpha=nan"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a finite number; got lora_alpha=1000"),
+        ({"blc_weight": math.inf}, "blc_weight must be a finite number; got blc_weight=inf"),
+        ({"use_rslora": 1}, "use_rslora must be true or false; got use_rslora=1"),
+        ({"target_modules": {"up_proj": 1}}, "target_modules must be text, or a list of texts"),
+        ({"target_modules": "("}, r"'\(' should be a regular expression, and is none .* Repair it in target_modules"),
+        ({"rank_pattern": {"(": 2}}, "should be a regular expression, and is none"),
+        ({"layers_to_transform": [0], "layers_pattern": ["h", "["]}, r"should be a regular expression, and is none"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save must be a list of texts; got modules_to_save='lm_head'"),
+        ({"layers_to_transform": ["0"]}, "layers_to_transform must be a whole number, or a list of them"),
+        ({"expert_types": 1}, "expert_types must be a list of whole numbers; got expert_types=1"),
+        ({"lora_nums": 2, "expert_types": [0, 2**63]}, "expert_types must be whole numbers of at least 0; got"),
+        ({"base_model_name_or_path": 1}, "base_model_name_or_path must be text; got base_model_name_or_path=1"),
         ({"init_lora_weights": "pissa"}, "LoRAMoE knows no other start. Got init_lora_weights='pissa'"),
     ],
 )

@@ -6,12 +6,25 @@ YAML reads `2e-4` as text; on a command line it is the number that was meant.
 from __future__ import annotations
 
 import json
+import reprlib
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 FLAG_FILES = (".json", ".yaml", ".yml")
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads plain values, and lists that are named again nowhere: a few lines of those can stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        again = self.check_event(yaml.AliasEvent)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        if again and not isinstance(node, yaml.ScalarNode):
+            raise ValueError("an alias of a list or mapping: write it out")
+        return node
 
 
 def flags_of_file(file: Path, group: type) -> list[str]:
@@ -26,27 +39,49 @@ def flags_of_file(file: Path, group: type) -> list[str]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file does not hold one mapping.
+        ValueError: If the file cannot be read, does not hold one mapping, or holds what no flag can be.
     """
     if not file.is_file():
         raise FileNotFoundError(f"no file of flags at {file} (looked in {Path.cwd()}). Correct the path.")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))  # JSON is YAML
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: neither JSON nor YAML ({error}). Repair it.") from error
+    values = _load(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected one mapping of flags to values, got {type(values).__name__}.")
     words = _flags_of_words(group)
-    return [word for name, value in values.items() if value is not None for word in _as_flag(str(name), value, words)]
+    try:
+        return [word for name, value in values.items() if value is not None for word in _as_flag(name, value, words)]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
-def _as_flag(name: str, value: Any, words: set[str]) -> list[str]:
+def _load(file: Path) -> Any:
+    try:
+        return yaml.load(file.read_bytes().decode("utf-8-sig"), _Loader)  # JSON is YAML
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror}). Make it a file that you may read.") from error
+    except yaml.MarkedYAMLError as error:  # its own text would show the line, which may hold a token
+        where = f"line {error.problem_mark.line + 1}, " if error.problem_mark else ""
+        raise ValueError(f"{file}: neither JSON nor YAML ({where}{error.problem}). Repair it.") from error
+    except RecursionError as error:
+        raise ValueError(f"{file}: neither JSON nor YAML (nested too deeply). Repair it.") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # no UTF-8, no date, a number of thousands of digits
+        raise ValueError(f"{file}: neither JSON nor YAML ({' '.join(str(error).split())}). Repair it.") from error
+
+
+def _as_flag(name: Any, value: Any, words: set[str]) -> list[str]:
+    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        raise ValueError(f"{reprlib.repr(name)} is no name of a flag. Correct it.")
     if isinstance(value, list):
-        items = [str(item) for item in value]
-        return [f"--{name}", *items] if name in words else [f"--{name}", ",".join(items)]
+        items = [_as_word(name, item) for item in value]
+        return [f"--{name}", *items] if name in words else [f"--{name}={','.join(items)}"]
     if isinstance(value, dict):
-        return [f"--{name}", json.dumps(value)]
-    return [f"--{name}", str(value)]
+        return [f"--{name}={json.dumps(value)}"]
+    return [f"--{name}={_as_word(name, value)}"]  # in one word, so that a value may begin with a dash
+
+
+def _as_word(name: str, value: Any) -> str:
+    if not isinstance(value, (str, int, float, date)):
+        raise ValueError(f"{name} is given a {type(value).__name__}; expected text, a number, or a list of them.")
+    return str(value)
 
 
 def _flags_of_words(group: type) -> set[str]:

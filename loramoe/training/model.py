@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,8 +59,9 @@ def _saved_config(peft_path: str) -> LoraMoeConfig:
     try:
         config = PeftConfig.from_pretrained(peft_path)
     except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise UsageError(
-            f"peft_path={peft_path} holds no adapter ({error}). Correct the path, or leave it out to start a new one."
+            f"peft_path={peft_path} holds no adapter ({reason}). Correct the path, or leave it out to start a new one."
         ) from error
     if not isinstance(config, LoraMoeConfig):
         raise UsageError(
@@ -104,11 +106,20 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
         The tokenizer.
 
     Raises:
-        UsageError: If there is none of this name.
+        UsageError: If there is none of this name, or it could not be saved beside the adapter.
     """
     name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
     with as_usage_error(OSError, ValueError, about=f"the tokenizer {name} cannot be loaded:"):
-        return AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    # Each of several chat templates is saved as a file of its name: transformers 4 follows "../", 5 refuses to save.
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    outside = [template for template in templates if Path(template).name != template]
+    if outside:
+        raise UsageError(
+            f"the tokenizer {name} has a chat template of the name {outside[0]!r}, which would be saved outside the "
+            "adapter's folder. Rename it in tokenizer_config.json, and distrust where it comes from."
+        )
+    return tokenizer
 
 
 def load_base(arguments: ModelArguments, tokenizer: Any, checkpointing: bool, bf16: bool = False) -> Any:

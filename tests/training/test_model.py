@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loramoe import LoraMoeConfig
 from loramoe.training.arguments import ModelArguments
@@ -136,3 +138,41 @@ def test_arithmetic_in_4_bits_follows_the_saved_dtype_or_the_training(tiny_task,
     half, full = ModelArguments(str(tmp_path)), ModelArguments(str(tiny_task.base))
     dtypes = [quantisation(*wish)["bnb_4bit_compute_dtype"] for wish in ((half,), (full,), (half, True))]
     assert dtypes == [torch.float16, torch.float32, torch.bfloat16]
+
+
+def test_a_chat_template_whose_name_is_a_path_elsewhere(tiny_task, tmp_path: Path):
+    folder = Path(shutil.copytree(tiny_task.base, tmp_path / "base"))
+    file = folder / "tokenizer_config.json"
+    for name in ("default", "../../elsewhere"):
+        templates = [{"name": "default", "template": "x"}, {"name": name, "template": "x"}]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": templates}))
+        if name == "default":
+            load_tokenizer(ModelArguments(str(folder)))
+    with pytest.raises(UsageError, match=r"chat template of the name '../../elsewhere', which would be saved outside"):
+        load_tokenizer(ModelArguments(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "adapter_config.json is not JSON"),
+        ("[1]", "adapter_config.json should hold one JSON object, but holds a list"),
+        ('{"peft_type": "NO"}', "peft_type='NO' is none that the installed peft knows"),
+        ('{"peft_type": "LORAMOE", "r": "4"}', "r must be a whole number of at least 1; got r='4'"),
+        ('{"peft_type": "LORAMOE", "lora_nums": 1000000000}', "r × lora_nums must be at most 65,536"),
+    ],
+)
+def test_an_adapter_whose_configuration_is_broken(config: str, message: str, tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(UsageError, match=f"peft_path=.* holds no adapter .*{message}") as caught:
+        adapter_config(ModelArguments("base", peft_path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_another_base_model(tiny_task, tmp_path: Path):
+    other = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=48, num_hidden_layers=2, vocab_size=64))
+    get_peft_model(other, LoraMoeConfig(lora_nums=3, r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    arguments = ModelArguments(str(tiny_task.base), peft_path=str(tmp_path))
+    base = load_base(arguments, load_tokenizer(arguments), checkpointing=False)
+    with pytest.raises(UsageError, match=r"peft_path=.* cannot be loaded: .*64 in-features .* this model has 32"):
+        add_adapter(base, arguments, adapter_config(arguments))

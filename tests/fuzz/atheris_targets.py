@@ -1,0 +1,119 @@
+"""Targets of coverage-guided fuzzing: readers of files, which must refuse in their own words or read.
+
+    python tests/fuzz/atheris_targets.py rows -runs=20000 -seed=1
+
+Needs `pip install atheris`. `test_atheris.py` runs each of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+# What is instrumented is what decides: our readers, and the parsers in Python below them.
+with atheris.instrument_imports(include=["loramoe", "json", "yaml"]):
+    from loramoe.adapter_files import SAFE, CheckpointError, read_adapter, read_config
+    from loramoe.data import DatasetError, iter_rows
+    from loramoe.training.arguments import TrainArguments
+    from loramoe.training.flag_file import flags_of_file
+
+Target = Callable[[bytes], None]
+
+
+def must_name(name: str, error: Exception) -> None:
+    """An error has to say which file it is about."""
+    if name not in str(error):
+        raise AssertionError(f"{name!r} is not named") from error
+
+
+def rows(folder: Path) -> Target:
+    """Data files: the first bit says whether .json or .jsonl."""
+
+    def read(content: bytes) -> None:
+        file = folder / ("rows.jsonl" if content[:1] > b"\x7f" else "rows.json")
+        file.write_bytes(content[1:])
+        try:
+            assert list(iter_rows(file))
+        except DatasetError as error:
+            must_name(file.name, error)
+
+    return read
+
+
+def flags(folder: Path) -> Target:
+    """Files of flags."""
+
+    def read(content: bytes) -> None:
+        file = folder / "flags.yaml"
+        file.write_bytes(content)
+        try:
+            flags_of_file(file, TrainArguments)
+        except ValueError as error:
+            must_name("flags.yaml: ", error)
+
+    return read
+
+
+def config(folder: Path) -> Target:
+    """An adapter's configuration."""
+
+    def read(content: bytes) -> None:
+        file = folder / "adapter_config.json"
+        file.write_bytes(content)
+        try:
+            assert isinstance(read_config(file), dict)
+        except CheckpointError as error:
+            must_name("adapter_config.json", error)
+
+    return read
+
+
+def weights(folder: Path) -> Target:
+    """An adapter's weights: the header of safetensors, or what has none."""
+    (folder / "adapter_config.json").write_text("{}")
+
+    def read(content: bytes) -> None:
+        size = len(content[1:])
+        header = size.to_bytes(8, "little") if content[:1] > b"\x7f" else b""  # so that the header is looked at
+        (folder / SAFE).write_bytes(header + content[1:])
+        try:
+            read_adapter(folder)
+        except CheckpointError as error:
+            must_name(SAFE, error)
+
+    return read
+
+
+TARGETS = {target.__name__: target for target in (rows, flags, config, weights)}
+
+# To begin with: valid files, from which libFuzzer makes others.
+SEEDS = {
+    "rows": [
+        b'\xff{"instruction": "a", "input": "", "output": "b", "task_type": 0}\n',
+        b'\x00[{"instruction": "a", "input": "", "output": "b", "task_type": 1}]',
+    ],
+    "flags": [b"seed: 1\nlabel_names: [labels]\nrun_name: 2024-01-01\nlr_scheduler_kwargs: {a: 1}\n", b'{"seed": 1}'],
+    "config": [b'{"peft_type": "LORAMOE", "r": 4, "lora_nums": 8, "target_modules": ["up_proj"]}'],
+    "weights": [b'\xff{"a.loramoe_A.weight":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'],
+}
+
+
+def main() -> None:
+    """Fuzzes the target of the first argument; further ones are libFuzzer's."""
+    name, *options = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus"
+        corpus.mkdir()
+        for number, seed in enumerate(SEEDS[name]):
+            (corpus / str(number)).write_bytes(seed)
+        target = TARGETS[name](Path(folder))
+        atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/", str(corpus)], target)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
