@@ -20,6 +20,7 @@ from loramoe.training.engines import check_engine
 from loramoe.training.flag_file import FLAG_FILES, flags_of_file
 from loramoe.training.flag_values import comma_list, require
 from loramoe.training.model_arguments import ModelArguments
+from loramoe.training.plain_values import check_values
 from loramoe.training.versions import set_checkpointing, set_grouping, set_warmup
 
 
@@ -127,6 +128,7 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
     )
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.output_dir is None:
             raise ValueError("output_dir is where the adapter goes, and is not set. Set --output_dir FOLDER.")
         if self.remove_unused_columns:
@@ -141,7 +143,12 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         set_warmup(self)
         set_checkpointing(self)
         set_grouping(self)
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (TypeError, OSError) as error:
+            raise ValueError(
+                f"a flag cannot be used as it is: {error}. Correct accelerator_config or fsdp_config."
+            ) from error
         if self.n_gpu > 1:
             raise ValueError(
                 f"one process must have one GPU; this one has {self.n_gpu}, and the constraint would be computed from "

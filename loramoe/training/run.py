@@ -12,16 +12,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import IntervalStrategy
 
 from loramoe import LoraMoeConfig
-from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_fingerprint, load_splits
+from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_fingerprint
 from loramoe.recall import Probe, read_probes
 from loramoe.training import checkpoints
-from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
+from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.engines import gather_where_used, start_engine
 from loramoe.training.errors import UsageError, as_usage_error
 from loramoe.training.files import SEAL, write_json
 from loramoe.training.lock import RunLock
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
 from loramoe.training.packing import attend_by_sample
+from loramoe.training.paths import check_paths
+from loramoe.training.rows import load_data, make_collator
 from loramoe.training.signals import StopAtSignal
 from loramoe.training.summary import before_and_after, closing_words, table, write_report
 from loramoe.training.trainer import LoraMoeTrainer
@@ -52,6 +54,7 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
         NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is stop.
         StoppedError: If a signal asked the run to stop, once it has saved.
     """
+    check_paths(arguments[2])
     with RunLock(Path(arguments[2].output_dir)) as lock:
         return _run(arguments, lock)
 
@@ -65,7 +68,7 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     tokenizer = load_tokenizer(model_args)
     trajectory = _trajectory(arguments, tokenizer, config) if args.do_train else {}
     resume_from = _start_from(args, trajectory, lock) if args.do_train else None
-    splits = _load_data(tokenizer, config, data_args, args)
+    splits = load_data(tokenizer, config, data_args, args)
     _fit_evaluation(args, splits, probes, resume_from)
 
     set_seed(args.seed)
@@ -75,7 +78,7 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
         attend_by_sample(base)
     model = add_adapter(base, model_args, config)
     gather_where_used(model)
-    trainer = _make_trainer(model, tokenizer, splits, probes, args, _collator(tokenizer, data_args))
+    trainer = _make_trainer(model, tokenizer, splits, probes, args, make_collator(tokenizer, data_args))
     if not args.do_train:
         return _evaluate_only(trainer, arguments)
     _open_output_dir(trainer, trajectory, resume_from, lock)
@@ -153,42 +156,6 @@ def _fit_evaluation(args: TrainArguments, splits: Splits, probes: list[Probe], r
             )
         args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on rows
     args.eval_on_start = args.eval_on_start and bool(args.do_eval) and resume_from is None
-
-
-def _load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, args: TrainArguments) -> Splits:
-    if data_args.streaming and args.group_by_length:
-        raise UsageError(
-            "streaming and group_by_length exclude each other: how long a row is is not known before it is "
-            "tokenised. Leave one of them out."
-        )
-    with args.main_process_first(desc="reading the data"), as_usage_error(ValueError):
-        splits = load_splits(
-            tokenizer,
-            dataset_dir=data_args.dataset_dir,
-            train_file=data_args.train_file,
-            validation_file=data_args.validation_file,
-            validation_split_percentage=data_args.split_percentage(),
-            seed=args.seed,
-            template=data_args.prompt_template,
-            max_seq_length=data_args.max_seq_length,
-            task_types=config.types_of_experts,
-            num_proc=data_args.preprocessing_num_workers or 1,
-            streaming=data_args.streaming,
-        )
-    if args.should_log:
-        print(f"training data: {splits.train_report}")
-        print(f"validation data: {splits.validation_report or _rows(splits.validation)}")
-    return splits
-
-
-def _rows(rows: Any) -> str:
-    return "none" if rows is None else f"{len(rows):,} of the training rows, set aside"
-
-
-def _collator(tokenizer: Any, data_args: DataArguments) -> SftCollator | PackedCollator:
-    if data_args.packing:
-        return PackedCollator()
-    return SftCollator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
 def _make_trainer(

@@ -71,7 +71,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         try:
             return super().train(*args, **kwargs)
         except _NothingLeftError:
-            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
             return TrainOutput(self.state.global_step, 0.0, {})
 
     def compute_loss(

@@ -1,0 +1,80 @@
+"""The rows of a run, as its flags name them, and what makes batches of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+
+from loramoe import LoraMoeConfig
+from loramoe.data import PackedCollator, SftCollator, Splits, load_splits
+from loramoe.training.arguments import DataArguments, TrainArguments
+from loramoe.training.errors import UsageError, as_usage_error
+
+
+def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, args: TrainArguments) -> Splits:
+    """Loads the rows to train and to evaluate on, and tells what became of them.
+
+    Args:
+        tokenizer: The model's.
+        config: Of the adapter: the rows must have the types of its experts.
+        data_args: The data's flags.
+        args: The training's flags.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UsageError: If flags contradict each other, or the tokenizer does not suit the template.
+        DatasetError: If the data is not usable.
+    """
+    if data_args.streaming and args.group_by_length:
+        raise UsageError(
+            "streaming and group_by_length exclude each other: how long a row is is not known before it is "
+            "tokenised. Leave one of them out."
+        )
+    # All processes at once: one tokenises, the others wait for what it stores.
+    with _progress_bars(args), as_usage_error(ValueError):
+        splits = load_splits(
+            tokenizer,
+            dataset_dir=data_args.dataset_dir,
+            train_file=data_args.train_file,
+            validation_file=data_args.validation_file,
+            validation_split_percentage=data_args.split_percentage(),
+            seed=args.seed,
+            template=data_args.prompt_template,
+            max_seq_length=data_args.max_seq_length,
+            task_types=config.types_of_experts,
+            num_proc=data_args.preprocessing_num_workers or 1,
+            streaming=data_args.streaming,
+        )
+    if args.should_log:
+        print(f"training data: {splits.train_report}")
+        print(f"validation data: {splits.validation_report or _rows(splits.validation)}")
+    return splits
+
+
+@contextlib.contextmanager
+def _progress_bars(args: TrainArguments) -> Iterator[None]:
+    """Shows the bars of reading and tokenising in the process that logs, unless they are not wanted."""
+    shown = not datasets.are_progress_bars_disabled()
+    if args.disable_tqdm or not args.should_log:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _rows(rows: Any) -> str:
+    return "none" if rows is None else f"{len(rows):,} of the training rows, set aside"
+
+
+def make_collator(tokenizer: Any, data_args: DataArguments) -> SftCollator | PackedCollator:
+    """The collator that pads or packs, as the flags say."""
+    if data_args.packing:
+        return PackedCollator()
+    return SftCollator(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
