@@ -1,4 +1,6 @@
-"""The optional engines, each run for two steps on a CPU: bitsandbytes, DeepSpeed, Weights & Biases, TensorBoard.
+"""The optional engines, each run for a few steps on a CPU: bitsandbytes, DeepSpeed in a plain Trainer, trackers.
+
+DeepSpeed in `train.py` is tested in tests/distributed/.
 
 They are no part of the first run's environment: where a package is absent, its test is skipped.
 """
@@ -100,19 +102,6 @@ def test_a_quantised_base_is_trained_on_saved_and_loaded_again(train, base: Path
     assert not torch.equal(adapted, plain), "what was loaded has learnt nothing"
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles for the CPU with g++, which is not there")
-def test_deepspeed_trains_in_two_processes(rows: Path, tmp_path: Path):
-    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
-    variables = {"PYTHON": sys.executable, "dataset_dir": str(rows), "output_dir": str(tmp_path / "out")}
-    variables |= {"deepspeed": "ds_config.json", "nproc_per_node": "2", "master_port": "29547"}
-    flags = ["--max_steps", "2", "--logging_steps", "1", "--per_device_train_batch_size", "4"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
-    run(["bash", str(ROOT / "run_loramoe.sh"), *flags], tmp_path, PATH=path, **variables)
-    assert len(logged(tmp_path / "out")) == 2
-    assert (tmp_path / "out" / "sft_lora_model" / "adapter_model.safetensors").is_file()
-    assert list((tmp_path / "out" / "checkpoint-2").glob("global_step2/*_optim_states.pt")), "no state of ZeRO's"
-
-
 ZERO_WORKER = """
     import json, sys
     import torch
@@ -155,7 +144,7 @@ def test_sharded_weights_give_the_losses_of_whole_ones(tmp_path: Path):
     """ZeRO-3, in which a weight is there only around its use, against DDP; two processes each."""
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     (tmp_path / "worker.py").write_text(textwrap.dedent(ZERO_WORKER))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29549"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
     for stage in (0, 3):
         command = [*launcher, "worker.py", str(stage), str(TINY)]

@@ -38,7 +38,9 @@ class Launched:
 
     def __init__(self, flags: list[str], log: Path) -> None:
         command = [sys.executable, "-m", "loramoe.training.launch", "--standalone", "--nproc_per_node", "2"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
+        environment["DS_ACCELERATOR"] = "cpu"
         self.log = log
         with log.open("w") as stream:
             self.launcher = subprocess.Popen(
@@ -75,20 +77,32 @@ def launch(own_dataset_cache: None, tmp_path: Path) -> Iterator[Callable[[list[s
         run.launcher.kill()  # its workers end with it
 
 
+@pytest.mark.parametrize(
+    ("engine", "failures"),
+    [
+        ("DDP", ["a worker", "the launcher", "SIGTERM"]),
+        ("configs/zero2.json", ["a worker", "SIGTERM"]),
+        ("configs/zero3.json", ["the launcher", "SIGTERM"]),
+    ],
+)
 def test_whatever_dies_the_next_start_goes_on(
+    engine: str,
+    failures: list[str],
     launch: Callable[[list[str]], Launched],
     flags: Callable[..., list[str]],
     tmp_path: Path,
     record_property: Callable[[str, int], None],
 ):
-    draw = random.Random(os.environ["CHAOS_SEED"])
-    code, log = launch(flags(tmp_path / "whole")).end()
+    draw = random.Random(f"{os.environ['CHAOS_SEED']} {engine}")
+    changes = {} if engine == "DDP" else {"deepspeed": engine}
+    if changes:
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    code, log = launch(flags(tmp_path / "whole", **changes)).end()
     assert code == 0, log[-3000:]
-    out, failures = tmp_path / "out", ["a worker", "the launcher", "SIGTERM"]
-    draw.shuffle(failures)
-    for failure in failures:
+    out = tmp_path / "out"
+    for failure in draw.sample(failures, len(failures)):
         seen = set(out.glob("checkpoint-*"))
-        run = launch(flags(out))
+        run = launch(flags(out, **changes))
         run.wait_for(out, "checkpoint-*", but=seen)
         time.sleep(draw.uniform(0, 0.2))
         workers, began = run.workers(), time.monotonic()
@@ -111,7 +125,7 @@ def test_whatever_dies_the_next_start_goes_on(
         assert not alive
         assert not (out / METRICS).exists()
         record_property(f"runs of two processes ended by {failure}", 1)
-    code, log = launch(flags(out)).end()
+    code, log = launch(flags(out, **changes)).end()
     assert code == 0, log[-3000:]
     assert f"resuming from {out}" in log
     assert trajectory(out) == trajectory(tmp_path / "whole")
