@@ -7,6 +7,7 @@ short; what must be changed in a command's own text (an address, a number of ste
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -40,6 +41,7 @@ class Run:
         swap: What is changed in its text, and into what.
         beside: Start it and go on to the next command; look at it once that one has ended.
         downloads: Whether it needs a download of 93 MB.
+        needs: A package without which it is left out.
     """
 
     word: str
@@ -47,6 +49,7 @@ class Run:
     swap: tuple[str, str] = ("", "")
     beside: bool = False
     downloads: bool = False
+    needs: str = "torch"
 
 
 # In the order of README.
@@ -56,6 +59,8 @@ RUNS = [
     Run("six_experts"),
     Run("my_rows"),
     Run("two_processes"),
+    Run("output/zero2", needs="deepspeed"),
+    Run("output/zero3", needs="deepspeed"),
     Run("node_rank=0", swap=("10.0.0.1", "127.0.0.1"), beside=True),
     Run("node_rank=1", swap=("10.0.0.1", "127.0.0.1"), says=""),  # the first machine tells the result
     Run("loramoe.generate", says="\n"),
@@ -125,7 +130,7 @@ def run_in_order(checkout: Path, downloads: bool) -> None:
     beside: list[tuple[subprocess.Popen[str], str, Run]] = []
     try:
         for command, run in zip(commands(README), RUNS, strict=True):
-            if run.downloads is not downloads:
+            if run.downloads is not downloads or importlib.util.find_spec(run.needs) is None:
                 continue
             process = start(command, run, checkout)
             if run.beside:
