@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,10 +35,12 @@ class Launched:
     Args:
         flags: Of `train.py`.
         log: File for what all processes print.
+        node: The launcher's flags where it has one of the two processes, and another launcher the other.
     """
 
-    def __init__(self, flags: list[str], log: Path) -> None:
-        command = [sys.executable, "-m", "loramoe.training.launch", "--standalone", "--nproc_per_node", "2"]
+    def __init__(self, flags: list[str], log: Path, node: list[str] | None = None) -> None:
+        command = [sys.executable, "-m", "loramoe.training.launch"]
+        command += node or ["--standalone", "--nproc_per_node", "2"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
         environment["DS_ACCELERATOR"] = "cpu"
@@ -64,12 +67,13 @@ class Launched:
 
 
 @pytest.fixture
-def launch(own_dataset_cache: None, tmp_path: Path) -> Iterator[Callable[[list[str]], Launched]]:
+def launch(own_dataset_cache: None, tmp_path: Path) -> Iterator[Callable[..., Launched]]:
     """Starts runs; none outlives the test."""
     started: list[Launched] = []
 
-    def start(flags: list[str]) -> Launched:
-        started.append(Launched([*flags, "--ddp_find_unused_parameters", "false"], tmp_path / f"log{len(started)}.txt"))
+    def start(flags: list[str], node: list[str] | None = None) -> Launched:
+        flags = [*flags, "--ddp_find_unused_parameters", "false"]
+        started.append(Launched(flags, tmp_path / f"log{len(started)}.txt", node))
         return started[-1]
 
     yield start
@@ -129,6 +133,28 @@ def test_whatever_dies_the_next_start_goes_on(
     assert code == 0, log[-3000:]
     assert f"resuming from {out}" in log
     assert trajectory(out) == trajectory(tmp_path / "whole")
+
+
+def test_a_worker_that_dies_ends_the_other_node(
+    launch: Callable[..., Launched], flags: Callable[..., list[str]], tmp_path: Path
+):
+    out = tmp_path / "out"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = ["--master_addr", "127.0.0.1", "--master_port", str(probe.getsockname()[1])]
+    nodes = [
+        launch(flags(out, max_steps=10_000), ["--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1", *address])
+        for rank in "01"
+    ]
+    nodes[0].wait_for(out, "checkpoint-*/complete", but=set())
+    (worker,) = nodes[1].workers()
+    worker.kill()
+    code, log = nodes[1].end(within=MINUTE)
+    assert code == 128 + signal.SIGKILL, log[-3000:]
+    code, log = nodes[0].end(within=MINUTE)
+    assert code == 1, log[-3000:]
+    assert "launch: rank 0 failed with code 1; the others were stopped. Its error is above." in log
+    assert latest_complete(out)
 
 
 def test_two_runs_never_write_one_folder(
