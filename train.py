@@ -25,7 +25,7 @@ from loramoe.training.run import run
 from loramoe.training.secrets import keep_secrets
 from loramoe.training.signals import StoppedError
 
-TOLD = (UsageError, DatasetError, FileExistsError, FileNotFoundError, SaveError, NonFiniteError)
+TOLD = (UsageError, DatasetError, FileExistsError, FileNotFoundError, PermissionError, SaveError, NonFiniteError)
 """What the user can mend: told in one line, without a traceback."""
 
 

@@ -56,6 +56,7 @@ def extend_load_peft_weights() -> None:
 
     Damaged files of such adapters, and of ours, raise CheckpointError.
     """
+    import torch
     from peft.utils import save_and_load
 
     from loramoe.checkpoint import is_original, stack_experts
@@ -71,7 +72,7 @@ def extend_load_peft_weights() -> None:
         try:
             weights: dict[str, Tensor] = read(model_id, *args, **kwargs)
         except Exception as error:  # of an unpickler, there is no end to the kinds
-            if file is None:
+            if file is None or isinstance(error, torch.OutOfMemoryError):  # of the GPU: not the file's fault
                 raise
             raise damaged(file, error) from error
         if file is not None:

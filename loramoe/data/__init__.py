@@ -18,6 +18,7 @@ from loramoe.data.splits import Splits, load_splits
 from loramoe.data.stream import StreamedRows, stream_dataset
 from loramoe.data.template import TEMPLATES, ChatTemplate, Encoded, PromptTemplate, ReleaseTemplate, get_template
 from loramoe.data.tokenise import tokenise_dataset
+from loramoe.data.workers import WorkerDiedError
 
 __all__ = [
     "IGNORE_INDEX",
@@ -34,6 +35,7 @@ __all__ = [
     "StreamReport",
     "StreamedRows",
     "TokeniseReport",
+    "WorkerDiedError",
     "data_files",
     "data_fingerprint",
     "get_template",

@@ -56,7 +56,7 @@ def write_shards(
 
     Raises:
         DatasetError: If rows are broken, see `iter_rows`. What is in the folder then is worth nothing.
-        RuntimeError: If a process ends before its work is done.
+        WorkerDiedError: If a process ends before its work is done.
         ValueError: If the template cannot encode a row.
     """
     writer = ShardWriter(folder, encoder, max_seq_length)
@@ -86,6 +86,16 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     hidden.rename(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the names in a folder brought to the disk: without, a power cut may undo renames in any order."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class ShardWriter:
         """
         number, rows = chunk
         told = self.folder / f"{number:06}.json"
-        if told.exists():
+        if told.exists() and told.with_suffix(".arrow").exists():
             return reports.load(told)
         content, report = self._tokenise(rows)
         write_whole(told.with_suffix(".arrow"), content)

@@ -21,7 +21,7 @@ from loramoe.data import report as reports
 from loramoe.data.fingerprint import data_fingerprint
 from loramoe.data.read import DatasetError, data_files
 from loramoe.data.report import TokeniseReport
-from loramoe.data.shards import shard_files, write_shards, write_whole
+from loramoe.data.shards import shard_files, sync_folder, write_shards, write_whole
 from loramoe.data.template import get_template
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def tokenise_dataset(
     Raises:
         DatasetError: If rows are broken (see `iter_rows`) or none fits into max_seq_length.
         ImportError: If the `datasets` library is not installed.
-        RuntimeError: If a process ends before its work is done; the next call goes on with what is finished.
+        WorkerDiedError: If a process ends before its work is done; the next call goes on with what is finished.
         ValueError: If an argument is out of range or the tokenizer does not suit the template.
     """
     for name, value, least in (("max_seq_length", max_seq_length, 2), ("num_proc", num_proc, 1)):
@@ -82,8 +82,22 @@ def tokenise_dataset(
         with _alone(finished):
             if not finished.is_dir():
                 _build(build, path, finished)
-    shards = [datasets.Dataset.from_file(str(file)) for file in shard_files(finished)]
-    return datasets.concatenate_datasets(shards), reports.load(finished / REPORT_FILE)
+    return _load(finished)
+
+
+def _load(finished: Path) -> tuple[Dataset, TokeniseReport]:
+    datasets = _import_datasets()
+    try:
+        report = reports.load(finished / REPORT_FILE)
+        rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in shard_files(finished)])
+    except (OSError, ValueError, TypeError, KeyError) as error:  # pyarrow's errors are among them
+        raise DatasetError(f"{finished}: this tokenised data is damaged ({error}). Remove the folder.") from error
+    if len(rows) != report.kept:
+        raise DatasetError(
+            f"{finished}: this tokenised data is damaged: {len(rows):,} rows, {report.kept:,} were written. Remove the "
+            "folder."
+        )
+    return rows, report
 
 
 def _import_datasets() -> Any:
@@ -129,3 +143,4 @@ def _build(build: Callable[[Path], TokeniseReport], path: str | os.PathLike[str]
         raise
     write_whole(building / REPORT_FILE, reports.dumps(report))
     building.rename(finished)
+    sync_folder(finished.parent)

@@ -17,6 +17,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
+class WorkerDiedError(RuntimeError):
+    """A process that works on the data has ended before its work was done; the message says how to go on."""
+
+
 def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], num_proc: int) -> Iterator[Result]:
     """Applies a function to tasks, as `map` does, in several processes.
 
@@ -29,7 +33,7 @@ def in_processes(function: Callable[[Task], Result], tasks: Iterable[Task], num_
         The results, in the order of the tasks.
 
     Raises:
-        RuntimeError: If a process ends before its work is done.
+        WorkerDiedError: If a process ends before its work is done.
         Exception: Whatever the function raises.
     """
     workers = [_Worker(function) for _ in range(num_proc)]
@@ -74,9 +78,9 @@ class _Worker(Generic[Task, Result]):
             raise error
         return cast(Result, result)
 
-    def _death(self) -> RuntimeError:
+    def _death(self) -> WorkerDiedError:
         self.process.join()
-        return RuntimeError(
+        return WorkerDiedError(
             f"a process that works on the data ended before its work was done (exit code {self.process.exitcode}; -9: "
             "it was killed, often because memory ran out). Start again, with fewer processes if memory is short: what "
             "is finished is kept."

@@ -133,6 +133,11 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
             raise ValueError("output_dir is where the adapter goes, and is not set. Set --output_dir FOLDER.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be false: it would drop task_types. Leave the flag out.")
+        if self.save_on_each_node:
+            raise ValueError(
+                "save_on_each_node must be false: rank 0 decides where to resume, and all machines must see the same "
+                "output_dir. Leave the flag out, and put output_dir on a file system that they share."
+            )
         self.eval_strategy = _one_of_two_names("eval_strategy", self.eval_strategy, self.evaluation_strategy) or "no"
         self.evaluation_strategy = None
         self.report_to = comma_list(self.report_to) if isinstance(self.report_to, str) else self.report_to  # type: ignore[assignment]

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 ADAPTER = "sft_lora_model"  # name of the adapter, and so of its folder, as in the original release
 ARGUMENTS = "arguments.json"
 METRICS = "metrics.json"
+OPTIMIZER = "optimizer.pt"  # as the Trainer names it
 FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
 # What else a finished run leaves beside its adapter; arguments.json is written anew, curves in runs/ have dates.
 _LEFT = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
@@ -41,6 +42,8 @@ _DEALING_HINT = (
     " With another number of processes a run goes on as it was if world_size x gradient_accumulation_steps stays "
     "{product}; with DeepSpeed it cannot, as each process has saved its own part of the optimizer's state."
 )
+# By which torch's errors of writing are known: they have no class of their own.
+_WRITER_OF_TORCH = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -79,8 +82,14 @@ def resume_point(output_dir: Path, wish: str | None, overwrite: bool, arguments:
         FileExistsError: If the folder holds a finished run, an interrupted one with other arguments, or checkpoints
             that a later start would take for this run's.
     """
+    start = _start(output_dir, wish, overwrite, arguments)
+    if start is not None:
+        _check_state(start, arguments)
+    return start
+
+
+def _start(output_dir: Path, wish: str | None, overwrite: bool, arguments: dict[str, Any]) -> Path | None:
     if wish is not None and wish.lower() == "true":
-        _check_shards(output_dir, arguments)
         return _wished_latest(output_dir)
     start = None if wish is None or wish.lower() == "false" else _wished(Path(wish))
     if overwrite:
@@ -176,17 +185,19 @@ def _arguments_of(output_dir: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check_shards(output_dir: Path, arguments: dict[str, Any]) -> None:
-    try:
-        earlier = _arguments_of(output_dir)
-    except FileExistsError:  # damaged, and the user means to resume in spite of it
-        return
-    before, now = earlier.get("world_size"), arguments.get("world_size")
-    if earlier.get("deepspeed") and before != now:
+def _check_state(start: Path, arguments: dict[str, Any]) -> None:
+    """Refuses a checkpoint without the state of this engine's optimizer: the Trainer would silently begin anew."""
+    parts = len(list(start.glob("global_step*/*_optim_states.pt")))
+    hint = f"Or take the adapter alone, by --peft_path {start / ADAPTER} and another --output_dir."
+    if arguments.get("deepspeed") and parts != arguments.get("world_size"):
         raise FileExistsError(
-            f"the checkpoints in {output_dir} were saved by {before} processes of DeepSpeed, each with its part of the "
-            f"optimizer's state, and there are {now}. Start {before} processes; or take the adapter alone, by "
-            "--peft_path and another --output_dir."
+            f"{start} has the optimizer's state of {parts} processes of DeepSpeed, each with its own part, and there "
+            f"are {arguments.get('world_size')}. Start as many, with the same engine. {hint}"
+        )
+    if not arguments.get("deepspeed") and not arguments.get("fsdp") and not (start / OPTIMIZER).is_file():
+        engine = "was saved by DeepSpeed" if parts else "was saved without it (save_only_model)"
+        raise FileExistsError(
+            f"{start} has no {OPTIMIZER}, the state of the optimizer: it {engine}. Resume with the same engine. {hint}"
         )
 
 
@@ -234,6 +245,8 @@ def as_save_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITER_OF_TORCH):
+            raise  # another process has died, or there is a bug: neither is told by the room on the disk
         free = shutil.disk_usage(folder.parent).free / 2**20
         latest = latest_complete(folder.parent)
         left = f"The newest complete checkpoint is {latest}" if latest else "There is no complete checkpoint yet"
@@ -250,11 +263,11 @@ class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is
     leave none. So its `save_total_limit` is taken over here.
 
     Args:
-        limit: Most checkpoints to keep, None for all. The best one, and the newest, always stay.
+        limit: Most checkpoints to keep; None, or less than 1, for all. The best one, and the newest, always stay.
     """
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = limit
+        self.limit = limit if limit is not None and limit > 0 else None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Runs in every process after a checkpoint was written."""
@@ -275,6 +288,6 @@ class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is
     def _remove_oldest(self, output_dir: Path, keep: set[str]) -> None:
         assert self.limit is not None
         complete = [folder for folder in checkpoints(output_dir) if (folder / SEAL).is_file()]
-        surplus = max(0, len(complete) - max(1, self.limit))
+        surplus = max(0, len(complete) - self.limit)
         for folder in [f for f in complete if f.name not in keep][:surplus]:
             remove_checkpoint(folder)

@@ -125,11 +125,14 @@ def damage(folder: Path) -> str | None:
 
 def _fault(folder: Path, name: str, size: int, digest: str) -> str | None:
     file = folder / name
-    if not file.is_file():
-        return f"{name} is missing"
-    if file.stat().st_size != size:
-        return f"{name} has {file.stat().st_size:,} bytes, {size:,} were written"
-    return None if _fingerprint(file)[1] == digest else f"{name} has other bytes than were written"
+    try:
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes, {size:,} were written"
+        return None if _fingerprint(file)[1] == digest else f"{name} has other bytes than were written"
+    except OSError as error:  # a bad block, or no permission
+        return f"{name} cannot be read ({error.strerror})"
 
 
 def _files(folder: Path) -> list[Path]:

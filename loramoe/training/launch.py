@@ -10,6 +10,7 @@ launcher is gone ends too (`loramoe.training.processes`), instead of training on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import parse_args, run
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if all workers ended well, 75 if they were asked to stop and have saved, or else the code of the worker that
-        failed first; 128 + n if that was ended by signal n.
+        failed first; 128 + n if that, or this process, was ended by signal n.
     """
     for number in SIGNALS:
         signal.signal(number, _pass_on)
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, words = judge(error.failures)
         print(words, file=sys.stderr)
         return code
+    except SignalException as stop:  # of SIGINT and SIGHUP, and of a torchrun that cannot leave SIGTERM to us
+        print(f"launch: {stop.sigval.name} ended the workers.", file=sys.stderr)
+        return 128 + stop.sigval
     return 0
 
 
@@ -71,7 +76,7 @@ def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
 
 
 def _is_consequence(failure: ProcessFailure) -> bool:
-    """Of a worker killed by the system, the others only hear that it no longer answers."""
+    """Whether a worker may have failed only because another was killed: by an error of its own, or by torchrun."""
     return failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM
 
 
@@ -86,7 +91,8 @@ def _pass_on(number: int, frame: Any) -> None:
     if not workers:  # nothing has begun that could be saved
         sys.exit(128 + number)
     for worker in workers:
-        worker.send_signal(number)
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            worker.send_signal(number)
 
 
 def _is_worker(process: psutil.Process) -> bool:

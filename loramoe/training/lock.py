@@ -39,7 +39,8 @@ class RunLock:
             self._lock.acquire(timeout=self.seconds)
         except Timeout:
             raise FileExistsError(
-                f"{self.folder} is in use by another run. Wait for its end or stop it, or set another --output_dir."
+                f"{self.folder} is in use by another run. Wait for its end or stop it, or set another --output_dir. If "
+                f"there is none, and a machine of it has crashed, remove {self.folder / LOCK}."
             ) from None
 
     def __enter__(self) -> RunLock:

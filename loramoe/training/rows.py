@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from loramoe import LoraMoeConfig
-from loramoe.data import PackedCollator, SftCollator, Splits, load_splits
+from loramoe.data import PackedCollator, SftCollator, Splits, WorkerDiedError, load_splits
 from loramoe.training.arguments import DataArguments, TrainArguments
 from loramoe.training.errors import UsageError, as_usage_error
 
@@ -27,7 +27,8 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
         The rows.
 
     Raises:
-        UsageError: If flags contradict each other, or the tokenizer does not suit the template.
+        UsageError: If flags contradict each other, the tokenizer does not suit the template, tokens cannot be stored,
+            or a process that tokenises was killed.
         DatasetError: If the data is not usable.
     """
     if data_args.streaming and args.group_by_length:
@@ -36,7 +37,7 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
             "tokenised. Leave one of them out."
         )
     # All processes at once: one tokenises, the others wait for what it stores.
-    with _progress_bars(args), as_usage_error(ValueError):
+    with _progress_bars(args), as_usage_error(ValueError, OSError, WorkerDiedError):
         splits = load_splits(
             tokenizer,
             dataset_dir=data_args.dataset_dir,

@@ -119,6 +119,8 @@ def _trajectory(arguments: Arguments, tokenizer: Any, config: LoraMoeConfig) -> 
     )
     shaping = {name: value for name, value in flags.items() if not name.startswith(_HARMLESS)}
     values = {**shaping, "world_size": args.world_size, "training data": data}
+    if args.deepspeed:  # what the file holds, not only where it is
+        values["DeepSpeed's configuration"] = args.hf_deepspeed_config.config
     return cast(dict[str, Any], json.loads(json.dumps(values, default=str)))
 
 

@@ -7,6 +7,7 @@ every step the processes agree, by one maximum over a single integer, whether an
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,6 +72,21 @@ class StopAtSignal(TrainerCallback):  # type: ignore[misc]  # transformers is no
                 f"{self.stopped.name} stopped the run after step {state.global_step} of {state.max_steps}; "
                 f"{args.output_dir}/checkpoint-{state.global_step} is saved. Start the same command again to go on."
             )
+
+
+def leave_signals_to_parent(start: Callable[[int], None] | None, worker: int) -> None:
+    """Begins a worker of a DataLoader, which a signal to the whole process group must not end before the run has saved.
+
+    It ends with its parent all the same, which it watches.
+
+    Args:
+        start: What else a worker begins with.
+        worker: Its number.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if start is not None:
+        start(worker)
 
 
 def _greatest(value: int, device: torch.device) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from loramoe.training.errors import as_usage_error
 from loramoe.training.files import SEAL, filled_then_moved
 from loramoe.training.nonfinite import FiniteGuard
 from loramoe.training.packing import check_packing
+from loramoe.training.signals import leave_signals_to_parent
 from loramoe.training.versions import save_tokenizer
 
 
@@ -71,8 +73,16 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         try:
             return super().train(*args, **kwargs)
         except _NothingLeftError:
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                self._load_best_model()
             self.callback_handler.on_train_end(self.args, self.state, self.control)
             return TrainOutput(self.state.global_step, 0.0, {})
+
+    def get_train_dataloader(self) -> Any:
+        """As the Trainer's; its workers leave signals to stop to the process that trains."""
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = partial(leave_signals_to_parent, loader.worker_init_fn)
+        return loader
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
@@ -149,10 +159,10 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         """As the Trainer's, into an empty folder, and with an error that says what is left if it fails."""
         output_dir = Path(self.args.output_dir)
         folder = output_dir / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and folder.is_dir():  # of a run that was cut off here: its files must not stay
-            remove_checkpoint(folder)
-        PartialState().wait_for_everyone()
         with as_save_error(folder):
+            if self.args.should_save and folder.is_dir():  # of a run that was cut off here: its files must not stay
+                remove_checkpoint(folder)
+            PartialState().wait_for_everyone()
             super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -27,8 +27,11 @@ def test_a_run_that_is_killed_at_any_moment_loses_nothing(
     tmp_path: Path,
     record_property: Callable[[str, int], None],
 ):
-    changes = {"streaming": "streamed" in rows, "packing": "packed" in rows}
+    changes: dict[str, object] = {"streaming": "streamed" in rows, "packing": "packed" in rows}
+    if "streamed" in rows:
+        changes |= {"dataloader_num_workers": 2}
     if "packed" in rows:
+        changes |= {"load_best_model_at_end": "true", "eval_steps": 2}
         code, log = executioner.start(flags(tmp_path / "packed", **changes), tmp_path / "packed")
         assert code == 0, log[-3000:]
         whole = trajectory(tmp_path / "packed")

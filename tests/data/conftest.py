@@ -11,6 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from loramoe.data import tokenise_dataset
+
 CHAT = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -66,3 +68,14 @@ def write(tmp_path: Path) -> Callable[[str, Iterable[Any]], Path]:
         return file
 
     return write_rows
+
+
+@pytest.fixture
+def run(tokenizer, tmp_path):
+    """Tokenises into a cache below the temporary folder; keywords change the settings."""
+
+    def tokenised(path, **changes):
+        options = {"tokenizer": tokenizer, "max_seq_length": 64, "cache_dir": tmp_path / "cache", **changes}
+        return tokenise_dataset(path, **options)
+
+    return tokenised

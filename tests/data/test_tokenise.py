@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,21 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loramoe.data import DatasetError, TokeniseReport, get_template, shards, tokenise, tokenise_dataset
+from loramoe.data import DatasetError, TokeniseReport, get_template, shards, tokenise
 
 WORDS = st.text("ab é", min_size=1, max_size=12).filter(str.strip)
 CUT = 20
-
-
-@pytest.fixture
-def run(tokenizer, tmp_path):
-    """Tokenises into a cache below the temporary folder; keywords change the settings."""
-
-    def tokenised(path, **changes):
-        options = {"tokenizer": tokenizer, "max_seq_length": 64, "cache_dir": tmp_path / "cache", **changes}
-        return tokenise_dataset(path, **options)
-
-    return tokenised
 
 
 def finished(tmp_path: Path) -> list[Path]:
@@ -142,124 +127,6 @@ def test_two_processes_give_what_one_gives(run, write, row, tmp_path):
 
 def test_more_processes_than_rows(run, write, row):
     assert len(run(write("rows.json", [row()]), num_proc=4)[0]) == 1
-
-
-def test_the_second_of_two_builders_waits_and_takes_what_the_first_made(run, write, row, tmp_path, monkeypatch):
-    file = write("rows.json", [row()])
-    context, build, words = multiprocessing.get_context("fork"), tokenise._build, []
-    started, waited_for = context.Event(), context.Event()
-
-    def slowly(*args):
-        started.set()
-        waited_for.wait()
-        build(*args)
-
-    def first():
-        monkeypatch.setattr(tokenise, "_build", slowly)
-        run(file)
-
-    def warning(message, *args):
-        words.append(message % args)
-        waited_for.set()
-
-    child = context.Process(target=first)
-    child.start()
-    started.wait()
-    monkeypatch.setattr(tokenise.logger, "warning", warning)
-    monkeypatch.setattr(tokenise, "_build", lambda *_: pytest.fail("built again"))
-    assert len(run(file)[0]) == 1
-    child.join()
-    (entry,) = finished(tmp_path)
-    assert words == [f"another process tokenises the same data ({entry}.building); waiting for it"]
-    assert unfinished(tmp_path) == []
-
-
-def test_a_failure_leaves_nothing_that_looks_finished(run, write, row, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError("No space left on device")
-
-    file = write("rows.json", [row()])
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", refuse)
-        with pytest.raises(OSError, match="No space left on device"):
-            run(file)
-    assert finished(tmp_path) == []
-    assert len(run(file)[0]) == 1
-    assert unfinished(tmp_path) == []
-
-
-@pytest.mark.parametrize("num_proc", [1, 2])
-@pytest.mark.parametrize("killed_at", [0, 1, 2, 5, 9])
-def test_a_killed_run_is_continued_and_ends_as_if_it_had_not_been(
-    run, write, row, tmp_path, monkeypatch, num_proc, killed_at
-):
-    """Each shard and its report is one call of fsync; the last one is that of the whole report."""
-    monkeypatch.setattr(shards, "SHARD_ROWS", 5)
-    file = write("rows.jsonl", [row(task_type=number) for number in range(24)])
-
-    def killed():
-        calls = itertools.count()
-        monkeypatch.setattr(shards.os, "fsync", lambda _: next(calls) == killed_at and os.kill(os.getpid(), 9))
-        run(file)
-
-    child = multiprocessing.get_context("fork").Process(target=killed)
-    child.start()
-    child.join()
-    assert child.exitcode == -9
-    assert finished(tmp_path) == []
-    (building,) = unfinished(tmp_path)
-    stamps = {report.stem: mtime(report.with_suffix(".arrow")) for report in building.glob("[!.]*.json")}
-    assert len(stamps) == killed_at // 2
-
-    dataset, report = run(file, num_proc=num_proc)
-    (entry,) = finished(tmp_path)
-    assert unfinished(tmp_path) == []
-    assert {name: mtime(entry / f"{name}.arrow") for name in stamps} == stamps, "no finished shard is made again"
-    assert dataset["task_types"][:] == list(range(24))
-    assert report == run(file, cache_dir=tmp_path / "whole")[1]
-    assert contents(entry) == contents(tmp_path / "whole" / entry.name)
-
-
-def test_a_killed_worker_is_told_and_the_next_call_goes_on(run, write, row, tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_ROWS", 5)
-    file = write("rows.jsonl", [row(task_type=number) for number in range(24)])
-    calls = itertools.count()  # each worker has its own
-    with monkeypatch.context() as patch:
-        patch.setattr(shards.os, "fsync", lambda _: next(calls) == 2 and os.kill(os.getpid(), 9))
-        with pytest.raises(RuntimeError, match=r"ended before its work was done \(exit code -9;"):
-            run(file, num_proc=2)
-    dataset, report = run(file, num_proc=2)
-    (entry,) = finished(tmp_path)
-    assert dataset["task_types"][:] == list(range(24))
-    assert report == run(file, cache_dir=tmp_path / "whole")[1]
-    assert contents(entry) == contents(tmp_path / "whole" / entry.name)
-
-
-@given(rows_read=st.integers(0, 23))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_lock_of_a_killed_run_with_workers_is_free(run, write, row, tmp_path, monkeypatch, rows_read):
-    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    monkeypatch.setattr(shards, "SHARD_ROWS", 5)
-    file = write("rows.jsonl", [row(task_type=number) for number in range(24)])
-    locate = shards.locate_rows
-
-    def killing(*args):
-        for number, located in enumerate(locate(*args)):
-            if number == rows_read:
-                os.kill(os.getpid(), 9)
-            yield located
-
-    def killed():
-        monkeypatch.setattr(shards, "locate_rows", killing)
-        run(file, num_proc=2)
-
-    child = multiprocessing.get_context("fork").Process(target=killed)
-    child.start()
-    child.join()
-    assert child.exitcode == -9
-    dataset, _ = run(file)
-    assert dataset["task_types"][:] == list(range(24))
-    assert unfinished(tmp_path) == []
 
 
 def test_after_the_first_bad_row_nothing_is_tokenised(run, write, row, tmp_path, monkeypatch):

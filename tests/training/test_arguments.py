@@ -251,3 +251,8 @@ def test_comma_list():
     assert comma_list("a, b,") == ["a", "b"]
     assert comma_list("  ") is None
     assert comma_list(None) is None
+
+
+def test_machines_share_their_output_dir():
+    with pytest.raises(ValueError, match=r"save_on_each_node must be false: rank 0 decides .*Leave the flag out"):
+        parse([*NEEDED, "--save_on_each_node", "true"])

@@ -92,8 +92,26 @@ class TestResumePoint:
         now = {"world_size": 1, "gradient_accumulation_steps": 2, "deepspeed": "z.json"}
         with pytest.raises(FileExistsError, match=r"with DeepSpeed it cannot, as each process has saved its own part"):
             resume_point(tmp_path, None, False, now)
-        with pytest.raises(FileExistsError, match=r"were saved by 2 processes .* and there are 1\. Start 2"):
-            resume_point(tmp_path, "true", False, now)
+        (tmp_path / "checkpoint-10" / "global_step10").mkdir()
+        for rank in range(2):
+            (tmp_path / "checkpoint-10" / "global_step10" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+        for wish in ("true", str(tmp_path / "checkpoint-10")):
+            with pytest.raises(FileExistsError, match=r"state of 2 processes of DeepSpeed.* are 1\. Start as many"):
+                resume_point(tmp_path, wish, False, now)
+            assert resume_point(tmp_path, wish, False, {**now, "world_size": 2}) == tmp_path / "checkpoint-10"
+
+    @pytest.mark.parametrize(("parts", "reason"), [(0, r"without it \(save_only_model\)"), (2, "by DeepSpeed")])
+    def test_a_checkpoint_without_the_optimizers_state_is_refused(self, parts: int, reason: str, tmp_path: Path):
+        folder = make(tmp_path, 10, complete=False)
+        (folder / "optimizer.pt").unlink()
+        for rank in range(parts):
+            (folder / "global_step10").mkdir(exist_ok=True)
+            (folder / "global_step10" / f"{rank}_optim_states.pt").touch()
+        seal(folder)
+        for wish in (None, "true", str(folder)):
+            with pytest.raises(FileExistsError, match=rf"no optimizer\.pt, .*: it was saved {reason}\. Resume with"):
+                resume_point(tmp_path, wish, False, {})
+            assert resume_point(tmp_path, wish, False, {"fsdp": ["full_shard"]}) == folder
 
     @pytest.mark.parametrize("content", ["", "{", "[1]", "3"])
     def test_damaged_arguments_are_told(self, content: str, tmp_path: Path):
@@ -195,6 +213,8 @@ class TestSaveErrors:
     def test_a_bug_stays_one(self, tmp_path: Path):
         with pytest.raises(KeyError), as_save_error(tmp_path):
             raise KeyError("a bug")
+        with pytest.raises(RuntimeError, match="Connection closed by peer"), as_save_error(tmp_path):
+            raise RuntimeError("Connection closed by peer")
 
 
 class TestKeepCheckpoints:
@@ -218,9 +238,10 @@ class TestKeepCheckpoints:
             self.save(tmp_path, step, limit=1, best=str(tmp_path / "checkpoint-10"))
         assert [folder.name for folder in checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-30"]
 
-    def test_without_limit_all_stay(self, tmp_path: Path):
+    @pytest.mark.parametrize("limit", [None, 0, -1])
+    def test_without_limit_all_stay(self, limit: int | None, tmp_path: Path):
         for step in (10, 20, 30):
-            self.save(tmp_path, step, limit=None)
+            self.save(tmp_path, step, limit=limit)
         assert len(checkpoints(tmp_path)) == 3
 
     def test_other_processes_only_wait(self, tmp_path: Path):

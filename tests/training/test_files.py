@@ -95,6 +95,13 @@ class TestSeal:
         (folder / "state").write_bytes(b"xyZ")
         assert damage(folder) == "state has other bytes than were written"
 
+    def test_a_file_that_cannot_be_read_is_named(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        def bad_block(file: Path) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr("loramoe.training.files._fingerprint", bad_block)
+        assert damage(folder) == "adapter/weights cannot be read (Input/output error)"
+
     @pytest.mark.parametrize("content", [b"", b"[]", b'{"state": 3}', b'{"state": ["three", "a"]}', b"\xff", b"{"])
     def test_a_seal_that_cannot_be_read_is_none(self, folder: Path, content: bytes):
         (folder / SEAL).write_bytes(content)

@@ -13,7 +13,9 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
+from loramoe.training import launch as module
 from loramoe.training.launch import judge
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +49,17 @@ class TestJudge:
         code, words = judge(ended(r3=2, r0=1))
         assert code == 2
         assert words == "launch: rank 3 failed with code 2; the others were stopped. Its error is above."
+
+
+def test_a_torchrun_that_keeps_signals_to_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def interrupted(arguments: object) -> None:
+        raise SignalException("stopped", signal.SIGTERM)
+
+    monkeypatch.setattr(module, "run", interrupted)
+    monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
+    monkeypatch.delenv("LORAMOE_LAUNCHER", raising=False)
+    assert module.main(["train.py"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "launch: SIGTERM ended the workers.\n"
 
 
 def launched(worker: str, folder: Path, processes: int = 2) -> subprocess.Popen[str]:

@@ -17,7 +17,8 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path):
         first.take()
         assert first.held
         with pytest.raises(
-            FileExistsError, match=r"run is in use by another run\. Wait for its end or stop it, or set"
+            FileExistsError,
+            match=r"run is in use by another run\. Wait for its end or .* crashed, remove .*/\.lock\.",
         ):
             second.take()
         assert not second.held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -232,3 +233,28 @@ def test_two_processes_equal_two_accumulated_batches(train, tiny_task, tmp_path:
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-4, atol=1e-6)
     one, two = (json.loads((tmp_path / name / METRICS).read_text())["after"]["loss"] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_a_run_resumed_at_its_last_step_ends_with_the_best_weights_too(train, tmp_path: Path):
+    flags = {"load_best_model_at_end": "true", "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    flags |= {"max_steps": 4, "learning_rate": 1, "lr_scheduler_type": "constant"}  # it gets worse with every step
+    train(tmp_path, **flags)
+    best = weights(tmp_path)
+    assert_same(best, weights(tmp_path / "checkpoint-2"), rtol=0, atol=0)
+    (tmp_path / METRICS).unlink()
+    shutil.rmtree(tmp_path / ADAPTER)
+    train(tmp_path, **flags)
+    assert_same(weights(tmp_path), best, rtol=0, atol=0)
+
+
+def test_an_edited_deepspeed_file_is_another_run(tiny_task, tmp_path: Path):
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    file = tmp_path / "zero.json"
+    plans = []
+    for stage in (1, 2):
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage}, "train_batch_size": "auto"}))
+        arguments = parse(tiny_task.flags(tmp_path / "out", deepspeed=file))
+        config = adapter_config(arguments[0])
+        plans.append(run_module._trajectory(arguments, load_tokenizer(arguments[0]), config))
+    changed = {name for name in plans[0] if plans[0][name] != plans[1][name]}
+    assert changed == {"DeepSpeed's configuration"}

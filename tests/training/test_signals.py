@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl
 
 from loramoe.training import run as run_module
-from loramoe.training.checkpoints import ADAPTER, METRICS, checkpoints
+from loramoe.training.checkpoints import ADAPTER, METRICS, checkpoints, latest_complete
 from loramoe.training.signals import StopAtSignal, StoppedError
 
 
@@ -46,6 +49,34 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
         load_file(tmp_path / name / ADAPTER / "adapter_model.safetensors") for name in ("whole", "stopped")
     )
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+GROUP = """
+    import os, signal, sys, threading, time
+    from pathlib import Path
+    import train
+    from loramoe.training.signals import StopAtSignal
+    os.setsid()
+    class AtStep4(StopAtSignal):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                os.killpg(0, signal.SIGTERM)
+                time.sleep(0.5)
+    import loramoe.training.run as run
+    run.StopAtSignal = AtStep4
+    sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_the_data_leave_a_signal_to_the_group_to_the_run(own_dataset_cache: None, tiny_task, tmp_path: Path):
+    command = [sys.executable, "-c", textwrap.dedent(GROUP)]
+    flags = tiny_task.flags(tmp_path / "out", dataloader_num_workers=2)
+    done = subprocess.run(
+        [*command, *flags], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 75, done.stderr[-3000:]
+    assert latest_complete(tmp_path / "out") == tmp_path / "out" / "checkpoint-4"
 
 
 def test_the_signals_are_given_back(train, tmp_path: Path):
