@@ -78,6 +78,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers is not
             NonFiniteError: If the loss is not finite, and the action is to stop.
         """
         self._of_step.append(inputs)
+        # Waits for the GPU, which costs nothing more: the Trainer does it for every loss (logging_nan_inf_filter).
         self.leaves_out = not bool(torch.isfinite(loss))
         if self.leaves_out:
             what = f"the loss is {float(loss.detach())}"
