@@ -1,8 +1,8 @@
 """transformers' Trainer, with what LoRAMoE adds to it: expert shares beside the loss, saves that are whole, recall.
 
 Only documented extension points are overridden, but for two. `_load_best_model` looks for an adapter nowhere but at the
-top of a checkpoint, and would go on with the last weights after a mere warning. `_save_checkpoint` writes all parts of a
-checkpoint, which have to begin in an empty folder and to fail with one voice.
+top of a checkpoint, and would go on with the last weights after a mere warning. `_save_checkpoint` writes all parts of
+a checkpoint, which have to begin in an empty folder and to fail with one voice.
 """
 
 from __future__ import annotations
