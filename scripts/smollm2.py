@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from loramoe.training.checkpoints import filled_then_moved
+from loramoe.training.files import filled_then_moved
 from loramoe.training.versions import save_tokenizer
 
 QUESTION = "What is the capital of France?"

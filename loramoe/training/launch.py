@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SignalException as stop:  # of SIGINT and SIGHUP, and of a torchrun that cannot leave SIGTERM to us
         print(f"launch: {stop.sigval.name} ended the workers.", file=sys.stderr)
         return 128 + stop.sigval
+    finally:
+        del os.environ["LORAMOE_LAUNCHER"]
     return 0
 
 

@@ -46,7 +46,8 @@ def end_with_launcher(seconds: float = 1.0) -> None:
         seconds: How often to look.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = int(os.environ.get("LORAMOE_LAUNCHER", os.getppid()))
+        # Taken out of the environment, so that nothing that this process starts takes our launcher for its own.
+        launcher = int(os.environ.pop("LORAMOE_LAUNCHER", os.getppid()))
         threading.Thread(target=_watch, args=(launcher, seconds), daemon=True).start()
 
 

@@ -60,6 +60,7 @@ def test_a_torchrun_that_keeps_signals_to_itself(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("LORAMOE_LAUNCHER", raising=False)
     assert module.main(["train.py"]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "launch: SIGTERM ended the workers.\n"
+    assert "LORAMOE_LAUNCHER" not in os.environ, "which workers of another launcher would take for theirs"
 
 
 def launched(worker: str, folder: Path, processes: int = 2) -> subprocess.Popen[str]:
