@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from loramoe.data import report as reports
+from loramoe.data.disk import sync
 from loramoe.data.progress import RowProgress
 from loramoe.data.read import Located, Row, locate_rows
 from loramoe.data.report import TokeniseReport
@@ -86,16 +87,7 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     hidden.rename(file)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Has the names in a folder brought to the disk: without, a power cut may undo renames in any order."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(file.parent)
 
 
 @dataclass(frozen=True)

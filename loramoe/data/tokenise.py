@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loramoe.data import report as reports
+from loramoe.data.disk import sync
 from loramoe.data.fingerprint import data_fingerprint
 from loramoe.data.read import DatasetError, data_files
 from loramoe.data.report import TokeniseReport
-from loramoe.data.shards import shard_files, sync_folder, write_shards, write_whole
+from loramoe.data.shards import shard_files, write_shards, write_whole
 from loramoe.data.template import get_template
 
 if TYPE_CHECKING:
@@ -143,4 +144,4 @@ def _build(build: Callable[[Path], TokeniseReport], path: str | os.PathLike[str]
         raise
     write_whole(building / REPORT_FILE, reports.dumps(report))
     building.rename(finished)
-    sync_folder(finished.parent)
+    sync(finished.parent)

@@ -24,8 +24,9 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from loramoe.data.disk import sync
 from loramoe.training.errors import SaveError
-from loramoe.training.files import SEAL, damage, seal, sync
+from loramoe.training.files import SEAL, damage, seal
 
 logger = logging.getLogger(__name__)
 

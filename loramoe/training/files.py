@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from loramoe.data.disk import sync
+
 SEAL: Final = "complete"
 """Name of the file that `seal` writes into a folder."""
 
@@ -74,15 +76,6 @@ def _replace(new: Path, target: Path) -> None:
         shutil.rmtree(aside)
     else:
         os.replace(new, target)
-
-
-def sync(path: Path) -> None:
-    """Has the operating system write a file, or the entries of a folder, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sync_all(folder: Path) -> None:

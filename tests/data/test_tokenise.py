@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import datasets
 import pytest
@@ -11,25 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loramoe.data import DatasetError, TokeniseReport, get_template, shards, tokenise
+from tests.data.cached import finished, unfinished
 
 WORDS = st.text("ab é", min_size=1, max_size=12).filter(str.strip)
 CUT = 20
-
-
-def finished(tmp_path: Path) -> list[Path]:
-    return sorted(entry for entry in (tmp_path / "cache").iterdir() if not entry.suffix)
-
-
-def unfinished(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache").glob("*.building"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def mtime(file: Path) -> int:
-    return file.stat().st_mtime_ns
 
 
 @given(rows=st.lists(st.tuples(WORDS, WORDS, st.integers(0, 2)), min_size=1, max_size=20))

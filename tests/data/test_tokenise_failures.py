@@ -13,22 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loramoe.data import DatasetError, shards, tokenise
-
-
-def finished(tmp_path: Path) -> list[Path]:
-    return sorted(entry for entry in (tmp_path / "cache").iterdir() if not entry.suffix)
-
-
-def unfinished(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "cache").glob("*.building"))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def mtime(file: Path) -> int:
-    return file.stat().st_mtime_ns
+from tests.data.cached import contents, finished, mtime, unfinished
 
 
 def test_the_second_of_two_builders_waits_and_takes_what_the_first_made(run, write, row, tmp_path, monkeypatch):
