@@ -26,11 +26,11 @@ use_environment() {
     return 0
 }
 
-# make_venv FOLDER FILE: a virtual environment with the requirements of FILE, whatever was there before.
+# make_venv FOLDER FILE: a virtual environment with the requirements of FILE, a path within the project, whatever was there before.
 make_venv() {
     local venv=$1 file=$2 stamp
     # The stamp's name is a sum over all requirements, so an edited file makes the environment anew.
-    stamp=$venv/.installed-$file-$(cat "$project_root"/requirements*.txt | cksum | cut -d' ' -f1)
+    stamp=$venv/.installed-${file##*/}-$(cat "$project_root"/requirements*.txt "$project_root/$file" | cksum | cut -d' ' -f1)
     [[ -f $stamp ]] && return
     mkdir -p "$venv"
     (
