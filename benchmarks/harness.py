@@ -213,6 +213,7 @@ def write_result(name: str, device: str, body: dict[str, Any]) -> Path:
 def _code() -> dict[str, Any]:
     versions = {"python": platform.python_version(), "loramoe": loramoe.__version__}
     versions |= {package: version(package) for package in PACKAGES}
+    versions["torch"] = torch.__version__  # with its build, such as +cu130, which a package's own version may lack
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(
