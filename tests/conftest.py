@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,13 @@ ORIGINAL = Path(__file__).parent / "golden" / "six_experts_balanced" / "adapter"
 def pytest_configure(config: pytest.Config) -> None:
     """Draws the seed of tests/chaos, before workers of the tests are started: they inherit it."""
     os.environ.setdefault("CHAOS_SEED", str(random.SystemRandom().randrange(10**6)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests start dozens of processes: on a busy machine they get half an hour, where others get ten minutes."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -41,6 +51,37 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(f"counted, with CHAOS_SEED={os.environ['CHAOS_SEED']}")
         for name, total in sorted(sums.items()):
             terminalreporter.line(f"{name}: {total:,}")
+
+
+COMPILE = """
+from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
+
+for builder in (ShareMemCommBuilder, CPUAdamBuilder):
+    builder().load(verbose=False)
+"""
+
+
+@pytest.fixture(scope="session")
+def zero() -> None:
+    """Skips where ZeRO cannot run on a CPU; else has DeepSpeed compile what it compiles at its first use.
+
+    Otherwise the first test would compile within its own time limit; and a test that is killed meanwhile leaves a lock
+    behind, at which every later use of that cache waits for ever.
+    """
+    from filelock import FileLock
+
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    if shutil.which("g++") is None:
+        pytest.skip("DeepSpeed compiles for the CPU with g++, which is not there")
+    cache = Path(sys.prefix) / "torch_extensions"
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(cache)  # for the rest of the session, and for all that it starts
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
+    with FileLock(f"{cache}.lock"):
+        for lock in cache.glob("*/lock"):
+            if time.time() - lock.stat().st_mtime > 600:  # nothing here takes that long: its owner was killed
+                lock.unlink()
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PATH": path}
+        subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, check=True)
 
 
 @pytest.fixture

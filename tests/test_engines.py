@@ -1,6 +1,6 @@
-"""The optional engines, each run for a few steps on a CPU: bitsandbytes, DeepSpeed in a plain Trainer, trackers.
+"""The optional engines, each run for a few steps on a CPU: DeepSpeed in a plain Trainer, trackers.
 
-DeepSpeed in `train.py` is tested in tests/distributed/.
+DeepSpeed in `train.py` is tested in tests/distributed/, bitsandbytes in tests/ecosystem/.
 
 They are no part of the first run's environment: where a package is absent, its test is skipped.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "data" / "tiny_llama"
@@ -67,41 +64,6 @@ def logged(out: Path) -> list[dict[str, float]]:
     return [entry for entry in history if "blc" in entry]
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """The embedded model's shape with random weights and another width: bitsandbytes on a CPU wants multiples of 64."""
-    config = AutoConfig.from_pretrained(TINY)
-    config.intermediate_size = 384
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    for file in TINY.glob("tokenizer*"):
-        shutil.copy(file, tmp_path / "base")
-    return tmp_path / "base"
-
-
-@pytest.mark.parametrize(("bits", "kind"), [(4, "Linear4bit"), (8, "Linear8bitLt")])
-def test_a_quantised_base_is_trained_on_saved_and_loaded_again(train, base: Path, bits: int, kind: str):
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    from loramoe.training.arguments import parse
-    from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
-
-    out = train(model_name_or_path=base, load_in_kbits=bits)
-    assert len(logged(out)) == 2
-    flags = ["--model_name_or_path", str(base), "--load_in_kbits", str(bits), "--dataset_dir", "rows"]
-    model_args, *_ = parse([*flags, "--output_dir", str(out), "--peft_path", str(out / "sft_lora_model")])
-    quantised = load_base(model_args, load_tokenizer(model_args), checkpointing=False)
-    model = add_adapter(quantised, model_args, adapter_config(model_args)).eval()
-    down_proj = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj.base_layer")
-    assert type(down_proj).__name__ == kind
-    ids = torch.arange(5, 25).reshape(1, -1)
-    with torch.inference_mode():
-        adapted = model(input_ids=ids).logits
-        with model.disable_adapter():
-            plain = model(input_ids=ids).logits
-    assert torch.isfinite(adapted).all()
-    assert not torch.equal(adapted, plain), "what was loaded has learnt nothing"
-
-
 ZERO_WORKER = """
     import json, sys
     import torch
@@ -139,10 +101,8 @@ ZERO_WORKER = """
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles for the CPU with g++, which is not there")
-def test_sharded_weights_give_the_losses_of_whole_ones(tmp_path: Path):
+def test_sharded_weights_give_the_losses_of_whole_ones(tmp_path: Path, zero: None):
     """ZeRO-3, in which a weight is there only around its use, against DDP; two processes each."""
-    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     (tmp_path / "worker.py").write_text(textwrap.dedent(ZERO_WORKER))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python

@@ -145,7 +145,9 @@ def run_in_order(checkout: Path, downloads: bool) -> None:
 
 
 @pytest.mark.slow
-def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if importlib.util.find_spec("deepspeed"):
+        request.getfixturevalue("zero")
     monkeypatch.setenv("master_port", free_port())
     run_in_order(checkout, downloads=False)
     assert (checkout / "output/tiny_llama/expert_shares.png").is_file()

@@ -12,8 +12,9 @@ Nothing here knows of the model, the mixture or PEFT. Importing this package loa
 from loramoe.data.collate import IGNORE_INDEX, SftCollator
 from loramoe.data.fingerprint import data_fingerprint
 from loramoe.data.packing import PackedCollator
-from loramoe.data.read import DatasetError, Row, data_files, iter_rows
+from loramoe.data.read import DatasetError, data_files, iter_rows
 from loramoe.data.report import StreamReport, TokeniseReport
+from loramoe.data.row import Row
 from loramoe.data.splits import Splits, load_splits
 from loramoe.data.stream import StreamedRows, stream_dataset
 from loramoe.data.template import TEMPLATES, ChatTemplate, Encoded, PromptTemplate, ReleaseTemplate, get_template

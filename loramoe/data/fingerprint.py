@@ -49,7 +49,7 @@ def data_fingerprint(
     """
     parts = {
         "format_version": FORMAT_VERSION,
-        "files": [(file.suffix.lower(), _file_hash(file)) for file in files],
+        "files": [(file.suffix.lower(), file_hash(file)) for file in files],
         "tokenizer": _tokenizer_hash(tokenizer),
         "template": template,
         "max_seq_length": max_seq_length,
@@ -58,7 +58,8 @@ def data_fingerprint(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _file_hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
+    """The SHA-256 hash of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open_data_file(file) as stream:
         while chunk := stream.read(CHUNK_BYTES):

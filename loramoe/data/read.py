@@ -4,44 +4,31 @@ A path is a `.json` file (one list of rows), a `.jsonl` file (one row per line) 
 checked before the first row reaches a tokenizer, and several bad rows are reported at once: whoever brings a million
 rows wants one list of what to repair, not one error per attempt.
 
-Files of both kinds are read row by row (`parse`, `json_list`), in memory that does not grow with them.
+Files of both kinds are read row by row (`parse`, `json_list`), in memory that does not grow with them. What a row has
+to be is in `row`.
 """
 
 from __future__ import annotations
 
 import os
-import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, TypedDict
+from typing import BinaryIO, Final, NamedTuple, TypeVar
 
 from loramoe.data.json_list import parse_list
-from loramoe.data.parse import Unparsable, parse_lines
+from loramoe.data.parse import Item, parse_lines
+from loramoe.data.row import Row, check_row
 
 SUFFIXES: Final = (".json", ".jsonl")
 MAX_PROBLEMS_SHOWN: Final = 10
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+T = TypeVar("T")
 
 
 class DatasetError(ValueError):
     """The data cannot be used as it is; the message says where, what was seen, what was expected and the fix."""
-
-
-class Row(TypedDict):
-    """One checked row of a dataset.
-
-    Attributes:
-        instruction: What the user asks; never blank.
-        input: The text that the instruction is about, `""` if there is none.
-        output: The answer to learn; never blank.
-        task_type: Which kind of task the row is, as the balancing constraint knows it (int64).
-    """
-
-    instruction: str
-    input: str
-    output: str
-    task_type: int
 
 
 class Located(NamedTuple):
@@ -148,34 +135,45 @@ def locate_rows(
     Raises:
         DatasetError: As `iter_rows`.
     """
+    check = partial(check_row, task_types=task_types)
+    for number, item, row in iter_checked(files, check, passed):
+        yield Located(number, item.offset, item.length, row)
+
+
+def iter_checked(
+    files: Sequence[Path], check: Callable[[object], T | list[str]], passed: Callable[[int], object] | None = None
+) -> Iterator[tuple[int, Item, T]]:
+    """Reads rows of any kind; `locate_rows` is this with the check of a row of the training.
+
+    Args:
+        files: Files, as `data_files` lists them.
+        check: Makes of a value of a file, which may be `Unparsable`, what is to be yielded, or a list of problems.
+        passed: As of `locate_rows`.
+
+    Yields:
+        Which of the files, from 0, the value with its place, and what `check` made of it.
+
+    Raises:
+        DatasetError: As `iter_rows`.
+    """
     problems, before = _Problems(), 0
     for number, file in enumerate(files):
         empty = True
         with open_data_file(file) as stream:
             for item in parse_lines(stream) if file.suffix.lower() == ".jsonl" else parse_list(stream):
                 empty = False
-                checked = _check(item.value, task_types)
+                checked = check(item.value)
                 if isinstance(checked, list):
                     for problem in checked:
                         problems.add(f"{file}, {item.where}{problem}")
                 elif not problems.count:
-                    yield Located(number, item.offset, item.length, checked)
+                    yield number, item, checked
                 if passed is not None:
                     passed(before + item.offset + item.length)
             before += stream.seek(0, os.SEEK_END)
         if empty:
             problems.add(f"{file}: the file holds no rows. Add some, or remove the file.")
     problems.raise_if_any()
-
-
-def to_row(value: Mapping[str, Any]) -> Row:
-    """Takes the fields of a row from a value that was checked."""
-    return Row(
-        instruction=value["instruction"],
-        input=value.get("input", ""),
-        output=value["output"],
-        task_type=value["task_type"],
-    )
 
 
 def open_data_file(file: Path) -> BinaryIO:
@@ -221,57 +219,3 @@ def _entries(folder: Path) -> list[Path]:
 
 def _listed(folder: Path) -> list[Path]:
     return [entry for entry in _entries(folder) if entry.suffix.lower() in SUFFIXES]
-
-
-def _check(value: object, task_types: Collection[int] | None) -> Row | list[str]:
-    """Returns the row, or what is wrong with it."""
-    if isinstance(value, Unparsable):
-        return [value.problem]
-    if not isinstance(value, dict):
-        return [f": expected an object with instruction, input, output and task_type, got {_seen(value)}. Write one."]
-    checks = {
-        "instruction": _text_problem(value, "instruction", required=True),
-        "input": _text_problem(value, "input", required=False),
-        "output": _text_problem(value, "output", required=True),
-        "task_type": _task_type_problem(value, task_types),
-    }
-    problems = [f", field {name!r}: {problem}" for name, problem in checks.items() if problem]
-    return problems or to_row(value)
-
-
-def _text_problem(row: Mapping[str, object], name: str, required: bool) -> str | None:
-    if name not in row:
-        return _missing(row) if required else None
-    text = row[name]
-    if not isinstance(text, str):
-        fix = "Write it in quotes." if required else "Write it in quotes, or leave the field out if there is no input."
-        return f"expected text, got {_seen(text)}. {fix}"
-    if required and not text.strip():
-        return f"expected some text, got {_seen(text)}. Fill it in, or remove the row."
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"expected Unicode text, got half of a surrogate pair ({text[error.start]!r}). Remove it."
-    return None
-
-
-def _task_type_problem(row: Mapping[str, object], task_types: Collection[int] | None) -> str | None:
-    if "task_type" not in row:
-        return _missing(row)
-    value = row["task_type"]
-    if not isinstance(value, int) or isinstance(value, bool):
-        return f"expected an integer, got {_seen(value)}. Write a number without quotes or point, such as 0 or 1."
-    if not INT64_MIN <= value <= INT64_MAX:
-        return f"expected an integer of 64 bits, got {_seen(value)}. Write a smaller number, such as 0 or 1."
-    if task_types is not None and value not in task_types:
-        known = ", ".join(map(str, sorted(set(task_types))))
-        return f"got {value}, but the experts have the types {known}. Correct it, or add type {value} to expert_types."
-    return None
-
-
-def _missing(row: Mapping[str, object]) -> str:
-    return f"missing; the row has {reprlib.repr(list(row))}. Add it."
-
-
-def _seen(value: object) -> str:
-    return f"{reprlib.repr(value)} ({type(value).__name__})"

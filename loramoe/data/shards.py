@@ -18,8 +18,9 @@ from typing import Final
 from loramoe.data import report as reports
 from loramoe.data.disk import sync
 from loramoe.data.progress import RowProgress
-from loramoe.data.read import Located, Row, locate_rows
+from loramoe.data.read import Located, locate_rows
 from loramoe.data.report import TokeniseReport
+from loramoe.data.row import Row
 from loramoe.data.template import PromptTemplate
 from loramoe.data.workers import in_processes
 
@@ -79,7 +80,8 @@ def write_whole(file: Path, content: bytes | memoryview) -> None:
         file: The file.
         content: What will be in it.
     """
-    hidden = file.with_name(f".{file.name}")
+    # Of this process alone: a worker of a run that was killed may still be writing the same file, with the same bytes.
+    hidden = file.with_name(f".{file.name}.{os.getpid()}")
     with hidden.open("wb") as stream:
         # In pieces: Linux caches what was written at once in large pages, and maps them whole when a byte is looked at.
         for start in range(0, len(content), WRITE_BYTES):

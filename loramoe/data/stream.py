@@ -25,8 +25,9 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from loramoe.data.progress import RowProgress
-from loramoe.data.read import DatasetError, Row, data_files, locate_rows, open_data_file, to_row
+from loramoe.data.read import DatasetError, data_files, locate_rows, open_data_file
 from loramoe.data.report import StreamReport
+from loramoe.data.row import Row, to_row
 from loramoe.data.template import Encoded, PromptTemplate, get_template
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 
 from loramoe.data.collate import IGNORE_INDEX
-from loramoe.data.read import Row
+from loramoe.data.row import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

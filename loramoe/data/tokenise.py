@@ -140,8 +140,10 @@ def _build(build: Callable[[Path], TokeniseReport], path: str | os.PathLike[str]
                 f"alone has max_seq_length={report.max_seq_length} tokens or more. Raise max_seq_length."
             )
     except ValueError:  # a row is to be repaired, which makes other data: of this, nothing will ever be used
-        shutil.rmtree(building)
+        shutil.rmtree(building, ignore_errors=True)
         raise
+    for left in building.glob(".*"):  # by processes that were killed in the midst of writing
+        left.unlink(missing_ok=True)
     write_whole(building / REPORT_FILE, reports.dumps(report))
     building.rename(finished)
     sync(finished.parent)

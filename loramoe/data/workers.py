@@ -94,10 +94,13 @@ def _work(function: Callable[[Task], Result], pipe: Connection[Any, Any], parent
     while True:
         try:
             task = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, ConnectionResetError, KeyboardInterrupt):
             return
         try:
             answer: tuple[Result | None, Exception | None] = function(task), None
         except Exception as error:
             answer = None, error
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:  # whoever asked was killed meanwhile
+            return

@@ -100,13 +100,14 @@ def test_whatever_dies_the_next_start_goes_on(
     flags: Callable[..., list[str]],
     tmp_path: Path,
     record_property: Callable[[str, int], None],
+    request: pytest.FixtureRequest,
 ):
     draw = random.Random(f"{os.environ['CHAOS_SEED']} {engine}")
     # Many steps, so that none of the failures, however late it comes, meets a run that has finished.
     changes = {"max_steps": 60, "save_steps": 4, "eval_steps": 20}
     if engine != "DDP":
         changes["deepspeed"] = engine
-        pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+        request.getfixturevalue("zero")
     code, log = launch(flags(tmp_path / "whole", **changes)).end()
     assert code == 0, log[-3000:]
     out = tmp_path / "out"

@@ -134,6 +134,32 @@ def test_the_lock_of_a_killed_run_with_workers_is_free(run, write, row, tmp_path
     assert unfinished(tmp_path) == []
 
 
+def test_a_worker_that_outlives_its_run_disturbs_nobody(run, write, row, tmp_path, monkeypatch):
+    """It writes the shard that the next run is writing too, is the first to finish, and is killed in its next."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 5)
+    file = write("rows.jsonl", [row(task_type=number) for number in range(24)])
+    fsync, outlived = os.fsync, []
+
+    def meanwhile(descriptor):
+        fsync(descriptor)
+        if outlived:
+            return
+        outlived.extend(unfinished(tmp_path))
+        with monkeypatch.context() as patch:
+            patch.setattr(shards.os, "getpid", lambda: 1)
+            shards.write_whole(outlived[0] / "000000.arrow", b"of the worker")
+        (outlived[0] / ".000001.arrow.1").write_bytes(b"half of")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.os, "fsync", meanwhile)
+        dataset, _ = run(file)
+    run(file, cache_dir=tmp_path / "whole")
+    (entry,) = finished(tmp_path)
+    assert outlived
+    assert dataset["task_types"][:] == list(range(24))
+    assert contents(entry) == contents(tmp_path / "whole" / entry.name)
+
+
 @pytest.mark.parametrize("kind", ["gone", "shorter", "report"])
 def test_finished_data_that_was_damaged_is_refused(run, write, row, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(shards, "SHARD_ROWS", 5)

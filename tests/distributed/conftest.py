@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -151,12 +149,3 @@ def runs(tiny_task: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tiny_task.cache)
         patch.setenv("HF_DATASETS_CACHE", str(tiny_task.cache))
         yield Runs(tiny_task, tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="session")
-def zero() -> None:
-    """Skips where ZeRO cannot run."""
-    if importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("deepspeed is not installed")
-    if shutil.which("g++") is None:
-        pytest.skip("DeepSpeed compiles for the CPU with g++, which is not there")
