@@ -20,18 +20,28 @@ from loramoe.overlay import is_imported, when_imported
 
 if TYPE_CHECKING:
     from loramoe.config import LoraMoeConfig
+    from loramoe.export import export_lora
     from loramoe.hooks import Balance, last_balance
     from loramoe.layer import LoraMoeLayer, use_implementation
     from loramoe.model import LoraMoeModel
 
 __version__ = "0.1.0"
-__all__ = ["Balance", "LoraMoeConfig", "LoraMoeLayer", "LoraMoeModel", "last_balance", "use_implementation"]
+__all__ = [
+    "Balance",
+    "LoraMoeConfig",
+    "LoraMoeLayer",
+    "LoraMoeModel",
+    "export_lora",
+    "last_balance",
+    "use_implementation",
+]
 
 _HOME = {
     "Balance": "loramoe.hooks",
     "LoraMoeConfig": "loramoe.config",
     "LoraMoeLayer": "loramoe.layer",
     "LoraMoeModel": "loramoe.model",
+    "export_lora": "loramoe.export",
     "last_balance": "loramoe.hooks",
     "use_implementation": "loramoe.layer",
 }

@@ -221,12 +221,14 @@ def in_out_features(base_layer: nn.Module) -> tuple[int, int]:
         D and F.
 
     Raises:
-        ValueError: If the module is no linear: an embedding, a convolution, an attention.
+        ValueError: If the module is no linear: an embedding, a convolution, an attention, or one that an adapter
+            trains whole.
     """
     from peft.tuners.lora.layer import LoraLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
     from torch import nn
 
-    no_linear = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
+    no_linear = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention, AuxiliaryTrainingWrapper)
     if not isinstance(base_layer, no_linear):
         layer = LoraLayer(base_layer)
         if layer.in_features is not None:
@@ -235,3 +237,25 @@ def in_out_features(base_layer: nn.Module) -> tuple[int, int]:
         f"LoRAMoE adapts linear layers; got {type(base_layer).__name__}. Leave it out of target_modules, or name it in "
         "exclude_modules."
     )
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a module that is read and never called.
+
+    Where accelerate has offloaded a model's modules to memory or disk, it brings the weights of each back when that
+    module is called, by the hook that it keeps as `_hf_hook`; at rest they are empty, on the meta device.
+
+    Args:
+        module: A linear.
+
+    Returns:
+        Its weight, on the device where it is needed.
+    """
+    if "_hf_hook" not in vars(module):
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        return weight
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        offloaded: Tensor = module.weight  # type: ignore[assignment]
+        return offloaded

@@ -167,17 +167,18 @@ def _check_types(config: LoraMoeConfig) -> None:
 
 
 def _check_expressions(config: LoraMoeConfig) -> None:
-    """Checks what PEFT takes for regular expressions: a mapping's keys, names as one text, `layers_pattern`."""
+    """Checks what PEFT takes for regular expressions: a mapping's keys, one text of names, patterns, modules to save."""
     layers = config.layers_pattern or ()
     expressions = [e for e in (config.target_modules, config.exclude_modules) if isinstance(e, str)]
     parts = [*config.rank_pattern, *config.alpha_pattern, *([layers] if isinstance(layers, str) else layers)]
+    parts += config.modules_to_save or ()
     for expression in [*expressions, *(f"(.*)({part})" for part in parts)]:
         try:
             re.compile(expression)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(
                 f"{reprlib.repr(expression)} should be a regular expression, and is none ({error}). Repair it in "
-                "target_modules, exclude_modules, layers_pattern, rank_pattern or alpha_pattern."
+                "target_modules, exclude_modules, layers_pattern, rank_pattern, alpha_pattern or modules_to_save."
             ) from error
 
 

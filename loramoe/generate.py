@@ -11,57 +11,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import HFValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers import TextStreamer
 
-import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.data import TEMPLATES, get_template
+from loramoe.decoding import decode
+from loramoe.loading import load
 
 
-def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
-    """Loads a base model with an adapter on it, ready to generate, on the GPU if there is one.
-
-    Args:
-        model: Base model. Default: the one that the adapter was trained on.
-        adapter: Folder of the adapter. Default: the base model alone.
-
-    Returns:
-        The model and its tokenizer; the adapter's own tokenizer if one was saved with it.
-
-    Raises:
-        FileNotFoundError: If the adapter's folder does not exist, or no base model can be loaded; says why.
-        ValueError: If neither is given.
-    """
-    from peft import PeftConfig, PeftModel
-
-    if adapter is None and model is None:
-        raise ValueError("there is no model to load. Set --adapter DIR, --model NAME, or both.")
-    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"no adapter at {adapter}: adapter_config.json is not there. Correct the path.")
-    if model is None:
-        model = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    base = _load_base(model)
-    has_tokenizer = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(adapter if has_tokenizer else model)
-    whole = base if adapter is None else PeftModel.from_pretrained(base, adapter)
-    return whole.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
-
-
-def _load_base(model: str) -> Any:
-    try:
-        return AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"no base model could be loaded from {model!r} (looked in {Path.cwd()} and on the hub). "
-            f"Set --model to where it is, or mend what is wrong there: {error}"
-        ) from error
-
-
-@torch.inference_mode()
 def answer(
     model: Any,
     tokenizer: Any,
@@ -88,19 +46,7 @@ def answer(
         The answer, without special tokens.
     """
     ids = get_template(template, tokenizer).prompt_ids(instruction, input)
-    input_ids = torch.tensor([ids], device=model.device)
-    sampling = {"do_sample": temperature > 0, "temperature": temperature or None}
-    if temperature == 0:
-        sampling |= {"top_p": None, "top_k": None}
-    generated = model.generate(
-        input_ids=input_ids,
-        attention_mask=torch.ones_like(input_ids),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        streamer=streamer,
-        **sampling,
-    )
-    return str(tokenizer.decode(generated[0, len(ids) :], skip_special_tokens=True)).strip()
+    return decode(model, tokenizer, [ids], max_new_tokens, temperature, streamer)[0].strip()
 
 
 def _prompts(given: str | None) -> Iterator[str]:

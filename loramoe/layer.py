@@ -10,7 +10,7 @@ watcher to take.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
-from loramoe.compat import in_out_features
+from loramoe.compat import in_out_features, weight_of
 from loramoe.config import LoraMoeConfig
 from loramoe.mixture import IMPLEMENTATIONS, require_triton
 
@@ -52,6 +52,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
 
     adapter_layer_names = ("loramoe_A", "loramoe_B", "loramoe_router")
     other_param_names = ("loramoe_dropout", "lora_nums", "r", "lora_alpha", "scaling")
+    cast_input_dtype_enabled = True  # a switch of PEFT's; the mixture takes an input of any dtype, either way
     # What BaseTunerLayer gives; peft is not typed.
     active_adapters: list[str]
     set_adapter: Callable[..., None]
@@ -126,14 +127,16 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
             Router [E, D], A [E·R, D], B [F, E·R].
         """
         router, A, B = self.loramoe_router[adapter_name], self.loramoe_A[adapter_name], self.loramoe_B[adapter_name]
-        return cast(Tensor, router.weight), cast(Tensor, A.weight), cast(Tensor, B.weight)
+        return weight_of(router), weight_of(A), weight_of(B)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
         """The base linear's output plus the mixture of every active adapter.
 
         Args:
             x: Input [..., D].
             *args: Passed on to the base linear.
+            adapter_names: For a mixed batch, x being [B, ..., D]: the adapter of each of the B rows, in place of the
+                active ones.
             **kwargs: Passed on to the base linear.
 
         Returns:
@@ -142,8 +145,27 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         y: Tensor = self.base_layer(x, *args, **kwargs)
         if self.base_layer._forward_hooks or _global_forward_hooks:  # one may have kept what would be written to
             y = y.clone()
+        if adapter_names is not None and not self.disable_adapters:
+            return self.add_mixtures(adapter_names, y, x)
         for name in self.adapters_at_work:
             y = self.add_mixture(name, y, x)
+        return y
+
+    def add_mixtures(self, adapter_names: Sequence[str], y: Tensor, x: Tensor) -> Tensor:
+        """The output of a linear with, in each row of the batch, the experts of that row's own adapter.
+
+        Args:
+            adapter_names: Names of the B adapters; one that this linear does not have, such as `"__base__"`, adds none.
+            y: Output of the linear, [B, ..., F]; is written to.
+            x: Its input, [B, ..., D].
+
+        Returns:
+            Output [B, ..., F], in the dtype of y.
+        """
+        for name in self.loramoe_A:
+            rows = [row for row, its_name in enumerate(adapter_names) if its_name == name]
+            if rows:
+                y[rows] = self.add_mixture(name, y[rows], x[rows])
         return y
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from loramoe.config import LoraMoeConfig
@@ -13,10 +15,7 @@ from loramoe.hooks import unwatch, watch
 from loramoe.layer import MERGE_REFUSED, LoraMoeLayer
 from loramoe.legacy import TunerBase
 
-MIXED_BATCH_REFUSED = (
-    "adapter_names mixes adapters within one batch, which LoRAMoE does not do; got adapter_names={names}. Call the "
-    "model once for each adapter, after set_adapter(name)."
-)
+BASE = "__base__"  # in adapter_names: PEFT's word for a sample that takes no adapter
 WEIGHTED_REFUSED = (
     "adapters of LoRAMoE cannot be averaged into one: each has a router of its own. Make them active together, with "
     "model.base_model.set_adapter([name, name]), and their additions are summed."
@@ -71,7 +70,11 @@ class LoraMoeModel(TunerBase):  # type: ignore[misc]  # peft is not typed
             adapter_name: Name of the adapter, whose configuration is known already.
             *args: Passed on to PEFT.
             **kwargs: Passed on to PEFT.
+
+        Raises:
+            ValueError: If modules_to_save names a list of modules, which cannot be called.
         """
+        _check_modules_to_save(model, self.peft_config[adapter_name].modules_to_save or ())
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         watch(model, adapter_name, self.peft_config[adapter_name])
 
@@ -110,10 +113,54 @@ class LoraMoeModel(TunerBase):  # type: ignore[misc]  # peft is not typed
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Where PEFT would tell the layers which sample takes which adapter; without it, adapter_names are dropped."""
-        if kwargs.get("adapter_names") is not None:
-            raise NotImplementedError(MIXED_BATCH_REFUSED.format(names=kwargs["adapter_names"]))
-        yield
+        """Within, each sample of the batch takes the adapter that `adapter_names`, where it is given, has for it."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        self._check_mixed_batch(names, kwargs.get("task_types"))
+        hook = partial(_hand_names, names)
+        handles = [
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, (LoraMoeLayer, ModulesToSaveWrapper))
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_mixed_batch(self, names: Sequence[str], task_types: Any) -> None:
+        if self.training:
+            raise ValueError(
+                "adapter_names mixes adapters in one batch, for evaluation alone. Call model.eval() first."
+            )
+        if task_types is not None:
+            raise ValueError(
+                "task_types are for the constraint of one adapter, and adapter_names mixes several in a batch. Leave "
+                "one of them out."
+            )
+        unknown = sorted(set(names) - {*self.peft_config, BASE})
+        if unknown:
+            raise ValueError(
+                f"adapter_names should name adapters of the model, {list(self.peft_config)}, or {BASE!r} for none; got "
+                f"{unknown}. Load them first, or correct the names."
+            )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter; if it was the active one, the next takes its place.
+
+        Args:
+            adapter_name: Its name.
+
+        Raises:
+            ValueError: If there is no such adapter.
+        """
+        before = self.active_adapters
+        super().delete_adapter(adapter_name)
+        if self.active_adapters and self.active_adapters != before:
+            self.set_adapter(self.active_adapters)  # its modules_to_save too, which peft 0.21 leaves as they were
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         """Refused: an average of adapters is no adapter.
@@ -148,3 +195,31 @@ class LoraMoeModel(TunerBase):  # type: ignore[misc]  # peft is not typed
         unwatch(self.model)
         base: nn.Module = super().unload()
         return base
+
+
+def _hand_names(
+    names: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook that hands a module the adapter of each row of its input: of samples, or of their beams."""
+    rows = len(args[0])
+    beams, rest = divmod(rows, max(len(names), 1))
+    of_tokens = isinstance(module, LoraMoeLayer) and args[0].dim() == 2  # [rows, D]: of what, cannot be told
+    if rest or beams == 0 or (beams > 1 and of_tokens):
+        raise ValueError(
+            f"adapter_names should have a name for each sample of the batch; got {len(names)} names, and a module "
+            f"that is given {rows} rows. Name as many adapters as there are samples; where a model hands its linears "
+            "tokens without their samples, call it once for each adapter, after set_adapter(name)."
+        )
+    return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}
+
+
+def _check_modules_to_save(model: nn.Module, names: Sequence[str]) -> None:
+    """Looks names up as PEFT does: by the end of a module's own."""
+    lists = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
+    for name, module in model.named_modules():
+        for wanted in names:
+            if isinstance(module, lists) and name.endswith(wanted):
+                raise ValueError(
+                    f"modules_to_save must name modules that can be called, such as lm_head; got {wanted!r}, which "
+                    f"names {name}, a {type(module).__name__}. Name the modules in it."
+                )

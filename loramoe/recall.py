@@ -17,11 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-# A letter or digit of a script that sets words apart; Chinese and Japanese do not, so any character may follow there.
-_WORD = r"[^\W\u3040-\u30ff\u3400-\u9fff]"
+from loramoe.decoding import decode
+
+SPACELESS = r"[\u3040-\u30ff\u3400-\u9fff]"
+"""A character of Chinese or Japanese, which do not set words apart: any other may follow."""
+
+# A letter or digit of a script that does.
+_WORD = rf"(?!{SPACELESS})\w"
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def recall(
     try:
         for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
             batch = probes[start : start + batch_size]
-            texts = continue_greedily(model, tokenizer, [p.prompt for p in batch], _longest_answer(tokenizer, batch))
+            enough = longest_answer(tokenizer, [p.answer for p in batch])
+            texts = continue_greedily(model, tokenizer, [p.prompt for p in batch], enough)
             hits += [answers(text, p.answer) for text, p in zip(texts, batch, strict=True)]
     finally:
         model.train(training)
@@ -109,41 +114,25 @@ def answers(text: str, answer: str) -> bool:
     return re.match(rf"{re.escape(answer.strip())}(?!(?<={_WORD}){_WORD})", text.strip()) is not None
 
 
-def _longest_answer(tokenizer: Any, probes: Sequence[Probe]) -> int:
-    answers = tokenizer([probe.answer for probe in probes], add_special_tokens=False)["input_ids"]
-    return max(len(ids) for ids in answers) + 2  # a word may be cut otherwise in context than alone
+def longest_answer(tokenizer: Any, answers: Sequence[str]) -> int:
+    """The number of tokens that is enough to tell whether any of some answers is said."""
+    ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    return max(map(len, ids)) + 2  # a word may be cut otherwise in context than alone
 
 
-@torch.inference_mode()
 def continue_greedily(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Continues prompts of different lengths in one batch.
 
     Args:
         model: A causal language model.
-        tokenizer: Its tokenizer; whichever side it pads otherwise, here it pads left.
+        tokenizer: Its tokenizer.
         prompts: Texts to continue, taken as they are.
         max_new_tokens: Longest continuation, in tokens.
 
     Returns:
         The continuations without their prompts and without special tokens.
     """
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    longest = max(map(len, ids))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in ids], device=model.device)
-    attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    generated = model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,  # a chat model's own settings for sampling would only be warned about
-        top_p=None,
-        top_k=None,
-        pad_token_id=pad,
-    )
-    return list(tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True))
+    return decode(model, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], max_new_tokens)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -162,7 +151,7 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Prints the recall of a base model, or of an adapter on it."""
-    from loramoe.generate import load
+    from loramoe.loading import load
 
     parser = argparse.ArgumentParser(prog="python -m loramoe.recall", description="Recall of known facts.")
     parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")

@@ -68,6 +68,7 @@ def test_expert_types_override_the_default() -> None:
         ({"rank_pattern": {"(": 2}}, "should be a regular expression, and is none"),
         ({"layers_to_transform": [0], "layers_pattern": ["h", "["]}, r"should be a regular expression, and is none"),
         ({"modules_to_save": "lm_head"}, "modules_to_save must be a list of texts; got modules_to_save='lm_head'"),
+        ({"modules_to_save": ["("]}, "should be a regular expression, and is none .* or modules_to_save"),
         ({"layers_to_transform": ["0"]}, "layers_to_transform must be a whole number, or a list of them"),
         ({"expert_types": 1}, "expert_types must be a list of whole numbers; got expert_types=1"),
         ({"lora_nums": 2, "expert_types": [0, 2**63]}, "expert_types must be whole numbers of at least 0; got"),

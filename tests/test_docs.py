@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -171,48 +170,7 @@ def test_the_citation_is_of_this_version_and_every_readme_points_to_it() -> None
         assert "](CITATION.cff)" in text(page)
 
 
-# --- lm-eval ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed here")
-def test_the_command_for_lm_eval(checkout: Path) -> None:
-    command = re.search(r"^PYTHONPATH=\. lm_eval .*$", text("docs/doors.md"), re.MULTILINE)
-    assert command is not None
-    make_adapter(checkout)
-    make_task(checkout / "my_tasks")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    caches = {"HF_HOME": str(checkout / ".cache"), "HF_HUB_OFFLINE": "1"}
-    assert "my_task" in run(checkout, "bash", "-c", command[0], PATH=path, **caches)
-
-
-def make_adapter(checkout: Path) -> None:
-    run(checkout, sys.executable, "-c", """if True:
-        import loramoe
-        from peft import LoraMoeConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-        base = AutoModelForCausalLM.from_pretrained("data/tiny_llama")
-        model = get_peft_model(base, LoraMoeConfig(init_lora_weights=False, task_type="CAUSAL_LM"))
-        model.save_pretrained("output/tiny_llama/sft_lora_model")
-    """)  # fmt: skip
-
-
-def make_task(folder: Path) -> None:
-    folder.mkdir()
-    rows = [{"question": "Which of them is a city?", "choices": ["Tarvesh", "noodles"], "answer": 0}] * 4
-    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    task = {
-        "task": "my_task",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
-        "output_type": "multiple_choice",
-        "test_split": "test",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc"}],
-    }
-    (folder / "my_task.yaml").write_text(yaml.safe_dump(task))
+# --- The tokenizer ---------------------------------------------------------------------------------------------------
 
 
 def test_the_pieces_in_the_data_page_are_the_shipped_tokenizers() -> None:

@@ -172,6 +172,13 @@ def test_modules_to_save(adapted: Maker, tiny_llama: Maker, tmp_path: Path, ids:
 # --- what a model tells of itself -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["layers", ""])
+def test_a_list_of_modules_cannot_be_saved_as_one(name: str, adapted: Maker) -> None:
+    message = f"must name modules that can be called, such as lm_head; got '{name}', which names model.layers"
+    with pytest.raises(ValueError, match=message):
+        adapted(modules_to_save=[name])
+
+
 def test_print_trainable_parameters(adapted: Maker, capsys: pytest.CaptureFixture[str]) -> None:
     model = adapted()
     D, F, E, R = 32, 48, 3, 2  # hidden and intermediate size, experts, rank
@@ -207,14 +214,6 @@ def test_merging_is_refused(how: str, adapted: Maker) -> None:
 def test_a_weighted_adapter_is_refused(two: Any) -> None:
     with pytest.raises(NotImplementedError, match=r"cannot be averaged into one: each has a router .*set_adapter"):
         two.add_weighted_adapter(["default", "two"], [0.5, 0.5], "mean")
-
-
-@pytest.mark.parametrize("call", ["forward", "generate"])
-@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
-def test_a_mixed_batch_is_refused(call: str, task_type: Any, adapted: Maker, ids: Tensor) -> None:
-    model = adapted(task_type=task_type)
-    with pytest.raises(NotImplementedError, match=r"got adapter_names=\['default', '__base__'\]. Call the model once"):
-        getattr(model, call)(input_ids=ids, adapter_names=["default", "__base__"])
 
 
 def test_hotswapping_is_refused(adapted: Maker, saved: Path) -> None:

@@ -18,8 +18,8 @@ from loramoe.data import PackedCollator, SftCollator
 from loramoe.hooks import Balance
 from loramoe.training.packing import BY_SAMPLE, attend_by_sample
 from tests.constrained import adapted, llama
+from tests.plain_loop import word_tokenizer
 from tests.test_architectures import ARCHITECTURES
-from tests.test_trainers import word_tokenizer
 
 ATTENTION = ("eager", "sdpa", BY_SAMPLE)
 # transformers makes no mask of packed samples for opt; `attention_by_sample` does without (see test_packing.py).

@@ -69,8 +69,8 @@ def write_shards(
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """Lists the shards of a folder in the order of their rows."""
-    return sorted(folder.glob("[!.]*.arrow"))
+    """Lists the shards of a folder in the order of their rows, and not what `datasets` caches beside them."""
+    return sorted(folder.glob("[0-9]*.arrow"))
 
 
 def write_whole(file: Path, content: bytes | memoryview) -> None:

@@ -143,6 +143,8 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         self.report_to = comma_list(self.report_to) if isinstance(self.report_to, str) else self.report_to  # type: ignore[assignment]
         if self.deepspeed:
             require("deepspeed", f"deepspeed={self.deepspeed}")
+        if self.use_liger_kernel:
+            require("liger_kernel", "use_liger_kernel=True", package="liger-kernel")
         check_engine(self)
         self.do_train, self.do_eval = _what_to_do(self.do_train, self.do_eval)
         set_warmup(self)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from loramoe.training.flag_values import comma_list, require
 
 
@@ -73,6 +75,7 @@ class ModelArguments:
             require("bitsandbytes", f"load_in_kbits={self.load_in_kbits}")
         if self.flash_attn:
             require("flash_attn", "flash_attn", package="flash-attn --no-build-isolation")
+            _require_gpu()
         self.expert_type_list()
 
     def expert_type_list(self) -> list[int] | None:
@@ -87,3 +90,10 @@ class ModelArguments:
                 "expert_types must be comma-separated integers, one for each expert; "
                 f"got expert_types={self.expert_types!r}. Write for example --expert_types 1,1,0,0 with --lora_nums 4."
             ) from None
+
+
+def _require_gpu() -> None:
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "flash_attn needs a GPU, and PyTorch sees none here. Leave it out: PyTorch's own attention is used."
+        )

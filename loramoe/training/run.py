@@ -14,11 +14,14 @@ from transformers.trainer_utils import IntervalStrategy
 from loramoe import LoraMoeConfig
 from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_fingerprint
 from loramoe.recall import Probe, read_probes
+from loramoe.report.card import write_card
 from loramoe.training import checkpoints
 from loramoe.training.arguments import Arguments, TrainArguments
+from loramoe.training.card import Origin, describe
 from loramoe.training.engines import gather_where_used, start_engine
 from loramoe.training.errors import UsageError, as_usage_error
 from loramoe.training.files import SEAL, write_json
+from loramoe.training.hub import open_repository, push
 from loramoe.training.lock import RunLock
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
 from loramoe.training.packing import attend_by_sample
@@ -50,7 +53,7 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
         DatasetError: If the data is not.
         FileExistsError: If output_dir holds a finished run, or an interrupted one with other arguments, or is in use.
         FileNotFoundError: If a file or checkpoint does not exist.
-        SaveError: If a checkpoint cannot be written.
+        SaveError: If a checkpoint cannot be written, or a finished adapter cannot be pushed.
         NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is stop.
         StoppedError: If a signal asked the run to stop, once it has saved.
     """
@@ -70,6 +73,7 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     resume_from = _start_from(args, trajectory, lock) if args.do_train else None
     splits = load_data(tokenizer, config, data_args, args)
     _fit_evaluation(args, splits, probes, resume_from)
+    repository = open_repository(arguments)
 
     set_seed(args.seed)
     start_engine(args, asks=bool(probes))
@@ -89,7 +93,8 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     if result.metrics:  # none where an earlier start had done all the steps
         trainer.save_metrics("train", result.metrics)
     trainer.save_model(args.output_dir)
-    return _finish(trainer, arguments, config)
+    origin = Origin(splits, trajectory["training data"], resume_from, repository)
+    return _finish(trainer, arguments, config, origin)
 
 
 def _naming_the_adapter(arguments: Arguments) -> Arguments:
@@ -240,9 +245,12 @@ def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:
     return metrics
 
 
-def _finish(trainer: LoraMoeTrainer, arguments: Arguments, config: LoraMoeConfig) -> dict[str, dict[str, float]]:
+def _finish(
+    trainer: LoraMoeTrainer, arguments: Arguments, config: LoraMoeConfig, origin: Origin
+) -> dict[str, dict[str, float]]:
     args = arguments[2]
     output_dir = Path(args.output_dir)
+    adapter, figure = output_dir / checkpoints.ADAPTER, output_dir / checkpoints.FIGURE
     if args.do_eval:
         trainer.save_metrics("eval", _final_evaluation(trainer))
     trainer.measure_recall()
@@ -251,6 +259,9 @@ def _finish(trainer: LoraMoeTrainer, arguments: Arguments, config: LoraMoeConfig
     if args.should_save:
         if trainer.eval_shares is not None:
             write_report(trainer.eval_shares, output_dir, config.blc_target, config.blc_weight)
+        write_card(describe(trainer, arguments, metrics, origin), adapter, figure if figure.is_file() else None)
         write_json(output_dir / checkpoints.METRICS, metrics)
         print(closing_words(arguments, metrics))
+        if origin.repository is not None:
+            print(f"Pushed: {push(origin.repository, adapter, args)}")
     return metrics

@@ -178,9 +178,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             if self.args.should_save:
                 self.model.save_pretrained(str(draft), state_dict=adapter)
                 save_tokenizer(self.tokenizer_to_save, draft / ADAPTER)
-                (draft / "README.md").unlink(missing_ok=True)  # a form to fill in, which nobody does
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save")
+                (draft / "README.md").unlink(missing_ok=True)  # a form to fill in; loramoe.report.card writes the card
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

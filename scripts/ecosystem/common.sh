@@ -22,10 +22,11 @@ environment() {
     export PYTHON PATH=${PYTHON%/*}:$PATH
 }
 
-# project_environment: the project's own, with the optional engines, for tools that work with our versions.
+# project_environment: the project's own, with the optional engines, for tools that work with our versions; PYTHON names
+# another that has them.
 project_environment() {
-    make_venv "$PWD/.venv" requirements-engines.txt
-    PYTHON=$PWD/.venv/bin/python
+    [[ -n ${PYTHON:-} ]] || make_venv "$PWD/.venv" requirements-engines.txt
+    PYTHON=${PYTHON:-$PWD/.venv/bin/python}
     export PYTHON PATH=${PYTHON%/*}:$PATH
 }
 

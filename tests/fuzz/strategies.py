@@ -1,18 +1,19 @@
 """What the fuzz tests share: values of every kind, broken bytes, and how often to draw them.
 
-Each property is drawn a few dozen times on every run of the tests, the same each time, and thousands of times under
-the mark `slow`, anew each time; hypothesis then prints how to draw a failure again.
+Each property is drawn a few dozen times on every run of the tests, and thousands of times under the mark `slow`, from
+CHAOS_SEED; hypothesis then prints how to draw a failure again.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 
 NUMBERS = [0, 1, -1, 2, 3, 255, 2**31, 2**63, -(2**64), 10**400, 0.5, -0.0, 1e308, 5e-324]
@@ -35,7 +36,7 @@ def times(fast: int, slow: int) -> Callable[..., Any]:
 def drawn(count: int) -> Callable[..., Any]:
     """Settings of a property: how many examples, and nothing kept on disk."""
     few = count < 500
-    return settings(
+    keep = settings(
         max_examples=count,
         derandomize=few,
         database=None,
@@ -43,6 +44,7 @@ def drawn(count: int) -> Callable[..., Any]:
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
+    return keep if few else lambda test: seed(int(os.environ["CHAOS_SEED"]))(keep(test))
 
 
 @st.composite

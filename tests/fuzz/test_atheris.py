@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ RUNS = {"rows": 20_000, "flags": 20_000, "config": 10_000, "weights": 5_000}
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="needs atheris: pip install atheris")
 @pytest.mark.parametrize("target", RUNS)
 def test_a_reader(target: str, tmp_path: Path) -> None:
-    seed = random.SystemRandom().randrange(1, 2**31)
+    seed = int(os.environ["CHAOS_SEED"])
     script = str(REPOSITORY / "tests" / "fuzz" / "atheris_targets.py")
     command = [sys.executable, script, target, f"-runs={RUNS[target]}", f"-seed={seed}", "-max_len=512", "-timeout=60"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}

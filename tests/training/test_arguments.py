@@ -175,14 +175,22 @@ def test_an_output_dir_is_needed():
         (["--load_in_kbits", "4"], "load_in_kbits=4 needs bitsandbytes.*Run pip install bitsandbytes"),
         (["--flash_attn"], "flash_attn needs flash_attn.*Run pip install flash-attn"),
         (["--deepspeed", "ds_config.json"], "deepspeed=ds_config.json needs deepspeed.*Run pip install deepspeed"),
+        (["--use_liger_kernel", "true"], "use_liger_kernel=True needs liger_kernel.*Run pip install liger-kernel"),
     ],
 )
 def test_a_missing_package_is_named(flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
     find = importlib.util.find_spec
-    absent = {"bitsandbytes", "flash_attn", "deepspeed"}
+    absent = {"bitsandbytes", "flash_attn", "deepspeed", "liger_kernel"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in absent else find(name, *rest))
     with pytest.raises(ValueError, match=message):
         parsed(*flags)
+
+
+def test_flash_attention_needs_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("loramoe.training.model_arguments.require", lambda *args, **options: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="flash_attn needs a GPU, and PyTorch sees none here"):
+        parsed("--flash_attn")
 
 
 @pytest.mark.parametrize(

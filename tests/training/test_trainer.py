@@ -111,7 +111,7 @@ def test_checkpoints_hold_the_adapter_and_not_the_base(train, tmp_path: Path):
         adapter = {Path(name).name for name in saved if name.startswith(f"{folder}{ADAPTER}/")}
         assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= adapter
     assert {"checkpoint-3/complete", "checkpoint-3/optimizer.pt", METRICS, "all_results.json"} <= saved
-    assert not [name for name in saved if Path(name).name in ("model.safetensors", "README.md")]
+    assert [name for name in saved if Path(name).name in ("model.safetensors", "README.md")] == [f"{ADAPTER}/README.md"]
     assert not [name for name in saved if "incomplete" in name or name.endswith(".old")]
     everything = torch.load(tmp_path / "checkpoint-3" / "optimizer.pt", weights_only=True)["state"]
     linears, tensors = 2 * 3, 3

@@ -1,0 +1,72 @@
+"""Continuing prompts in batches: what answering, recall and evaluation share.
+
+Prompts are padded on the left, so that all of them end where the first new token begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Puts rows of token ids into one batch, their ends in line.
+
+    Args:
+        rows: B rows; S is the length of the longest.
+        pad: The id that fills the left.
+        device: Where the batch goes.
+
+    Returns:
+        The ids and the attention mask, both [B, S] int64.
+    """
+    longest = max(map(len, rows))
+    ids_BS = [[pad] * (longest - len(row)) + list(row) for row in rows]
+    mask_BS = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids_BS, device=device), torch.tensor(mask_BS, device=device)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id to pad with; the attention mask hides it, so that without one of its own any will do."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0))
+
+
+@torch.inference_mode()
+def decode(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    streamer: Any = None,
+) -> list[str]:
+    """Continues prompts of different lengths in one batch.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer; whichever side it pads otherwise, here it pads left.
+        prompts: Token ids of each prompt, at least one.
+        max_new_tokens: Longest continuation, in tokens.
+        temperature: 0 is greedy; above, tokens are sampled.
+        streamer: Shows the continuation of a single prompt while it grows.
+
+    Returns:
+        The continuations without their prompts and without special tokens.
+    """
+    pad = pad_id(tokenizer)
+    input_ids, attention_mask = pad_left(prompts, pad, model.device)
+    sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or None, "num_beams": 1}
+    if temperature == 0:  # a chat model's own settings for sampling would only be warned about
+        sampling |= {"top_p": None, "top_k": None}
+    generated = model.generate(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        streamer=streamer,
+        **sampling,
+    )
+    return list(tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True))

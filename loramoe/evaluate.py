@@ -1,0 +1,143 @@
+"""Base model against adapters, on questions from files, in one table.
+
+    python -m loramoe.evaluate --adapter DIR [DIR …] --file test.json recall.json --output_dir output/evaluation
+
+Each model answers every question: by likelihood (which of its choices, how likely its answer) and by generation (exact
+match, F1). The base model is loaded once, and the adapters take turns on it. docs/evaluation.md says what is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from loramoe.data import TEMPLATES
+from loramoe.evaluation.results import Store, facts_of, fingerprint
+from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, prepare, score
+from loramoe.evaluation.statistics import Line, summarise
+from loramoe.evaluation.tasks import read_tasks, short_names
+from loramoe.loading import attached, base_name, load_base, load_tokenizer
+from loramoe.training.errors import UsageError
+from loramoe.training.model_arguments import ModelArguments
+
+BASE = "base"
+
+
+def evaluate(
+    base: Any,
+    tokenizer: Any,
+    adapters: Mapping[str, str],
+    tasks: Sequence[Prepared],
+    settings: Settings,
+    store: Store,
+    batch_size: int = 32,
+) -> list[Line]:
+    """Asks the base model, then the adapters one after the other.
+
+    Args:
+        base: The base model.
+        tokenizer: Its tokenizer.
+        adapters: Folders of adapters by name.
+        tasks: What to ask.
+        settings: How to ask.
+        store: Where scores are kept, and those of an earlier call are found.
+        batch_size: Questions that are asked at once.
+
+    Returns:
+        The lines of the table.
+
+    Raises:
+        UsageError: If an adapter cannot be loaded on the base model.
+    """
+    found: dict[str, dict[str, Scores]] = {}
+    for name, folder in {BASE: None, **adapters}.items():
+        with attached(base, folder) as model:
+            for task in tasks:
+                began, scores = perf_counter(), store.find(name, task)
+                told = "found in " + str(store.folder)
+                if scores is None:
+                    scores = score(model, tokenizer, task, settings, batch_size)
+                    store.keep(name, task, scores)
+                    seconds = perf_counter() - began
+                    told = f"{seconds:.1f} s ({len(scores) / seconds:.1f} questions/s)"
+                print(f"{name}, {task.task.name}: {len(scores):,} questions, {told}", flush=True)
+                found.setdefault(task.task.name, {})[name] = scores
+    return [line for task in tasks for line in summarise(task.task.name, task.too_long, found[task.task.name])]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluates what the command line names, writes the results and prints the table."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    settings = Settings(
+        tuple(arguments.measure), arguments.prompt_template, arguments.max_new_tokens, arguments.max_seq_length
+    )
+    try:
+        adapters = _named(arguments.adapter)
+        tasks = read_tasks(arguments.file)
+        loading = _loading(arguments, base_name(arguments.model, list(adapters.values())))
+        tokenizer = load_tokenizer(loading.model_name_or_path, list(adapters.values()))
+        base = load_base(loading, arguments.device)
+        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        prepared = [prepare(task, tokenizer, settings, positions) for task in tasks]
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    models = {BASE: fingerprint(loading.model_name_or_path), **{name: fingerprint(adapters[name]) for name in adapters}}
+    asked = asdict(settings) | asdict(loading) | {"device": str(base.device), "positions": positions}
+    store = Store(Path(arguments.output_dir), asked, models)
+    try:
+        lines = evaluate(base, tokenizer, adapters, prepared, settings, store, arguments.batch_size)
+    except UsageError as error:
+        parser.exit(1, f"{parser.prog}: {error} What is finished is kept in {store.folder}.\n")
+    command = shlex.join(["python", "-m", "loramoe.evaluate", *(sys.argv[1:] if argv is None else argv)])
+    print(f"\n{store.finish(lines, prepared, facts_of(base.device, command))}\nwritten to {store.folder}")
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    """Adapters by the names that `NAME=DIR` gives, or else by their folders."""
+    pairs = [text.split("=", 1) if "=" in text and not Path(text).is_dir() else ["", text] for text in given]
+    names = short_names([Path(name or folder) for name, folder in pairs])
+    if BASE in names:
+        raise ValueError(f"no adapter can be called {BASE!r}, as the base model is. Give another name: NAME=DIR.")
+    return {name: folder for name, (_, folder) in zip(names, pairs, strict=True)}
+
+
+def _loading(arguments: argparse.Namespace, name: str) -> ModelArguments:
+    kept = ("torch_dtype", "load_in_kbits", "quant_type", "double_quant")
+    return ModelArguments(model_name_or_path=name, **{flag: getattr(arguments, flag) for flag in kept})
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}. Raise it.")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loramoe.evaluate", description="Base model against adapters.")
+    add = parser.add_argument
+    add("--model", help="base model; default: the one that the first adapter was trained on")
+    add("--adapter", nargs="+", default=[], help="adapter folders, each DIR or NAME=DIR; default: the base model alone")
+    add("--file", nargs="+", required=True, help="tasks: .json and .jsonl files, or folders of such")
+    add("--output_dir", default="output/evaluation", help="folder of the results; what is finished there is not redone")
+    add("--measure", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure; default: both")
+    add("--prompt_template", "--template", choices=sorted(TEMPLATES), default="release", help="layout of the training")
+    add("--batch_size", type=_positive, default=32, help="questions that are asked at once")
+    add("--max_new_tokens", type=_positive, default=32, help="longest generated answer, in tokens")
+    add("--max_seq_length", type=_positive, help="most tokens of question and answer; default: the model's positions")
+    add("--device", help="cpu, cuda, cuda:1, …; default: the GPU if there is one")
+    add("--torch_dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the base model")
+    add("--load_in_kbits", type=int, help="load the base model in 4 or 8 bits (needs bitsandbytes)")
+    add("--quant_type", choices=("nf4", "fp4"), default="nf4", help="4 bits: number format")
+    add("--no_double_quant", dest="double_quant", action="store_false", help="4 bits: as trained without double_quant")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""`python -m loramoe.export`: an adapter's folder to that of a plain LoRA, calibrated and measured on files of rows."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from loramoe.data import TEMPLATES, SftCollator, stream_dataset
+from loramoe.export.run import export_lora, refuse_used
+from loramoe.loading import load
+from loramoe.recall import read_probes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loramoe.export",
+        description="Write a LoRAMoE adapter as a plain LoRA, which approximates it, and measure how well.",
+    )
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder of the LoRAMoE adapter")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist yet, or be empty")
+    parser.add_argument("--calibration", required=True, help="file or folder of rows to average the gates over")
+    parser.add_argument("--test", help="file or folder of held-out rows to measure on; default: the calibration rows")
+    parser.add_argument("--recall_file", help='JSON list of {"prompt", "answer"}: facts whose recall to measure')
+    parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
+    parser.add_argument("--calibration_rows", type=int, default=1000, help="most rows to average over, evenly spaced")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_seq_length", type=int, default=1024, help="longest row in tokens, prompt and answer")
+    parser.add_argument(
+        "--template", choices=sorted(TEMPLATES), default="release", help="prompt layout of the training"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at OUT")
+    return parser
+
+
+def _batches(arguments: argparse.Namespace, tokenizer: Any, path: str, most: int | None = None) -> DataLoader[Any]:
+    """The rows of a path as batches; of more than `most` rows so many, evenly spaced, as files may be sorted."""
+    settings = {"template": arguments.template, "max_seq_length": arguments.max_seq_length}
+    rows, report = stream_dataset(path, tokenizer, **settings)
+    print(f"{path}: {report}")
+    if most is not None and len(rows) > most:
+        rows = rows.select(np.linspace(0, len(rows) - 1, most).round().astype(np.int64))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return DataLoader(rows, batch_size=arguments.batch_size, collate_fn=SftCollator(pad))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    for name in ("calibration_rows", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}.")
+    refuse_used(arguments.out, arguments.overwrite)
+    probes = read_probes(arguments.recall_file) if arguments.recall_file else []
+    model, tokenizer = load(arguments.model, arguments.adapter)
+    report = export_lora(
+        model,
+        arguments.out,
+        _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows),
+        _batches(arguments, tokenizer, arguments.test) if arguments.test else None,
+        tokenizer=tokenizer,
+        probes=probes,
+        source=arguments.adapter,
+        overwrite=arguments.overwrite,
+    )
+    print(f"{report}\n\nwrote {arguments.out}, an approximation; read {arguments.out / 'README.md'} before you use it")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the export.
+
+    Args:
+        argv: Arguments; by default the process's own.
+
+    Returns:
+        Exit code: 0 if OUT was written, 1 if not.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        _export(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What a run tells of itself in the model card of its adapter. Nothing that names a machine, a folder or a person."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import loramoe
+from loramoe import LoraMoeConfig
+from loramoe.data import Splits
+from loramoe.data.report import TokeniseReport
+from loramoe.report.card import Card
+from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
+from loramoe.training.checkpoints import ADAPTER
+
+# What a task type stands for, where the types are those of the paper.
+_MEANINGS = {1: "questions answered from world knowledge", 0: "downstream tasks"}
+_SCHEDULE = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm", "label_smoothing_factor")
+_LIBRARIES = {"PEFT": "peft", "Transformers": "transformers", "Pytorch": "torch", "Accelerate": "accelerate"}
+
+
+class Origin(NamedTuple):
+    """Where an adapter comes from, beyond the flags.
+
+    Attributes:
+        splits: The rows.
+        fingerprint: SHA-256 of what decides the tokenised training rows.
+        resumed_from: The checkpoint that this start of the run went on from, None if it is the only one.
+        repository: Where it goes on the hub, None for nowhere.
+    """
+
+    splits: Splits
+    fingerprint: str
+    resumed_from: Path | None
+    repository: str | None
+
+
+def describe(trainer: Any, arguments: Arguments, metrics: dict[str, dict[str, float]], origin: Origin) -> Card:
+    """Gathers what the card of a finished run says.
+
+    Args:
+        trainer: The Trainer, after the training.
+        arguments: What the run was started with.
+        metrics: What `before_and_after` returned.
+        origin: Where the adapter comes from.
+
+    Returns:
+        The card.
+    """
+    model_args, data_args, args = arguments
+    config = trainer.model.peft_config[ADAPTER]
+    return Card(
+        base_model=model_args.model_name_or_path,
+        config=config,
+        results=metrics,
+        training={
+            "started from": "an earlier adapter" if model_args.peft_path else "a new adapter",
+            **_training(trainer, args),
+            **_precision(trainer, arguments),
+            **_machine(trainer, args, origin),
+        },
+        data=_data(origin, data_args, config),
+        versions=_versions(),
+        repository=origin.repository,
+    )
+
+
+def _training(trainer: Any, args: TrainArguments) -> dict[str, object]:
+    flags = {name: getattr(args, name) for name in _SCHEDULE}
+    warmup = "warmup_ratio" if args.warmup_ratio else "warmup_steps"
+    flags |= {warmup: getattr(args, warmup)}
+    return {
+        **{f"`{name}`": value.value if isinstance(value, Enum) else value for name, value in flags.items()},
+        "steps": f"{trainer.state.global_step:,} ({trainer.state.epoch:.4g} epochs)",
+        "rows of a step": f"{args.per_device_train_batch_size} in a forward × {args.gradient_accumulation_steps} "
+        f"accumulated × {args.world_size} process{'es' if args.world_size > 1 else ''}",
+        "`seed`": args.seed,
+    }
+
+
+def _precision(trainer: Any, arguments: Arguments) -> dict[str, object]:
+    model_args, _, args = arguments
+    bits = model_args.load_in_kbits
+    base = f"{bits} bits" if bits in (4, 8) else str(trainer.model.get_base_model().dtype).removeprefix("torch.")
+    mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else "none"
+    return {"base model in": base, "mixed precision": mixed}
+
+
+def _machine(trainer: Any, args: TrainArguments, origin: Origin) -> dict[str, object]:
+    is_gpu = args.device.type == "cuda"
+    device = torch.cuda.get_device_name(args.device) if is_gpu else f"{args.device.type} ({platform.machine()})"
+    facts: dict[str, object] = {"hardware": f"{args.world_size} × {device}"}
+    seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    if seconds:
+        start = f", from {origin.resumed_from.name} on" if origin.resumed_from else ""
+        facts["time, evaluations included"] = f"{seconds[-1]:,.0f} s{start}"
+    return facts
+
+
+def _data(origin: Origin, data_args: DataArguments, config: LoraMoeConfig) -> dict[str, object]:
+    splits, report = origin.splits, origin.splits.train_report
+    facts: dict[str, object] = {"rows to train on": f"{len(splits.train):,}"}
+    if splits.validation is not None:
+        source = "" if splits.validation_report else ", set aside from the training files"
+        facts["rows to evaluate on"] = f"{len(splits.validation):,}{source}"
+    for kind in sorted(set(config.types_of_experts), reverse=True):
+        facts[f"rows of task type {kind}"] = _of_type(kind, report.task_types.get(kind, 0), config)
+    if isinstance(report, TokeniseReport):
+        facts |= {"tokens": f"{report.tokens:,}", "answers cut": report.cut, "rows dropped": report.dropped}
+    names = ("prompt_template", "max_seq_length", "packing", "streaming")
+    facts |= {f"`{name}`": getattr(data_args, name) for name in names}
+    return {**facts, "fingerprint of rows, tokenizer and template": f"`{origin.fingerprint}`"}
+
+
+def _of_type(kind: int, rows: int, config: LoraMoeConfig) -> str:
+    experts = [str(e) for e, type_of_expert in enumerate(config.types_of_experts) if type_of_expert == kind]
+    meaning = f"{_MEANINGS[kind]}; " if set(config.types_of_experts) <= _MEANINGS.keys() else ""
+    return f"{rows:,} ({meaning}experts {', '.join(experts)})"
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: importlib.metadata.version(package) for name, package in _LIBRARIES.items()}
+    return {**installed, "LoRAMoE": loramoe.__version__, "Python": ".".join(map(str, sys.version_info[:3]))}

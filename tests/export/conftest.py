@@ -1,0 +1,35 @@
+"""Rows to calibrate with and to measure on, and the logits that plain PEFT computes from an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from loramoe.data import IGNORE_INDEX, SftCollator
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Any]]:
+    """12 rows of 3 to 14 tokens of both task types; the answer is the last third."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for n in range(12):
+        ids = torch.randint(3, 64, (3 + n,), generator=generator).tolist()
+        answer = max(1, len(ids) // 3)
+        labels = [IGNORE_INDEX] * (len(ids) - answer) + ids[-answer:]
+        made.append({"input_ids": ids, "labels": labels, "task_types": n % 2})
+    return made
+
+
+@pytest.fixture
+def batches(rows: list[dict[str, Any]]) -> Callable[..., list[dict[str, Tensor]]]:
+    """Makes batches of so many rows each, padded on the right."""
+
+    def make(size: int = 5, some: list[dict[str, Any]] = rows) -> list[dict[str, Tensor]]:
+        return [SftCollator(0)(some[start : start + size]) for start in range(0, len(some), size)]
+
+    return make
