@@ -167,7 +167,7 @@ def _check_types(config: LoraMoeConfig) -> None:
 
 
 def _check_expressions(config: LoraMoeConfig) -> None:
-    """Checks what PEFT takes for regular expressions: a mapping's keys, one text of names, patterns, modules to save."""
+    """Checks what PEFT takes for regular expressions: keys of mappings, a text of names, patterns, modules to save."""
     layers = config.layers_pattern or ()
     expressions = [e for e in (config.target_modules, config.exclude_modules) if isinstance(e, str)]
     parts = [*config.rank_pattern, *config.alpha_pattern, *([layers] if isinstance(layers, str) else layers)]

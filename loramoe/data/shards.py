@@ -70,7 +70,7 @@ def write_shards(
 
 def shard_files(folder: Path) -> list[Path]:
     """Lists the shards of a folder in the order of their rows, and not what `datasets` caches beside them."""
-    return sorted(folder.glob("[0-9]*.arrow"))
+    return sorted(file for file in folder.glob("[!.]*.arrow") if not file.name.startswith("cache-"))
 
 
 def write_whole(file: Path, content: bytes | memoryview) -> None:
