@@ -13,8 +13,6 @@ import os
 import sys
 import traceback
 
-from accelerate import PartialState
-
 from loramoe.data import DatasetError
 from loramoe.training.arguments import parse
 from loramoe.training.errors import SaveError, UsageError
@@ -50,7 +48,6 @@ def main() -> int:
     except Exception:
         traceback.print_exc()
         return FAILED
-    PartialState().destroy_process_group()
     return 0
 
 

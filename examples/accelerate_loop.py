@@ -1,11 +1,11 @@
 """A training loop of one's own, with accelerate: copy it and change what you like.
 
     PYTHONPATH=. accelerate launch --num_processes 1 examples/accelerate_loop.py
-    PYTHONPATH=. accelerate launch --num_processes 2 examples/accelerate_loop.py --accumulation 1
+    PYTHONPATH=. torchrun --standalone --nproc_per_node 2 examples/accelerate_loop.py --accumulation 1
 
-Both lines do the same: steps of 2 micro-batches, one after the other or one in each process. What makes them agree is
-`num_items_in_batch`, the label tokens of the whole step: each micro-batch's loss, and the constraint in it, then counts
-by its share of them, and the shares of a step add up to 1.
+Both lines do the same (on CPUs after `export ACCELERATE_USE_CPU=true`): steps of 2 micro-batches, one after the other or
+one in each process. What makes them agree is `num_items_in_batch`, the label tokens of the whole step: each micro-batch's
+loss, and the constraint in it, then counts by its share of them, and the shares of a step add up to 1.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe import LoraMoeConfig, last_balance
 from loramoe.data import SftCollator, tokenise_dataset
+from loramoe.training.processes import leave
 
 
 def arguments() -> argparse.Namespace:
@@ -60,9 +61,8 @@ def main(args: argparse.Namespace) -> None:
             last = number == len(micro_batches)
             with nullcontext() if last else accelerator.no_sync(model):
                 loss = model(**batch, num_items_in_batch=label_tokens).loss  # the constraint is in it
-                accelerator.backward(
-                    loss * accelerator.num_processes
-                )  # a sum over processes, of which DDP takes the mean
+                # A sum over processes, of which DDP takes the mean.
+                accelerator.backward(loss * accelerator.num_processes)
             step_loss += loss.detach()
         optimizer.step()
         optimizer.zero_grad()
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(args.output)
         print(f"The adapter is in {args.output}.")
-    accelerator.end_training()
+    leave()  # ends each of several processes at once: taken apart, DDP over gloo may wait for ever (torch 2.13)
 
 
 if __name__ == "__main__":

@@ -259,3 +259,27 @@ def weight_of(module: nn.Module) -> Tensor:
     with align_module_device(module):
         offloaded: Tensor = module.weight  # type: ignore[assignment]
         return offloaded
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Has 4-bit linears of bitsandbytes pass the gradient on, whatever the model is asked first.
+
+    On a CPU with AVX512-BF16, bitsandbytes (0.50, `Linear4bit.forward`) packs a weight anew when it is first used in
+    evaluation mode, and for good. What then multiplies it has no backward, so that in a training that begins with an
+    evaluation all layers below would silently get a wrong gradient.
+
+    Args:
+        model: A model that is to be trained.
+
+    Raises:
+        ValueError: If a weight has been packed already.
+    """
+    for name, module in model.named_modules():
+        if "support_avx512bf16_for_cpu" not in vars(module):
+            continue
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise ValueError(
+                f"{name} is a 4-bit linear that bitsandbytes has packed for inference on this CPU, through which no "
+                "gradient passes. Load the base model again, and add the adapter before it is first used."
+            )
+        module.support_avx512bf16_for_cpu = False

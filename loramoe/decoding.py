@@ -6,10 +6,18 @@ Prompts are padded on the left, so that all of them end where the first new toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+GREEDY: Final[dict[str, Any]] = {
+    "do_sample": False,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "typical_p")),
+}
+"""Against a model's own settings: those would change which token comes next, or be warned about."""
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -58,15 +66,21 @@ def decode(
     """
     pad = pad_id(tokenizer)
     input_ids, attention_mask = pad_left(prompts, pad, model.device)
-    sampling: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature or None, "num_beams": 1}
-    if temperature == 0:  # a chat model's own settings for sampling would only be warned about
-        sampling |= {"top_p": None, "top_k": None}
     generated = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
+        eos_token_id=_end_ids(model, tokenizer),
         streamer=streamer,
-        **sampling,
+        num_beams=1,
+        **({"do_sample": True, "temperature": temperature} if temperature > 0 else GREEDY),
     )
     return list(tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True))
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int] | None:
+    """Ends of the model's own, and the one that training ends answers with, which a base model's may lack."""
+    own = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    return sorted(ends) or None

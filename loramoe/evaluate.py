@@ -18,11 +18,12 @@ from time import perf_counter
 from typing import Any
 
 from loramoe.data import TEMPLATES
+from loramoe.data.fingerprint import tokenizer_hash
 from loramoe.evaluation.results import Store, facts_of, fingerprint
 from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, prepare, score
 from loramoe.evaluation.statistics import Line, summarise
 from loramoe.evaluation.tasks import read_tasks, short_names
-from loramoe.loading import attached, base_name, load_base, load_tokenizer
+from loramoe.loading import attached, base_name, check_kind, load_base, load_tokenizer
 from loramoe.training.errors import UsageError
 from loramoe.training.model_arguments import ModelArguments
 
@@ -53,13 +54,14 @@ def evaluate(
         The lines of the table.
 
     Raises:
-        UsageError: If an adapter cannot be loaded on the base model.
+        UsageError: If an adapter cannot be loaded on the base model, or a log-likelihood is not finite.
     """
-    found: dict[str, dict[str, Scores]] = {}
+    found: dict[str, dict[str, Scores]] = {task.task.name: {} for task in tasks}
     for name, folder in {BASE: None, **adapters}.items():
-        with attached(base, folder) as model:
+        earlier = {task.task.name: store.find(name, task) for task in tasks}
+        with attached(base, folder if None in earlier.values() else None) as model:
             for task in tasks:
-                began, scores = perf_counter(), store.find(name, task)
+                began, scores = perf_counter(), earlier[task.task.name]
                 told = "found in " + str(store.folder)
                 if scores is None:
                     scores = score(model, tokenizer, task, settings, batch_size)
@@ -67,7 +69,7 @@ def evaluate(
                     seconds = perf_counter() - began
                     told = f"{seconds:.1f} s ({len(scores) / seconds:.1f} questions/s)"
                 print(f"{name}, {task.task.name}: {len(scores):,} questions, {told}", flush=True)
-                found.setdefault(task.task.name, {})[name] = scores
+                found[task.task.name][name] = scores
     return [line for task in tasks for line in summarise(task.task.name, task.too_long, found[task.task.name])]
 
 
@@ -82,15 +84,19 @@ def main(argv: list[str] | None = None) -> None:
         adapters = _named(arguments.adapter)
         tasks = read_tasks(arguments.file)
         loading = _loading(arguments, base_name(arguments.model, list(adapters.values())))
+        for adapter in adapters.values():
+            check_kind(adapter)
         tokenizer = load_tokenizer(loading.model_name_or_path, list(adapters.values()))
         base = load_base(loading, arguments.device)
         positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         prepared = [prepare(task, tokenizer, settings, positions) for task in tasks]
+        named = {BASE: loading.model_name_or_path, **adapters}
+        models = {name: fingerprint(folder) for name, folder in named.items()}
+        reading = {"device": str(base.device), "positions": positions, "tokenizer": tokenizer_hash(tokenizer)}
+        store = Store(Path(arguments.output_dir), asdict(settings) | asdict(loading) | reading, models)
+        store.check_writable()
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    models = {BASE: fingerprint(loading.model_name_or_path), **{name: fingerprint(adapters[name]) for name in adapters}}
-    asked = asdict(settings) | asdict(loading) | {"device": str(base.device), "positions": positions}
-    store = Store(Path(arguments.output_dir), asked, models)
     try:
         lines = evaluate(base, tokenizer, adapters, prepared, settings, store, arguments.batch_size)
     except UsageError as error:
@@ -122,7 +128,7 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loramoe.evaluate", description="Base model against adapters.")
     add = parser.add_argument
-    add("--model", help="base model; default: the one that the first adapter was trained on")
+    add("--model", help="base model; default: the one that the adapters were trained on")
     add("--adapter", nargs="+", default=[], help="adapter folders, each DIR or NAME=DIR; default: the base model alone")
     add("--file", nargs="+", required=True, help="tasks: .json and .jsonl files, or folders of such")
     add("--output_dir", default="output/evaluation", help="folder of the results; what is finished there is not redone")

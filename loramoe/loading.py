@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import loramoe  # noqa: F401  # registers the method with peft
-from loramoe.training.errors import as_usage_error
+from loramoe.data.fingerprint import tokenizer_hash
+from loramoe.hooks import unwatch
+from loramoe.training.errors import UsageError, as_usage_error
 from loramoe.training.model_arguments import ModelArguments
 
 
@@ -43,7 +45,7 @@ def base_name(model: str | None, adapters: list[str]) -> str:
     """The base model that adapters are to be loaded on.
 
     Args:
-        model: Base model. Default: the one that the first adapter was trained on.
+        model: Base model. Default: the one that all of the adapters were trained on.
         adapters: Folders of adapters.
 
     Returns:
@@ -51,7 +53,7 @@ def base_name(model: str | None, adapters: list[str]) -> str:
 
     Raises:
         FileNotFoundError: If an adapter's folder does not exist.
-        ValueError: If there is neither a model nor an adapter.
+        ValueError: If there is neither a model nor an adapter, or adapters of different models without a model.
     """
     from peft import PeftConfig
 
@@ -60,11 +62,19 @@ def base_name(model: str | None, adapters: list[str]) -> str:
     for adapter in adapters:
         if not (Path(adapter) / "adapter_config.json").is_file():
             raise FileNotFoundError(f"no adapter at {adapter}: adapter_config.json is not there. Correct the path.")
-    return model or str(PeftConfig.from_pretrained(adapters[0]).base_model_name_or_path)
+    if model is not None:
+        return model
+    names = dict.fromkeys(str(PeftConfig.from_pretrained(adapter).base_model_name_or_path) for adapter in adapters)
+    if len(names) > 1:
+        raise ValueError(
+            f"adapters were trained on different base models, {list(names)}. Compare those of one base, or say with "
+            "--model which to put all of them on."
+        )
+    return next(iter(names))
 
 
 def load_tokenizer(model: str, adapters: list[str]) -> Any:
-    """The tokenizer of the first adapter that one was saved with, or else of the base model.
+    """The tokenizer that was saved with adapters, or else that of the base model.
 
     Args:
         model: The base model.
@@ -75,9 +85,20 @@ def load_tokenizer(model: str, adapters: list[str]) -> Any:
 
     Raises:
         FileNotFoundError: If it cannot be loaded; says why.
+        ValueError: If adapters bring different tokenizers.
     """
     own = [adapter for adapter in adapters if (Path(adapter) / "tokenizer_config.json").is_file()]
-    with _told("tokenizer", [*own, model][0]) as name:
+    tokenizers = [_tokenizer(name) for name in own or [model]]
+    if len(set(map(tokenizer_hash, tokenizers))) > 1:
+        raise ValueError(
+            f"the adapters {own} bring different tokenizers, so that they would not read the same tokens. Compare them "
+            "in runs of their own."
+        )
+    return tokenizers[0]
+
+
+def _tokenizer(name: str) -> Any:
+    with _told("tokenizer", name):
         return AutoTokenizer.from_pretrained(name)
 
 
@@ -93,10 +114,14 @@ def load_base(arguments: ModelArguments, device: str | None = None) -> Any:
 
     Raises:
         FileNotFoundError: If no model can be loaded under the name; says why.
+        UsageError: If the device cannot be used.
     """
     from loramoe.training.model import quantisation
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # A torch without CUDA asserts; all other devices that are not there are RuntimeErrors.
+    with as_usage_error(RuntimeError, AssertionError, about=f"set --device to one that is here, got {device!r}:"):
+        torch.empty(0, device=device)
     dtype = arguments.torch_dtype
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if arguments.load_in_kbits in (4, 8):  # bitsandbytes quantises where the weights arrive, and moves them no more
@@ -126,22 +151,62 @@ def attached(base: Any, adapter: str | None) -> Iterator[Any]:
         adapter: Folder of the adapter; None leaves the base model alone.
 
     Yields:
-        The model with the adapter, in evaluation mode; afterwards the base model is what it was.
+        The model with the adapter, in evaluation mode; afterwards the base model is what it was, bit for bit.
 
     Raises:
-        UsageError: If the adapter is damaged, or was trained on another base model.
+        UsageError: If the adapter is damaged, was trained on another base model, or is one of virtual tokens.
     """
-    from peft import PeftModel
+    from peft import PeftModel, load_peft_weights
 
     if adapter is None:
         yield base
         return
-    with as_usage_error(
-        ValueError, OSError, RuntimeError, about=f"the adapter {adapter} cannot be loaded on this base:"
-    ):
-        model = PeftModel.from_pretrained(base, adapter).to(base.device).eval()
-    try:
+    check_kind(adapter)
+    about = f"the adapter {adapter} cannot be loaded on this base:"
+    with as_usage_error(ValueError, OSError, RuntimeError, about=about):
+        saved = load_peft_weights(adapter, device="cpu")
+    with _given_back(base, saved):
+        with as_usage_error(ValueError, OSError, RuntimeError, about=about):
+            model = PeftModel.from_pretrained(base, adapter).to(base.device).eval()
         yield model
+
+
+def check_kind(adapter: str) -> None:
+    """Refuses adapters of virtual tokens: those would stand before the prompt, where its cache is read and continued.
+
+    Args:
+        adapter: Folder of the adapter.
+
+    Raises:
+        UsageError: If PEFT counts its type as prompt learning.
+    """
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(adapter)
+    if config.is_prompt_learning:
+        raise UsageError(
+            f"the adapter {adapter} is of type {config.peft_type.value}, whose virtual tokens would make likelihoods "
+            "wrong here. Leave it out; all types that adapt the model's own modules can be evaluated."
+        )
+
+
+@contextmanager
+def _given_back(base: Any, saved: Collection[str]) -> Iterator[None]:
+    """Puts back what PEFT replaces or overwrites in a base model, even if it fails half-way.
+
+    PEFT's own `unload` would leave trained biases and the copies of `modules_to_save` behind.
+    """
+    modules = dict(base.named_modules(remove_duplicate=False))
+    overwritten = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in saved}
+    parameters = dict(base.named_parameters(remove_duplicate=False))
+    values = {name: parameters[name].detach().clone() for name in overwritten & parameters.keys()}
+    try:
+        yield
     finally:
-        model.unload()
-        vars(base).pop("peft_config", None)  # some versions of peft leave it behind, and warn of it the next time
+        unwatch(base)
+        for name, module in modules.items():
+            if base.get_submodule(name) is not module:
+                base.set_submodule(name, module)
+        for name, value in values.items():
+            parameters[name].data.copy_(value)
+        vars(base).pop("peft_config", None)  # it would be warned of the next time

@@ -8,13 +8,19 @@ from functools import partial
 from typing import Any
 
 from peft.utils import ModulesToSaveWrapper
-from torch import nn
+from torch import Tensor, nn
 
+from loramoe.compat import keep_gradients
 from loramoe.config import LoraMoeConfig
 from loramoe.hooks import unwatch, watch
 from loramoe.layer import MERGE_REFUSED, LoraMoeLayer
 from loramoe.legacy import TunerBase
 
+MISCOUNTED = (
+    "adapter_names should have a name for each sample of the batch; got {names} names, and {what}. Name as many "
+    "adapters as there are samples; where a model hands its linears tokens without their samples, call it once for "
+    "each adapter, after set_adapter(name)."
+)
 BASE = "__base__"  # in adapter_names: PEFT's word for a sample that takes no adapter
 WEIGHTED_REFUSED = (
     "adapters of LoRAMoE cannot be averaged into one: each has a router of its own. Make them active together, with "
@@ -72,11 +78,13 @@ class LoraMoeModel(TunerBase):  # type: ignore[misc]  # peft is not typed
             **kwargs: Passed on to PEFT.
 
         Raises:
-            ValueError: If modules_to_save names a list of modules, which cannot be called.
+            ValueError: If no gradient passes through the model's weights any more.
         """
-        _check_modules_to_save(model, self.peft_config[adapter_name].modules_to_save or ())
+        config = self.peft_config[adapter_name]
+        if not config.inference_mode:
+            keep_gradients(model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        watch(model, adapter_name, self.peft_config[adapter_name])
+        watch(model, adapter_name, config)
 
     @staticmethod
     def _prepare_adapter_config(peft_config: LoraMoeConfig, model_config: dict[str, Any]) -> LoraMoeConfig:
@@ -119,7 +127,10 @@ class LoraMoeModel(TunerBase):  # type: ignore[misc]  # peft is not typed
             yield
             return
         self._check_mixed_batch(names, kwargs.get("task_types"))
-        hook = partial(_hand_names, names)
+        samples = _samples(*args, **kwargs)
+        if samples not in (None, len(names)):
+            raise ValueError(MISCOUNTED.format(names=len(names), what=f"a batch of {samples}"))
+        hook = partial(_hand_names, names, samples is not None)
         handles = [
             module.register_forward_pre_hook(hook, with_kwargs=True)
             for module in self.modules()
@@ -197,29 +208,19 @@ class LoraMoeModel(TunerBase):  # type: ignore[misc]  # peft is not typed
         return base
 
 
+def _samples(*args: Any, **kwargs: Any) -> int | None:
+    """Number of samples of a call, or None: where PEFT's own forward names its inputs, it does not hand them on."""
+    named = (kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
+    return next((len(inputs) for inputs in (*args[:1], *named) if isinstance(inputs, Tensor)), None)
+
+
 def _hand_names(
-    names: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    names: Sequence[str], beams_may_be: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook that hands a module the adapter of each row of its input: of samples, or of their beams."""
-    rows = len(args[0])
-    beams, rest = divmod(rows, max(len(names), 1))
-    of_tokens = isinstance(module, LoraMoeLayer) and args[0].dim() == 2  # [rows, D]: of what, cannot be told
-    if rest or beams == 0 or (beams > 1 and of_tokens):
-        raise ValueError(
-            f"adapter_names should have a name for each sample of the batch; got {len(names)} names, and a module "
-            f"that is given {rows} rows. Name as many adapters as there are samples; where a model hands its linears "
-            "tokens without their samples, call it once for each adapter, after set_adapter(name)."
-        )
+    x: Tensor = next(iter((*args, *kwargs.values())))
+    beams, rest = divmod(len(x), max(len(names), 1))
+    of_tokens = isinstance(module, LoraMoeLayer) and x.dim() == 2  # [rows, D]: of what, cannot be told
+    if rest or beams == 0 or (beams > 1 and (of_tokens or not beams_may_be)):
+        raise ValueError(MISCOUNTED.format(names=len(names), what=f"a module that is given {len(x)} rows"))
     return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}
-
-
-def _check_modules_to_save(model: nn.Module, names: Sequence[str]) -> None:
-    """Looks names up as PEFT does: by the end of a module's own."""
-    lists = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
-    for name, module in model.named_modules():
-        for wanted in names:
-            if isinstance(module, lists) and name.endswith(wanted):
-                raise ValueError(
-                    f"modules_to_save must name modules that can be called, such as lm_head; got {wanted!r}, which "
-                    f"names {name}, a {type(module).__name__}. Name the modules in it."
-                )

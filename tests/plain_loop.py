@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,18 @@ def label_tokens(batch: dict[str, Tensor]) -> Tensor:
 
 
 def plain_loop(
-    model: Any, rows: list[dict[str, Any]], batch_size: int, accumulation: int, smoothing: float = 0.0
+    model: Any,
+    rows: list[dict[str, Any]],
+    batch_size: int,
+    accumulation: int,
+    smoothing: float = 0.0,
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[list[float], dict[str, Tensor]]:
-    """One epoch of AdamW: each micro-batch's LM loss and constraint count by their share of the step's label tokens."""
+    """One epoch of AdamW: each micro-batch's LM loss and constraint count by their share of the step's label tokens.
+
+    The LM loss is a cross-entropy, smoothed, or a criterion of logits [N, V] and labels [N].
+    """
+    criterion = criterion or partial(cross_entropy, label_smoothing=smoothing)
     model = copy.deepcopy(model).train()
     trained = weights(model)
     optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE, weight_decay=0.0)
@@ -69,7 +80,7 @@ def plain_loop(
     for start in range(0, len(micro), accumulation):
         step = micro[start : start + accumulation]
         total = torch.stack([label_tokens(b) for b in step]).sum()
-        parts = [loss_of(model, b, smoothing) * label_tokens(b) / total for b in step]
+        parts = [loss_of(model, b, criterion) * label_tokens(b) / total for b in step]
         loss = torch.stack(parts).sum()
         losses.append(loss.item())
         optimizer.zero_grad()
@@ -78,12 +89,12 @@ def plain_loop(
     return losses, {name: p.detach() for name, p in trained.items()}
 
 
-def loss_of(model: Any, batch: dict[str, Tensor], smoothing: float) -> Tensor:
-    """The language model's loss, smoothed, and the constraint."""
+def loss_of(model: Any, batch: dict[str, Tensor], criterion: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The language model's loss, by a criterion of one's own, and the constraint."""
     outputs = model(**batch)
     logits, labels = outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
     constraint = outputs.loss - cross_entropy(logits, labels)
-    return cross_entropy(logits, labels, label_smoothing=smoothing) + constraint
+    return criterion(logits, labels) + constraint
 
 
 def weights(model: Any) -> dict[str, Any]:

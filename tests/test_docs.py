@@ -19,13 +19,21 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
-    str(page.relative_to(ROOT)) for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data/README.md")
+    str(page.relative_to(ROOT))
+    for page in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("integrations/*/*.md"),
+        ROOT / "data/README.md",
+    )
 )
 
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-FILE = re.compile(r"`((?:\.ci|data|docs|loramoe|peft|scripts|tests|transformers)/[\w./-]+)`")
+FILE = re.compile(
+    r"`((?:\.ci|configs|data|docs|evaluation|examples|integrations|loramoe|peft|scripts|tests|transformers)/[\w./-]+)`"
+)
 NAME = re.compile(r"`(loramoe(?:\.\w+)+)`")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe import LoraMoeConfig
@@ -111,6 +112,53 @@ def test_an_adapter_that_cannot_be_loaded_costs_nothing_that_is_finished(
     assert len(scores(tmp_path / "out", "base")) == 12
 
 
+def test_another_tokenizer_is_another_question(tiny_task, adapter, flags, capsys) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_task.base)
+    main(flags)
+    main(flags)
+    assert capsys.readouterr().out.count("found in ") == 4
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(adapter)
+    main(flags)
+    assert "found in " not in capsys.readouterr().out
+
+
+def test_an_adapter_whose_scores_are_all_found_is_not_loaded(flags, monkeypatch) -> None:
+    main(flags)
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", lambda *_: pytest.fail("it was loaded"))
+    main(flags)
+
+
+def test_likelihoods_that_are_not_finite_cost_nothing_that_is_finished(adapter, flags, tmp_path, capsys) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: value * torch.nan for name, value in weights.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "expected finite log-likelihoods, got nan from logits in torch.float32. Load the model with" in said
+    assert f"What is finished is kept in {tmp_path / 'out'}." in said
+    assert len(scores(tmp_path / "out", "base")) == 12
+
+
+def test_adapters_that_cannot_be_compared_are_refused_first(tiny_task, adapter, flags, tmp_path, capsys) -> None:
+    config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_task.base), config).save_pretrained(tmp_path / "prompt")
+    with pytest.raises(SystemExit):
+        main([*flags, "--adapter", str(adapter), str(tmp_path / "prompt")])
+    assert "is of type PROMPT_TUNING, whose virtual tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_where_results_should_go(flags, tmp_path, capsys) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit):
+        main(flags)
+    said = capsys.readouterr()
+    assert f"set --output_dir to a folder that can be written to, got {tmp_path / 'out'}: " in said.err
+    assert "questions" not in said.out
+
+
 def test_the_base_model_alone(tiny_task, flags, tmp_path) -> None:
     main(["--model", str(tiny_task.base), *flags[2:], "--measure", "likelihood"])
     results = json.loads((tmp_path / "out/results.json").read_text())
@@ -132,6 +180,7 @@ def test_the_base_model_alone(tiny_task, flags, tmp_path) -> None:
         ({"--model": "./none"}, "no tokenizer could be loaded from './none'"),
         ({"--prompt_template": "chat"}, "the prompt template 'chat' needs tokenizer.chat_template"),
         ({"--load_in_kbits": "3"}, "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),
+        ({"--device": "cuda:99"}, "set --device to one that is here, got 'cuda:99': "),
         ({"--batch_size": "0"}, "argument --batch_size: expected a whole number of at least 1, got '0'. Raise it."),
         ({"--max_seq_length": "2"}, "none of the 12 rows fits"),
     ],

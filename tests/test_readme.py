@@ -67,7 +67,7 @@ RUNS = [
     Run("loramoe.recall", says="recall "),
     Run("loramoe.evaluate", says="exact match"),
     Run("loramoe.export", says="output/plain_lora"),
-    Run("ecosystem/all.sh", says="ok", swap=("all.sh", "all.sh accelerate"), needs="accelerate"),
+    Run("ecosystem/all.sh", says="accelerate       ok ", swap=("all.sh", "all.sh accelerate"), needs="accelerate"),
     Run("get_smollm2.sh", says="models/smollm2-135m", downloads=True),
     Run("smollm2-135m", swap=("--max_steps 100", "--max_steps 1"), downloads=True),
     Run("new_adapter", says="wrote new_adapter"),

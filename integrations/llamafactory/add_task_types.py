@@ -1,6 +1,6 @@
 """Adds the task types of a data set's rows to what LLaMA-Factory made of them.
 
-    python integrations/llamafactory/add_task_types.py my_rows/train.json tokenised typed
+    python integrations/llamafactory/add_task_types.py my_rows/train.json tokenised typed --tokenizer MODEL
 
 LLaMA-Factory drops every column that its converters do not know, but takes tokenised rows from a folder as they are
 (`tokenized_path`). It keeps the rows in their order, which is checked here: each row must train on its own answer.
@@ -40,7 +40,7 @@ def add_task_types(rows: list[Row], tokenised: DatasetDict, tokenizer: PreTraine
         )
     for number, (row, labels) in enumerate(zip(rows, train["labels"], strict=True), start=1):
         answer, learnt = _bare(row["output"]), _bare(_text(labels, tokenizer))
-        if not (answer.startswith(learnt) or learnt.startswith(answer)):  # either may have been cut
+        if not learnt or not (answer.startswith(learnt) or learnt.startswith(answer)):  # either may have been cut
             raise DatasetError(
                 f"row {number} answers {row['output']!r}, but the tokenised row {number} trains on "
                 f"{_text(labels, tokenizer)!r}. Tokenise this data again, without shuffling or mixing."

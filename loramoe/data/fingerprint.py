@@ -50,7 +50,7 @@ def data_fingerprint(
     parts = {
         "format_version": FORMAT_VERSION,
         "files": [(file.suffix.lower(), file_hash(file)) for file in files],
-        "tokenizer": _tokenizer_hash(tokenizer),
+        "tokenizer": tokenizer_hash(tokenizer),
         "template": template,
         "max_seq_length": max_seq_length,
         "task_types": None if task_types is None else sorted(set(task_types)),
@@ -67,8 +67,15 @@ def file_hash(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hashes a tokenizer as it would be saved: the one form that every kind has and that leaves nothing out."""
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hashes a tokenizer as it would be saved: the one form that every kind has and that leaves nothing out.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        A SHA-256 hash as 64 hexadecimal digits.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = sorted(file for file in Path(folder).rglob("*") if file.is_file())

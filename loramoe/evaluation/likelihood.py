@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from loramoe.data import IGNORE_INDEX
 from loramoe.decoding import pad_left
 from loramoe.evaluation.requests import Request
+from loramoe.training.errors import UsageError
 
 
 def log_likelihoods(
@@ -39,6 +40,9 @@ def log_likelihoods(
 
     Returns:
         For each request a figure for each candidate, in nats; 0 is certain.
+
+    Raises:
+        UsageError: If a figure is not finite.
     """
     scores: dict[int, list[float]] = {}
     order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt), reverse=True)
@@ -56,7 +60,7 @@ def _score(requests: Sequence[Request], model: Any) -> list[list[float]]:
     owner_N = torch.tensor(owners, device=model.device)
     cache, mask_PS = _read_prompts(model, [request.prompt[:-1] for request in requests])
     if cache is not None:
-        cache.batch_select_indices(owner_N)
+        cache.reorder_cache(owner_N)
     targets = [target for request in requests for target in request.targets]
     labels_NC = _pad_right(targets, IGNORE_INDEX, model.device)
     # A candidate's token is predicted from the one before it: the first from the prompt's last.
@@ -66,7 +70,13 @@ def _score(requests: Sequence[Request], model: Any) -> list[list[float]]:
     inputs = {"input_ids": _pad_right(ids, 0, model.device), "attention_mask": mask_NSC, "position_ids": positions_NC}
     logits_NCV = model(**_known(model, past_key_values=cache, use_cache=True, **inputs)).logits
     loss_NC = F.cross_entropy(logits_NCV.mT.to(_at_least_float(logits_NCV)), labels_NC, reduction="none")
-    figures = iter((-loss_NC.double().sum(dim=1)).tolist())
+    sums_N = -loss_NC.double().sum(dim=1)
+    if not sums_N.isfinite().all():
+        raise UsageError(
+            f"expected finite log-likelihoods, got {sums_N[~sums_N.isfinite()][0].item()} from logits in "
+            f"{logits_NCV.dtype}. Load the model with --torch_dtype float32 or bfloat16, or mend its weights if it is."
+        )
+    figures = iter(sums_N.tolist())
     return [[next(figures) for _ in request.targets] for request in requests]
 
 

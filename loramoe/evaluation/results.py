@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 import torch
@@ -29,9 +30,10 @@ from loramoe.data.fingerprint import file_hash
 from loramoe.evaluation.scoring import Prepared, Scores
 from loramoe.evaluation.statistics import Line
 from loramoe.evaluation.table import markdown
+from loramoe.training.errors import as_usage_error
 from loramoe.training.files import write_json
 
-_DEFINING: Final = (".json", ".safetensors", ".bin", ".jinja", ".model")
+_DEFINING: Final = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
 
 
 def _versions() -> dict[str, str]:
@@ -56,6 +58,17 @@ class Store:
     settings: Mapping[str, Any]
     models: Mapping[str, Any]
     versions: dict[str, str] = field(default_factory=_versions)
+
+    def check_writable(self) -> None:
+        """Makes the folders, before the first question is asked.
+
+        Raises:
+            UsageError: If they cannot be made or written to.
+        """
+        for folder in (self.folder, self.folder / "scores"):
+            with as_usage_error(OSError, about=f"set --output_dir to a folder that can be written to, got {folder}:"):
+                folder.mkdir(parents=True, exist_ok=True)
+                TemporaryFile(dir=folder).close()
 
     def find(self, model: str, prepared: Prepared) -> Scores | None:
         """Finds the scores of a model on a task, None where there are none or they are of something else."""
@@ -118,9 +131,17 @@ def fingerprint(name: str) -> dict[str, str]:
 
     Returns:
         SHA-256 of each file of weights, configuration and tokenizer.
+
+    Raises:
+        FileNotFoundError: If it is neither a folder nor in the hub's cache.
     """
     found = try_to_load_from_cache(name, "config.json") if not Path(name).is_dir() else None
     folder = Path(found).parent if isinstance(found, str) else Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{name!r} is neither a folder nor in the hub's cache, so that earlier scores cannot be told to be of the "
+            "same model. Download it, and give its folder in place of the name."
+        )
     return {
         file.name: file_hash(file) for file in sorted(folder.iterdir()) if file.suffix in _DEFINING and file.is_file()
     }

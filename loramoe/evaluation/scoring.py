@@ -117,6 +117,9 @@ def score(
 
     Returns:
         For each question its figures.
+
+    Raises:
+        UsageError: If a log-likelihood is not finite.
     """
     examples, requests = prepared.examples, prepared.requests
     scores: Scores = [{"where": example.where, "task_type": example.task_type} for example in examples]

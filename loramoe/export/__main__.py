@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from loramoe.data import TEMPLATES, SftCollator, stream_dataset
+from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, stream_dataset
+from loramoe.decoding import pad_id
 from loramoe.export.run import export_lora, refuse_used
-from loramoe.loading import load
+from loramoe.loading import attached, base_name, load_base, load_tokenizer
 from loramoe.recall import read_probes
+from loramoe.training.model_arguments import ModelArguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", help="file or folder of held-out rows to measure on; default: the calibration rows")
     parser.add_argument("--recall_file", help='JSON list of {"prompt", "answer"}: facts whose recall to measure')
     parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--torch_dtype", choices=dtypes, default="auto", help="of the base model")
+    parser.add_argument("--load_in_kbits", type=int, help="load the base model in 4 or 8 bits (needs bitsandbytes)")
     parser.add_argument("--calibration_rows", type=int, default=1000, help="most rows to average over, evenly spaced")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--max_seq_length", type=int, default=1024, help="longest row in tokens, prompt and answer")
@@ -37,6 +45,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _collate(collator: SftCollator, max_seq_length: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """A batch in which no row that fills max_seq_length has labels: cut there, its answer would be measured as whole.
+
+    Such rows still count among all tokens; the report tells the number of rows of either kind.
+    """
+    unlabelled = {"labels": [IGNORE_INDEX] * max_seq_length}
+    return collator([{**row, **(unlabelled if len(row["input_ids"]) == max_seq_length else {})} for row in rows])
+
+
 def _batches(arguments: argparse.Namespace, tokenizer: Any, path: str, most: int | None = None) -> DataLoader[Any]:
     """The rows of a path as batches; of more than `most` rows so many, evenly spaced, as files may be sorted."""
     settings = {"template": arguments.template, "max_seq_length": arguments.max_seq_length}
@@ -44,27 +61,30 @@ def _batches(arguments: argparse.Namespace, tokenizer: Any, path: str, most: int
     print(f"{path}: {report}")
     if most is not None and len(rows) > most:
         rows = rows.select(np.linspace(0, len(rows) - 1, most).round().astype(np.int64))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return DataLoader(rows, batch_size=arguments.batch_size, collate_fn=SftCollator(pad))
+    collate = partial(_collate, SftCollator(pad_id(tokenizer)), arguments.max_seq_length)
+    return DataLoader(rows, batch_size=arguments.batch_size, collate_fn=collate)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     for name in ("calibration_rows", "batch_size"):
         if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}.")
+            raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}. Raise it.")
     refuse_used(arguments.out, arguments.overwrite)
     probes = read_probes(arguments.recall_file) if arguments.recall_file else []
-    model, tokenizer = load(arguments.model, arguments.adapter)
-    report = export_lora(
-        model,
-        arguments.out,
-        _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows),
-        _batches(arguments, tokenizer, arguments.test) if arguments.test else None,
-        tokenizer=tokenizer,
-        probes=probes,
-        source=arguments.adapter,
-        overwrite=arguments.overwrite,
-    )
+    name = base_name(arguments.model, [arguments.adapter])
+    loading = ModelArguments(name, torch_dtype=arguments.torch_dtype, load_in_kbits=arguments.load_in_kbits)
+    tokenizer = load_tokenizer(name, [arguments.adapter])
+    with attached(load_base(loading), arguments.adapter) as model:
+        report = export_lora(
+            model,
+            arguments.out,
+            _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows),
+            _batches(arguments, tokenizer, arguments.test) if arguments.test else None,
+            tokenizer=tokenizer,
+            probes=probes,
+            source=arguments.adapter,
+            overwrite=arguments.overwrite,
+        )
     print(f"{report}\n\nwrote {arguments.out}, an approximation; read {arguments.out / 'README.md'} before you use it")
 
 

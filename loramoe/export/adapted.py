@@ -55,12 +55,13 @@ def adapted(model: Any) -> Adapted:
             f"export_lora takes a PeftModel; got {type(model).__name__}. Load the adapter with "
             "PeftModel.from_pretrained(base, adapter)."
         )
-    name, *others = model.active_adapters
-    config = model.peft_config[name]
-    if others:
+    active = list(model.active_adapters)
+    if len(active) != 1:
         raise ExportError(
-            f"one adapter is exported at a time; active are {[name, *others]}. Choose one with model.set_adapter(name)."
+            f"one adapter is exported at a time; active are {active}. Choose one with model.set_adapter(name)."
         )
+    name = active[0]
+    config = model.peft_config[name]
     if not isinstance(config, LoraMoeConfig):
         raise ExportError(f"adapter {name!r} is of type {config.peft_type.value}; only LoRAMoE needs this export.")
     modules = model.get_base_model().named_modules()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from loramoe.export.distance import ANSWERS, BASE, EXPORT
@@ -52,7 +51,7 @@ def model_card(report: ExportReport, figure: str | None = None) -> str:
         The card, in Markdown.
     """
     front: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "loramoe", "approximation"]}
-    if report.base_model and not Path(report.base_model).exists():  # a name on the hub, and no folder of this machine
+    if report.base_on_hub:
         front["base_model"] = report.base_model
     return _CARD.format(
         front="\n".join(f"{name}: {json.dumps(value)}" for name, value in front.items()),

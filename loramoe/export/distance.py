@@ -120,7 +120,7 @@ def distance(
         The distance.
 
     Raises:
-        ExportError: If the adapter is none that can be exported, or the rows hold no answers.
+        ExportError: If the adapter is none that can be exported, the rows hold no answers, or logits are not finite.
     """
     errors = LinearErrors(adapted(model), mean_gates)
     tables: list[dict[str, Tensor]] = []
@@ -133,7 +133,10 @@ def distance(
             logits = _logits_of_sides(model, on_device, mean_gates, errors)
             tables.append({**where, **_compare(logits, where)})
     if not any(table["is_answer"].any() for table in tables):
-        raise ExportError("the rows to measure on hold no answers: no label differs from -100. Give rows with some.")
+        raise ExportError(
+            "the rows to measure on hold no answers: no label differs from -100. Give rows with some, or raise "
+            "max_seq_length if they all fill it."
+        )
     whole = {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
     return Distance(_groups(whole), errors.result())
 
@@ -203,6 +206,11 @@ def _compare_some(log_p: Mapping[str, Tensor], token_N: Tensor) -> dict[str, Ten
     values = {}
     for side, log_NV in log_p.items():
         kl_N = (mixture_NV.exp() * (mixture_NV - log_NV)).sum(-1)
+        if not kl_N.isfinite().all():  # the mixture's own comes first, so that the side is the one at fault
+            raise ExportError(
+                f"logits of the {side} are not finite. Load the base model in float32; if they still are not, the "
+                "adapter or the base model is damaged: train or copy it again."
+            )
         values[f"kl {side}"] = kl_N.clamp(min=0)  # it never is below 0, but rounding may be
         values[f"agrees {side}"] = likeliest[side] == likeliest[MIXTURE]
         values[f"right {side}"] = likeliest[side] == token_N

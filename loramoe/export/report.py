@@ -32,8 +32,9 @@ class ExportReport:
 
     Attributes:
         loramoe: Version of this library.
-        source: What the adapter is called.
-        base_model: Name of its base model.
+        source: What the adapter is called; no path.
+        base_model: Name of its base model on the hub, or that of its folder; no path.
+        base_on_hub: Whether it is a name on the hub.
         experts: Number of experts E.
         rank: Rank of the plain LoRA, E·R.
         calibration_tokens: Tokens that the gates were averaged over.
@@ -47,6 +48,7 @@ class ExportReport:
     loramoe: str
     source: str
     base_model: str | None
+    base_on_hub: bool
     experts: int
     rank: int
     calibration_tokens: int
@@ -62,11 +64,12 @@ class ExportReport:
 
 def divergence_table(report: ExportReport) -> str:
     """KL and agreement as a table in Markdown, the export beside the base model."""
-    head = ["over", "tokens", *(f"{name}, {side}" for side in (EXPORT, BASE) for name in _DIVERGENCES)]
+    head = ["over", "rows", "tokens", *(f"{name}, {side}" for side in (EXPORT, BASE) for name in _DIVERGENCES)]
     rows = []
     for name, group in report.groups.items():
         sides = [group.divergence[side] for side in (EXPORT, BASE)]
-        rows.append([name, f"{group.tokens:,}", *(_plain(getattr(s, f)) for s in sides for f in _DIVERGENCES.values())])
+        values = [_plain(getattr(side, field)) for side in sides for field in _DIVERGENCES.values()]
+        rows.append([name, f"{group.rows:,}", f"{group.tokens:,}", *values])
     return _table(head, rows)
 
 

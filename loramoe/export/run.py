@@ -19,14 +19,15 @@ from torch import Tensor
 import loramoe
 from loramoe.adapter_files import CONFIG, SAFE
 from loramoe.data.disk import sync
-from loramoe.export.adapted import ExportError, adapted, in_evaluation
+from loramoe.export.adapted import Adapted, ExportError, adapted, in_evaluation
 from loramoe.export.card import model_card
-from loramoe.export.distance import BASE, EXPORT, MIXTURE, distance
+from loramoe.export.distance import BASE, EXPORT, MIXTURE, Distance, distance
 from loramoe.export.figure import FIGURE, draw_linears
-from loramoe.export.gates import mean_gates
+from loramoe.export.gates import GateStatistics, mean_gates
 from loramoe.export.lora import as_plain_lora, plain_lora
 from loramoe.export.report import REPORT, ExportReport, LinearReport
 from loramoe.recall import Probe, recall
+from loramoe.report.card import hub_name, public_name
 from loramoe.training.files import sync_all
 from loramoe.training.versions import save_tokenizer
 
@@ -60,18 +61,18 @@ def export_lora(
             measured on the calibration rows, which flatters it, and the report says so.
         tokenizer: Saved beside the adapter; needed for `probes`.
         probes: Facts whose recall is measured, as `loramoe.recall` does.
-        source: What the adapter is called in the model card; default: its name in the model.
-        overwrite: Replace an earlier export in that folder; whatever else is there is never replaced.
+        source: What the adapter is called in the model card, of a path its last part; default: its name in the model.
+        overwrite: Replace an earlier export in that folder, unless anything else is there too.
         progress: Show progress bars.
 
     Returns:
-        The report, as it stands in the folder.
+        The report; the folder's export_report.json holds it, and the names of the files that were written.
 
     Raises:
         ExportError: If the adapter cannot be exported, the rows do not serve, or the folder is in use.
     """
-    adapter, target = adapted(model), Path(folder)
-    refuse_used(target, overwrite)
+    adapter = adapted(model)
+    refuse_used(Path(folder), overwrite)
     if test is None and isinstance(calibration, Iterator):
         raise ExportError(
             "calibration can be read once only, but without test rows it is read twice: for the mean gates and for the "
@@ -83,25 +84,41 @@ def export_lora(
     gates = {linear: each.mean_E for linear, each in statistics.items()}
     measured = distance(model, calibration if test is None else test, gates, progress=progress)
     config, weights = plain_lora(model, gates)
-    report = ExportReport(
+    shares = _recall(model, tokenizer, probes, gates, progress)
+    report = _report(adapter, source, statistics, measured, shares, held_out=test is not None)
+    # Resolved, because a link to a folder cannot be replaced by a folder.
+    with _whole_or_not_at_all(Path(folder).resolve(), overwrite) as unfinished:
+        _write(unfinished, config, weights, report, tokenizer)
+    return report
+
+
+def _report(
+    adapter: Adapted,
+    source: str,
+    statistics: Mapping[str, GateStatistics],
+    measured: Distance,
+    shares: dict[str, float],
+    held_out: bool,
+) -> ExportReport:
+    """What is published of an export: the adapter and its base model by their names, as paths concern nobody else."""
+    base = adapter.config.base_model_name_or_path
+    return ExportReport(
         loramoe=loramoe.__version__,
-        source=source or adapter.name,
-        base_model=adapter.config.base_model_name_or_path,
+        source=public_name(source or adapter.name),
+        base_model=public_name(base) if base else None,
+        base_on_hub=bool(base and hub_name(base)),
         experts=adapter.config.lora_nums,
-        rank=config["r"],
+        rank=adapter.config.r * adapter.config.lora_nums,
         calibration_tokens=next(iter(statistics.values())).tokens,
-        held_out=test is not None,
+        held_out=held_out,
         lost=measured.lost,
         groups=measured.groups,
-        recall=_recall(model, tokenizer, probes, gates, progress),
+        recall=shares,
         linears={
             linear: LinearReport(each.mean_E.tolist(), each.spread, measured.relative_error[linear])
             for linear, each in statistics.items()
         },
     )
-    with _whole_or_not_at_all(target, overwrite) as unfinished:
-        _write(unfinished, config, weights, report, tokenizer)
-    return report
 
 
 def _recall(
@@ -130,7 +147,8 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
 
     Args:
         folder: Where to write.
-        overwrite: Whether an earlier export may be replaced; nothing else ever is, least of all the trained adapter.
+        overwrite: Whether an earlier export may be replaced; nothing else ever is: no trained adapter, nor what was
+            put beside the export.
 
     Raises:
         ExportError: If it is in use.
@@ -139,10 +157,25 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
         raise ExportError(f"{folder} is a file, not a folder. Choose another name.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (folder / REPORT).is_file():
-        raise ExportError(f"{folder} is in use, and by no earlier export: no {REPORT} is in it. Choose another.")
+    written = _written(folder)
+    if not written:
+        raise ExportError(
+            f"{folder} is in use, and by no earlier export: no {REPORT} that lists its files is in it. Choose another."
+        )
     if not overwrite:
         raise ExportError(f"{folder} holds an earlier export. Choose another folder, or replace it with overwrite.")
+    if others := sorted({entry.name for entry in folder.iterdir()} - written):
+        raise ExportError(
+            f"{folder} holds more than an earlier export: {others}. Move that away, or choose another folder."
+        )
+
+
+def _written(folder: Path) -> set[str]:
+    """The names that an earlier export wrote into a folder, by its report; none if there is no such report."""
+    try:
+        return set(json.loads((folder / REPORT).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
 
 
 def _write(
@@ -150,13 +183,15 @@ def _write(
 ) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(dict(weights), folder / SAFE, metadata={"format": "pt"})
-    (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
     drawn = importlib.util.find_spec("matplotlib") is not None  # optional, for the figure alone
     if drawn:
         draw_linears(report.linears, folder / FIGURE)
     (folder / CARD).write_text(model_card(report, FIGURE if drawn else None), encoding="utf-8")
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
+    files = sorted([REPORT, *(entry.name for entry in folder.iterdir())])
+    told = {**dataclasses.asdict(report), "files": files}
+    (folder / REPORT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

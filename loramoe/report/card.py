@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from peft import PeftConfig
 
 from loramoe.config import LoraMoeConfig
+from loramoe.training.files import filled_then_moved
 
 CARD = "README.md"
 TAGS = ("lora", "loramoe", "mixture-of-experts", "peft")
@@ -74,7 +75,7 @@ class Card:
     @property
     def base_name(self) -> str:
         """What the base model is called in the text: its name on the hub, or that of its folder without the way."""
-        return self.base_on_hub or Path(self.base_model).resolve().name
+        return public_name(self.base_model)
 
 
 def hub_name(model: str) -> str | None:
@@ -95,18 +96,31 @@ def hub_name(model: str) -> str | None:
     return model
 
 
+def public_name(model: str) -> str:
+    """What a model or an adapter is called where others read it: no path of this machine.
+
+    Args:
+        model: What `from_pretrained` was given.
+
+    Returns:
+        Its name on the hub, or that of its folder without the way.
+    """
+    return hub_name(model) or Path(model).resolve().name
+
+
 def write_card(card: Card, folder: Path, figure: Path | None = None) -> None:
-    """Writes the card into an adapter's folder, and the figure that it shows beside it.
+    """Writes the card into an adapter's folder, and the figure that it shows beside it; each is there whole or not.
 
     Args:
         card: What it says.
         folder: Folder of the adapter.
         figure: The figure of the experts' shares, copied; None for a card without one.
     """
-    if figure is not None:
-        shutil.copyfile(figure, folder / figure.name)
     text = card_text(card, None if figure is None else figure.name)
-    ModelCard(f"---\n{metadata(card).to_yaml()}\n---\n\n{text}").save(folder / CARD)
+    with filled_then_moved(folder, writer=True) as draft:
+        if figure is not None:
+            shutil.copyfile(figure, draft / figure.name)
+        ModelCard(f"---\n{metadata(card).to_yaml()}\n---\n\n{text}").save(draft / CARD)
 
 
 def metadata(card: Card) -> ModelCardData:

@@ -105,8 +105,9 @@ def push(repository: str, folder: Path, args: TrainArguments) -> str:
             revision=args.hub_revision,
         )
     except Exception as error:  # of requests, httpx or the hub's own, by version
+        branch = f" --revision {args.hub_revision}" if args.hub_revision else ""
         raise SaveError(
             f"the run is finished, and its adapter whole in {folder}, but it could not be pushed to {repository}: "
-            f"{' '.join(str(error).split())}. To push it again: hf upload {repository} {folder}"
+            f"{' '.join(str(error).split())}. To push it again: hf upload {repository} {folder}{branch}"
         ) from error
     return commit.commit_url

@@ -26,7 +26,7 @@ environment() {
 # another that has them.
 project_environment() {
     [[ -n ${PYTHON:-} ]] || make_venv "$PWD/.venv" requirements-engines.txt
-    PYTHON=${PYTHON:-$PWD/.venv/bin/python}
+    PYTHON=$(command -v "${PYTHON:-$PWD/.venv/bin/python}")
     export PYTHON PATH=${PYTHON%/*}:$PATH
 }
 

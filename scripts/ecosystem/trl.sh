@@ -4,6 +4,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 project_environment
 versions trl transformers peft accelerate torch
 export PYTHONPATH=$PWD
-show python examples/trl_sft.py --steps 20
-show python -m loramoe.generate --adapter output/trl_sft --prompt "Which city does Mila Rodak come from?"
+show "$PYTHON" examples/trl_sft.py --steps 20
+show "$PYTHON" -m loramoe.generate --adapter output/trl_sft --prompt "Which city does Mila Rodak come from?"
 check tests/ecosystem/test_trl.py

@@ -96,9 +96,9 @@ def test_disabling_comes_before_the_names() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (NAMES, r"a name for each sample of the batch; got 3 names, and a module that is given 6 rows"),
-        (NAMES * 3, "got 9 names, and a module that is given 6 rows"),
-        ([], "got 0 names, and a module that is given 6 rows"),
+        (NAMES, r"a name for each sample of the batch; got 3 names, and a batch of 6"),
+        (NAMES * 3, "got 9 names, and a batch of 6"),
+        ([], "got 0 names, and a batch of 6"),
         (["default"] * 5 + ["nobody"], r"\['default', 'other'\], or '__base__' for none; got \['nobody'\]. Load them"),
     ],
 )
@@ -109,6 +109,13 @@ def test_names_that_do_not_fit_are_refused(names: list[str], message: str) -> No
     assert not [
         module for module in model.modules() if module._forward_pre_hooks and module is not model.get_base_model()
     ]
+
+
+@pytest.mark.parametrize("call", ["__call__", "generate"])
+def test_fewer_names_than_prompts_are_not_taken_for_beams(call: str, trio: tuple[Any, Tensor]) -> None:
+    model, ids = trio
+    with pytest.raises(ValueError, match=r"got 3 names, and a (batch of|module that is given) 6"):
+        getattr(model, call)(input_ids=ids.repeat(2, 1), adapter_names=NAMES)
 
 
 def test_training_is_refused() -> None:

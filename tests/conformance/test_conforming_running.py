@@ -106,6 +106,7 @@ LABELS: dict[str, dict[str, Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:adapter 'default' has blc_weight=2.0, but this training batch came without")
 @pytest.mark.parametrize("kind", LABELS)
 def test_every_task_has_its_constraint(kind: str) -> None:
     make, targets, *_ = TASKS[kind]

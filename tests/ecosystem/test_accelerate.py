@@ -37,7 +37,7 @@ def loop(tiny_task: Any, out: Path, processes: int, accumulation: int) -> tuple[
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*launch, *words], env=environment, capture_output=True, text=True, check=False, cwd=out.parent
+        [*launch, *words], env=environment, capture_output=True, text=True, check=False, cwd=out.parent, timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [float(loss) for loss in re.findall(r"^step \d+: loss ([\d.]+)", done.stdout, re.MULTILINE)]

@@ -82,14 +82,21 @@ def test_training_leaves_every_bit_of_the_base(bits: int, base: Path, tiny_task:
     assert all(torch.equal(p.data, before[name]) for name, p in frozen.items())
 
 
-def test_the_gradients_are_those_on_the_float_base_it_stands_for(base: Path, tiny_task: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("evaluated_first", [False, True])
+def test_the_gradients_are_those_on_the_float_base_it_stands_for(
+    evaluated_first: bool, base: Path, tiny_task: Any, tmp_path: Path
+) -> None:
+    """Also after an evaluation, in which bitsandbytes would pack the weights for a kernel that has no backward."""
     from bitsandbytes.functional import dequantize_4bit
 
-    model = load(tiny_task, base, tmp_path, load_in_kbits=4, lora_dropout=0).train()
+    model = load(tiny_task, base, tmp_path, load_in_kbits=4, lora_dropout=0)
     for p in weights(model).values():
         torch.nn.init.normal_(p, std=0.1)
     call = {"input_ids": IDS, "labels": IDS, "task_types": torch.tensor([0, 1])}
-    model(**call).loss.backward()
+    if evaluated_first:
+        with torch.no_grad():
+            model.eval()(**call)
+    model.train()(**call).loss.backward()
     reference = load(tiny_task, base, tmp_path, lora_dropout=0).train()
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -100,6 +107,15 @@ def test_the_gradients_are_those_on_the_float_base_it_stands_for(base: Path, tin
     reference(**call).loss.backward()
     for name, p in weights(reference).items():
         torch.testing.assert_close(model.get_parameter(name).grad, p.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_base_that_is_packed_for_inference_is_not_trained(base: Path, tiny_task: Any, tmp_path: Path) -> None:
+    arguments, *_ = parse(tiny_task.flags(tmp_path, model_name_or_path=base, load_in_kbits=4))
+    quantised = load_base(arguments, load_tokenizer(arguments), checkpointing=False)
+    linear = quantised.get_submodule("model.layers.0.mlp.up_proj")
+    linear.weight.quant_state.packing_format_for_cpu = True  # as after a forward on a CPU with AVX512-BF16
+    with pytest.raises(ValueError, match=r"mlp\.up_proj is a 4-bit linear that bitsandbytes has packed for inference"):
+        add_adapter(quantised, arguments, adapter_config(arguments))
 
 
 def test_memory_of_the_base(base: Path, tiny_task: Any, tmp_path: Path) -> None:

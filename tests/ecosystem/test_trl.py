@@ -12,9 +12,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from loramoe.data import SftCollator
+from loramoe.data import PackedCollator, SftCollator
 from tests.plain_loop import (
     InOrder,
     assert_same_run,
@@ -37,12 +38,13 @@ class OrderedSFTTrainer(InOrder, trl.SFTTrainer):
 def sft(model: Any, tmp_path: Path, **options: Any) -> Any:
     """A trainer of `make_rows` as the plain loop would have it."""
     peft_config = options.pop("peft_config", None)
+    collator = options.pop("data_collator", SftCollator(0))
     prepared = {"dataset_kwargs": {"skip_prepare_dataset": True}, "bf16": False, "gradient_checkpointing": False}
     return OrderedSFTTrainer(
         model,
         trl.SFTConfig(**settings(tmp_path, **prepared | options)),
         train_dataset=Dataset.from_list(make_rows()),
-        data_collator=SftCollator(0),
+        data_collator=collator,
         processing_class=word_tokenizer(),
         peft_config=peft_config,
     )
@@ -57,11 +59,25 @@ def test_the_losses_and_weights_of_a_plain_loop(accumulation: int, smoothing: fl
     assert_same_run(sft(model, tmp_path, **options), expected)
 
 
-@pytest.mark.parametrize("loss_type", ["nll", "chunked_nll"])
-def test_each_of_its_losses_contains_the_constraint(loss_type: str, tmp_path: Path) -> None:
+def dynamic_fine_tuning(logits: Tensor, labels: Tensor) -> Tensor:
+    """TRL's `dft` (arXiv 2508.05629): the negative log-likelihood of each token, weighted by its probability."""
+    of_answer = labels != -100
+    log_probs = logits[of_answer].log_softmax(-1).gather(-1, labels[of_answer, None])
+    return -(log_probs.exp().detach() * log_probs).mean()
+
+
+@pytest.mark.parametrize(("loss_type", "criterion"), [("nll", None), ("dft", dynamic_fine_tuning)])
+def test_each_of_its_losses_contains_the_constraint(loss_type: str, criterion: Any, tmp_path: Path) -> None:
     model = make_model()
-    expected = plain_loop(model, make_rows(), 2, 2)
+    expected = plain_loop(model, make_rows(), 2, 2, criterion=criterion)
     assert_same_run(sft(model, tmp_path, gradient_accumulation_steps=2, loss_type=loss_type), expected)
+
+
+def test_packed_by_our_collator(tmp_path: Path) -> None:
+    model = make_model()
+    model.set_attn_implementation("eager")
+    expected = plain_loop(model, make_rows(), 2, 2)
+    assert_same_run(sft(model, tmp_path, gradient_accumulation_steps=2, data_collator=PackedCollator()), expected)
 
 
 def test_the_adapter_may_be_left_to_trl(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -11,6 +12,7 @@ from loramoe.data import get_template
 from loramoe.evaluation import read_task
 from loramoe.evaluation.likelihood import log_likelihoods
 from loramoe.evaluation.requests import Request, encode
+from loramoe.training.errors import UsageError
 
 EQUAL = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -74,24 +76,42 @@ def test_float32_agrees(model, requests) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 ARCHITECTURES = {
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
     "Falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "alibi": True},
-    "Mistral": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
+    "Mistral": {**SMALL, "sliding_window": 4},
+    "Gemma3_text": {
+        **SMALL,
+        "head_dim": 16,
         "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
     },
+    "LFM2": {**SMALL, "layer_types": ["conv", "full_attention"]},
 }
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_other_kinds_of_positions(architecture: str, requests) -> None:
+def test_other_kinds_of_positions_and_caches(architecture: str, requests) -> None:
+    if architecture == "LFM2" and transformers.__version__.startswith("4."):
+        pytest.skip("the cache that LFM2 has in transformers 4 cannot be laid out again for candidates")
     config = AutoConfig.for_model(architecture.lower(), vocab_size=64, **ARCHITECTURES[architecture])
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).double().eval()
     found = log_likelihoods(model, requests, 6, progress=False)
     torch.testing.assert_close(flat(found), flat(one_by_one(model, requests)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_likelihoods_that_are_not_finite_are_refused(model, requests, value: float) -> None:
+    model.lm_head.weight.data[5] = value
+    with pytest.raises(
+        UsageError, match=r"expected finite log-likelihoods, got .* from logits in torch.float32. Load the"
+    ):
+        log_likelihoods(model, requests, progress=False)

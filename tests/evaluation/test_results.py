@@ -12,6 +12,7 @@ import torch
 
 from loramoe.evaluation import Prepared, read_task, summarise
 from loramoe.evaluation.results import Store, facts_of, fingerprint
+from loramoe.training.errors import UsageError
 
 SCORES = [{"where": "row 1", "task_type": None, "f1": 0.5}]
 
@@ -80,10 +81,11 @@ def test_results_say_what_was_measured_with_what(store, task) -> None:
 
 def test_a_fingerprint_is_of_all_files_that_define_a_model(saved: Path) -> None:
     (saved / "README.md").write_text("not this")
+    (saved / "merges.txt").write_text("of a tokenizer")
     (saved / "runs").mkdir()
     weights = (saved / "adapter_model.safetensors").read_bytes()
     found = fingerprint(str(saved))
-    assert sorted(found) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(found) == ["adapter_config.json", "adapter_model.safetensors", "merges.txt"]
     assert found["adapter_model.safetensors"] == hashlib.sha256(weights).hexdigest()
 
 
@@ -91,6 +93,21 @@ def test_a_model_of_the_hub_is_found_in_the_cache(saved: Path, monkeypatch: pyte
     config = str(saved / "config.json")
     monkeypatch.setattr("loramoe.evaluation.results.try_to_load_from_cache", lambda name, file: config)
     assert fingerprint("someone/model") == fingerprint(str(saved))
+
+
+def test_a_model_that_is_nowhere_is_told() -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"'some/model' is neither a folder nor in the hub's cache, .* Download it"
+    ):
+        fingerprint("some/model")
+
+
+@pytest.mark.parametrize("in_the_way", ["results", "results/scores"])
+def test_a_folder_that_cannot_be_written_to(in_the_way, store, tmp_path: Path) -> None:
+    (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
+    (tmp_path / in_the_way).write_text("a file")
+    with pytest.raises(UsageError, match=rf"set --output_dir to a folder that can be written to, got .*{in_the_way}: "):
+        store.check_writable()
 
 
 def test_facts() -> None:

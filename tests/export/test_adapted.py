@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -33,9 +35,11 @@ def test_no_peft_model(tiny_llama):
         adapted(tiny_llama())
 
 
-def test_several_active_adapters(two):
-    two.base_model.set_adapter(["default", "two"])
-    with pytest.raises(ExportError, match=r"one adapter is exported at a time; active are \['default', 'two'\]"):
+@pytest.mark.parametrize("active", [[], ["default", "two"]])
+def test_not_one_active_adapter(two, active):
+    two.base_model.set_adapter(active)
+    message = f"one adapter is exported at a time; active are {active}. Choose one with model.set_adapter(name)."
+    with pytest.raises(ExportError, match=re.escape(message)):
         adapted(two)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loramoe.export import ExportError, as_plain_lora, mean_gates
-from loramoe.export.distance import distance
+from loramoe.export.distance import _compare_some, distance
 from tests.helpers import layers_of, trainable
 
 
@@ -139,12 +139,29 @@ def test_the_model_is_left_as_it_was(adapted, batches):
     assert [len(layer._forward_hooks) for layer in layers_of(model).values()] == hooks
 
 
+@pytest.mark.parametrize("side", ["mixture", "export", "base"])
+def test_logits_that_are_not_finite(adapted, batches, monkeypatch, side):
+    """Of the mixture, and with it of the others, where the head is broken; else of the one side alone."""
+    model = adapted()
+    gates = means(model, batches())
+    if side == "mixture":
+        model.get_base_model().lm_head.weight.data[0, 0] = torch.nan
+    else:
+
+        def broken(log_p, token_N):
+            return _compare_some({**log_p, side: log_p[side].index_fill(-1, torch.tensor([3]), -torch.inf)}, token_N)
+
+        monkeypatch.setattr("loramoe.export.distance._compare_some", broken)
+    with pytest.raises(ExportError, match=f"logits of the {side} are not finite. Load the base model in float32;"):
+        distance(model, batches(), gates, progress=False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"labels": None}, r"must hold labels beside its input_ids \[5, 7\]"),
         ({"labels": torch.zeros(5, 3)}, r"must hold labels beside its input_ids \[5, 7\]"),
-        ({"labels": torch.full((5, 7), -100)}, "hold no answers: no label differs from -100"),
+        ({"labels": torch.full((5, 7), -100)}, "no label differs from -100. Give rows with some, or raise max"),
         ({"task_types": torch.tensor([0, 1])}, "one type for each row; got 2 for 5 rows"),
     ],
 )

@@ -29,7 +29,7 @@ def test_from_folder_to_folder(adapter, tiny_task, tmp_path, capsys):
     assert printed.endswith(f"wrote {out}, an approximation; read {out}/README.md before you use it\n")
     assert "rows read: 48" in printed
     report = json.loads((out / "export_report.json").read_text())
-    assert report["source"] == str(adapter)
+    assert (report["source"], report["base_model"]) == (adapter.name, tiny_task.base.name)
     assert report["groups"]["answers"]["rows"] == 12
     assert report["recall"].keys() == {"base", "mixture", "export"}
     config = json.loads((out / "adapter_config.json").read_text())
@@ -58,11 +58,15 @@ def test_calibration_rows_are_spread_over_the_file(adapter, tiny_task, tmp_path)
     ("flags", "message"),
     [
         (["--calibration", "nowhere.json"], "data path 'nowhere.json' does not exist"),
-        (["--calibration", "{train}", "--batch_size", "0"], "batch_size must be at least 1; got batch_size=0"),
+        (
+            ["--calibration", "{train}", "--batch_size", "0"],
+            "must be at least 1; got batch_size=0. Raise it.",
+        ),
         (["--calibration", "{train}", "--calibration_rows", "0"], "calibration_rows must be at least 1"),
         (["--calibration", "{train}", "--recall_file", "nowhere.json"], "no file of recall probes at nowhere.json"),
         (["--calibration", "{train}", "--template", "chat"], "needs tokenizer.chat_template"),
         (["--calibration", "{train}", "--max_seq_length", "1"], "max_seq_length must be at least 2"),
+        (["--calibration", "{train}", "--load_in_kbits", "3"], "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),
     ],
 )
 def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys, flags, message):
@@ -72,6 +76,31 @@ def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys,
     assert told.startswith("python -m loramoe.export: ")
     assert message in told
     assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_that_may_have_been_cut_is_not_measured_as_an_answer(adapter, tiny_task, tmp_path, capsys):
+    """Of answers of 1 and 6 words and the token that ends them, 4 tokens after a prompt of 2 hold the first alone."""
+    rows = [{"instruction": "w1", "output": f"w9{' w8' * more}", "task_type": 0} for more in (0, 5)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    flags = ["--calibration", str(tmp_path / "rows.json"), "--model", str(tiny_task.base), "--max_seq_length"]
+    answered = {}
+    for most in (6, 100):
+        assert main([str(adapter), str(tmp_path / f"out{most}"), *flags, str(most)]) == 0
+        groups = json.loads((tmp_path / f"out{most}" / "export_report.json").read_text())["groups"]
+        answered[most] = groups["answers"]["rows"], groups["all tokens"]["rows"]
+    assert answered == {6: (1, 2), 100: (2, 2)}
+    assert main([str(adapter), str(tmp_path / "none"), *flags, "3"]) == 1
+    assert "hold no answers: no label differs from -100. Give rows with some, or raise" in capsys.readouterr().err
+
+
+def test_the_dtype_of_the_base_model(adapter, tiny_task, tmp_path):
+    flags = ["--calibration", str(tiny_task.train_dir), "--model", str(tiny_task.base)]
+    perplexity = {}
+    for dtype in ("auto", "float32", "bfloat16"):
+        assert main([str(adapter), str(tmp_path / dtype), *flags, "--torch_dtype", dtype]) == 0
+        groups = json.loads((tmp_path / dtype / "export_report.json").read_text())["groups"]
+        perplexity[dtype] = groups["answers"]["answers"]["base"]["perplexity"]
+    assert perplexity["auto"] == perplexity["float32"] != perplexity["bfloat16"]
 
 
 def test_no_adapter(tiny_task, tmp_path, capsys):

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 import loramoe
+from loramoe.adapter_files import CONFIG
 from loramoe.export import ExportError, as_plain_lora
 from loramoe.recall import Probe
 from tests.helpers import layers_of, trainable
@@ -77,6 +78,31 @@ def test_what_is_in_the_folder(adapted, rows, batches, tmp_path):
     assert "| answers | " in str(report)
 
 
+def test_no_path_of_this_machine_is_published(adapted, batches, tmp_path, tiny_task):
+    """But in adapter_config.json, which names the base model as PEFT does."""
+    model = adapted()
+    model.peft_config["default"].base_model_name_or_path = str(tiny_task.base)
+    source, tokenizer = str(tmp_path / "my_adapter"), AutoTokenizer.from_pretrained(tiny_task.base)
+    report = loramoe.export_lora(
+        model, tmp_path / "export", batches(), tokenizer=tokenizer, source=source, progress=False
+    )
+    assert (report.source, report.base_model, report.base_on_hub) == ("my_adapter", tiny_task.base.name, False)
+    texts = {file.name: file.read_text() for file in (tmp_path / "export").iterdir() if file.suffix in (".json", ".md")}
+    assert texts.keys() >= {"README.md", "export_report.json", "tokenizer_config.json"}
+    assert json.loads(texts.pop(CONFIG))["base_model_name_or_path"] == str(tiny_task.base)
+    for private in (tmp_path, tiny_task.base.parent, ROOT, Path.home(), Path.cwd()):
+        assert str(private) not in "\n".join(texts.values())
+
+
+def test_a_base_model_of_the_hub_is_linked(adapted, batches, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else PEFT asks there for its vocabulary
+    model = adapted()
+    model.peft_config["default"].base_model_name_or_path = "someone/base"
+    report = loramoe.export_lora(model, tmp_path / "export", batches(), progress=False)
+    assert (report.base_model, report.base_on_hub) == ("someone/base", True)
+    assert 'base_model: "someone/base"' in (tmp_path / "export" / "README.md").read_text()
+
+
 def test_equal_calls_write_equal_files(adapted, batches, tmp_path):
     for name in ("one", "two"):
         loramoe.export_lora(adapted(), tmp_path / name, batches(), progress=False)
@@ -118,36 +144,74 @@ def test_recall_of_the_three(adapted, batches, tmp_path, tiny_task):
     assert AutoTokenizer.from_pretrained(tmp_path / "export")("w1").input_ids == tokenizer("w1").input_ids
 
 
+def earlier_export(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "export_report.json").write_text('{"files": ["export_report.json"]}')
+
+
 def test_a_used_folder_stays(adapted, batches, tmp_path):
     model = adapted()
     model.save_pretrained(tmp_path / "trained")
-    (tmp_path / "earlier").mkdir()
-    (tmp_path / "earlier" / "export_report.json").write_text("{}")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "export_report.json").write_text("{}")
+    earlier_export(tmp_path / "earlier")
     (tmp_path / "file").write_text("mine")
+    no_export = "is in use, and by no earlier export: no export_report.json that lists its files is in it. Choose"
     for name, overwrite, message in (
-        ("trained", True, "is in use, and by no earlier export: no export_report.json is in it"),
+        ("trained", True, no_export),
+        ("odd", True, no_export),
         ("earlier", False, "holds an earlier export. Choose another folder, or replace it with overwrite"),
         ("file", True, "is a file, not a folder"),
     ):
         with pytest.raises(ExportError, match=re.escape(f"{tmp_path / name} {message}")):
             loramoe.export_lora(model, tmp_path / name, batches(), overwrite=overwrite, progress=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"trained", "earlier", "file"}
+    assert {path.name for path in tmp_path.iterdir()} == {"trained", "odd", "earlier", "file"}
     assert (tmp_path / "trained" / "adapter_model.safetensors").is_file()
 
 
-def test_a_used_folder_is_replaced_when_that_is_said(adapted, batches, tmp_path):
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "export_report.json").write_text("old")
+@pytest.mark.parametrize("others", [["notes.txt"], ["config.json", "model.safetensors"], ["checkpoints"]])
+def test_what_lies_beside_an_earlier_export_stays(adapted, batches, tmp_path, others):
+    earlier_export(tmp_path / "export")
+    for name in others:
+        (tmp_path / "export" / name).write_text("mine")
+    message = f"{tmp_path / 'export'} holds more than an earlier export: {others}. Move that away, or choose another f"
+    with pytest.raises(ExportError, match=re.escape(message)):
+        loramoe.export_lora(adapted(), tmp_path / "export", batches(), overwrite=True, progress=False)
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {"export_report.json", *others}
+
+
+def test_a_whole_export_is_replaced_with_its_tokenizer(adapted, batches, tmp_path, tiny_task):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_task.base)
+    loramoe.export_lora(adapted(), tmp_path / "export", batches(), tokenizer=tokenizer, progress=False)
+    assert (tmp_path / "export" / "tokenizer.json").is_file()
     loramoe.export_lora(adapted(), tmp_path / "export", batches(), overwrite=True, progress=False)
     assert {file.name for file in (tmp_path / "export").iterdir()} == FILES
-    assert (tmp_path / "export" / "export_report.json").read_text() != "old"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_to_a_folder(adapted, batches, tmp_path, exists):
+    if exists:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "export").symlink_to(tmp_path / "disk", target_is_directory=True)
+    for overwrite in (False, True):
+        loramoe.export_lora(adapted(), tmp_path / "export", batches(), overwrite=overwrite, progress=False)
+        assert (tmp_path / "export").is_symlink()
+        assert {file.name for file in (tmp_path / "disk").iterdir()} == FILES
+        assert {path.name for path in tmp_path.iterdir()} == {"disk", "export"}
+
+
+def test_a_used_folder_is_replaced_when_that_is_said(adapted, batches, tmp_path):
+    earlier_export(tmp_path / "export")
+    loramoe.export_lora(adapted(), tmp_path / "export", batches(), overwrite=True, progress=False)
+    assert {file.name for file in (tmp_path / "export").iterdir()} == FILES
+    told = json.loads((tmp_path / "export" / "export_report.json").read_text())
+    assert set(told["files"]) == FILES
     assert os.listdir(tmp_path) == ["export"]
 
 
 @pytest.mark.parametrize("fails", ["_write", "sync_all", "os.replace"])
 def test_a_failure_leaves_what_was_there(adapted, batches, tmp_path, monkeypatch, fails):
-    (tmp_path / "export").mkdir()
-    (tmp_path / "export" / "export_report.json").write_text("old")
+    earlier_export(tmp_path / "export")
     replace, calls = os.replace, []
 
     def fail(*args):
@@ -161,7 +225,7 @@ def test_a_failure_leaves_what_was_there(adapted, batches, tmp_path, monkeypatch
         loramoe.export_lora(adapted(), tmp_path / "export", batches(), overwrite=True, progress=False)
     assert os.listdir(tmp_path) == ["export"]
     assert os.listdir(tmp_path / "export") == ["export_report.json"]
-    assert (tmp_path / "export" / "export_report.json").read_text() == "old"
+    assert (tmp_path / "export" / "export_report.json").read_text() == '{"files": ["export_report.json"]}'
 
 
 def test_rows_that_can_be_read_once_only(adapted, batches, tmp_path):

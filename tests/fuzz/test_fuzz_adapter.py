@@ -54,6 +54,9 @@ def load(door: Callable[[Path, str], None], folder: Path, like: str = "ours") ->
         door(folder, like)
     except ValueError as error:
         told(error)
+    except TypeError as error:  # PEFT's own, of all its methods: modules_to_save names a list of modules
+        if "modules_to_save cannot be applied to modules of type" not in str(error):
+            raise
 
 
 def may_be_ours(folder: Path) -> bool:

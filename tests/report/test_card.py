@@ -118,6 +118,21 @@ class TestText:
         assert "](shares.png)" in (tmp_path / "adapter" / CARD).read_text()
         assert (tmp_path / "adapter" / "shares.png").read_bytes() == b"a figure"
 
+    def test_card_and_figure_are_there_whole_or_not_at_all(self, tmp_path: Path, monkeypatch):
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / CARD).write_text("earlier")
+
+        def fail(self: ModelCard, file: Path) -> None:
+            file.write_text("half of")
+            raise OSError("disk full")
+
+        monkeypatch.setattr(ModelCard, "save", fail)
+        (tmp_path / "shares.png").write_bytes(b"a figure")
+        with pytest.raises(OSError, match="disk full"):
+            write_card(card(), tmp_path / "adapter", tmp_path / "shares.png")
+        assert os.listdir(tmp_path / "adapter") == [CARD]
+        assert (tmp_path / "adapter" / CARD).read_text() == "earlier"
+
     def test_the_citation_is_of_the_paper_that_the_repository_cites(self):
         cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
         authors = [f"{author['family-names']}, {author['given-names']}" for author in cited["authors"]]

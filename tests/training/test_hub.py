@@ -100,12 +100,16 @@ def test_a_base_model_that_nobody_else_has_is_told(hub: Hub, tmp_path: Path, cap
     assert f"as it is named here, {tmp_path}, which nobody else can load" in caplog.messages[0]
 
 
-def test_a_push_that_fails_loses_nothing_and_says_how_to_repeat_it(hub: Hub, adapter: Path):
-    asked = arguments(adapter.parent, "--hub_model_id", "team/mine")
+@pytest.mark.parametrize("revision", ["", " --revision second"])
+def test_a_push_that_fails_loses_nothing_and_says_how_to_repeat_it(hub: Hub, adapter: Path, revision: str):
+    branch = ["--hub_revision", "second"] if revision else []
+    asked = arguments(adapter.parent, "--hub_model_id", "team/mine", *branch)
     repository = open_repository(asked)
     assert repository is not None
     hub.accepts_commits = False
-    with pytest.raises(SaveError, match=rf"whole in {adapter}, .* out of order.* hf upload team/mine {adapter}$"):
+    with pytest.raises(
+        SaveError, match=rf"whole in {adapter}, .* out of order.* hf upload team/mine {adapter}{revision}$"
+    ):
         push(repository, adapter, asked[2])
 
 

@@ -1,0 +1,59 @@
+"""Continuing prompts: the likeliest token each time, until a token that ends an answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from loramoe.decoding import decode
+
+PROMPTS = [[1, 5, 6], [1, 9, 10, 11, 12]]
+
+
+class Numbers(SimpleNamespace):
+    """A tokenizer that shows ids."""
+
+    def batch_decode(self, rows: Any, skip_special_tokens: bool) -> list[str]:
+        return [" ".join(str(one) for one in row if one != self.pad_token_id) for row in rows.tolist()]
+
+
+@torch.no_grad()
+def likeliest(model: Any, prompt: list[int], count: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def said(model: Any, end: int | None, count: int = 8) -> list[list[int]]:
+    texts = decode(model, Numbers(pad_token_id=0, eos_token_id=end), PROMPTS, count)
+    return [list(map(int, text.split())) for text in texts]
+
+
+def test_greedy_is_greedy_whatever_the_models_own_settings(tiny_llama) -> None:
+    model = tiny_llama()
+    model.generation_config.eos_token_id = None
+    expected = [likeliest(model, prompt, 8) for prompt in PROMPTS]
+    own = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "temperature": 0.3, "min_p": 0.2, "typical_p": 0.5}
+    model.generation_config.update(**own, do_sample=True, num_beams=3)
+    assert said(model, None) == expected
+
+
+@pytest.mark.parametrize("own", [None, 63, [62, 63]])
+def test_the_tokenizers_end_ends_an_answer_too(tiny_llama, own) -> None:
+    model = tiny_llama()
+    whole = likeliest(model, PROMPTS[0], 8)
+    end = whole[3]
+    model.generation_config.eos_token_id = own
+    assert said(model, end)[0] == whole[: whole.index(end) + 1]
+
+
+def test_the_models_own_ends_stay(tiny_llama) -> None:
+    model = tiny_llama()
+    whole = likeliest(model, PROMPTS[0], 8)
+    end = whole[3]
+    model.generation_config.eos_token_id = [62, end]
+    assert said(model, 63)[0] == whole[: whole.index(end) + 1]
