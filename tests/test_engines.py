@@ -67,7 +67,6 @@ def logged(out: Path) -> list[dict[str, float]]:
 ZERO_WORKER = """
     import json, sys
     import torch
-    from accelerate import PartialState
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
     from loramoe import LoraMoeConfig
@@ -96,7 +95,6 @@ ZERO_WORKER = """
     if args.process_index == 0:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         json.dump(losses, open(f"losses{stage}.json", "w"))
-    PartialState().destroy_process_group()
     leave()
 """
 

@@ -122,7 +122,6 @@ def main() -> None:
         numbers = {name: max(values) for name, values in deviations.items()}
         (out / "numbers.json").write_text(json.dumps({**numbers, "losses": losses, "tensors": len(adapter)}))
     dist.barrier()
-    PartialState().destroy_process_group()
     leave()
 
 

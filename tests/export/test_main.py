@@ -79,7 +79,7 @@ def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys,
 
 
 def test_an_answer_that_may_have_been_cut_is_not_measured_as_an_answer(adapter, tiny_task, tmp_path, capsys):
-    """Of answers of 1 and 6 words and the token that ends them, 4 tokens after a prompt of 2 hold the first alone."""
+    """Of answers of 1 and 6 words and the token that ends them, 3 tokens after a prompt of 3 hold the first alone."""
     rows = [{"instruction": "w1", "output": f"w9{' w8' * more}", "task_type": 0} for more in (0, 5)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     flags = ["--calibration", str(tmp_path / "rows.json"), "--model", str(tiny_task.base), "--max_seq_length"]
@@ -89,7 +89,7 @@ def test_an_answer_that_may_have_been_cut_is_not_measured_as_an_answer(adapter, 
         groups = json.loads((tmp_path / f"out{most}" / "export_report.json").read_text())["groups"]
         answered[most] = groups["answers"]["rows"], groups["all tokens"]["rows"]
     assert answered == {6: (1, 2), 100: (2, 2)}
-    assert main([str(adapter), str(tmp_path / "none"), *flags, "3"]) == 1
+    assert main([str(adapter), str(tmp_path / "none"), *flags, "4"]) == 1
     assert "hold no answers: no label differs from -100. Give rows with some, or raise" in capsys.readouterr().err
 
 

@@ -107,9 +107,8 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_repeat_it(hub: Hub, ada
     repository = open_repository(asked)
     assert repository is not None
     hub.accepts_commits = False
-    with pytest.raises(
-        SaveError, match=rf"whole in {adapter}, .* out of order.* hf upload team/mine {adapter}{revision}$"
-    ):
+    command = f"hf upload team/mine {adapter}{revision}"
+    with pytest.raises(SaveError, match=rf"whole in {adapter}, .* out of order.* {command}$"):
         push(repository, adapter, asked[2])
 
 
