@@ -35,8 +35,15 @@ versions() {
 print("versions: python", sys.version.split()[0], *(f"{n} {importlib.metadata.version(n)}" for n in sys.argv[1:]), sep=" | ")' "$@"
 }
 
+# One at a time, as another script may need it too.
 trained_adapter() {
-    [[ -f $ADAPTER/adapter_model.safetensors ]] || (make_venv "$PWD/.venv" requirements.txt && PYTHON=$PWD/.venv/bin/python bash run_loramoe.sh)
+    mkdir -p "${ADAPTER%/*}"
+    (
+        flock 9
+        [[ -f ${ADAPTER%/*}/metrics.json ]] && exit # the last file of a finished run
+        make_venv "$PWD/.venv" requirements-engines.txt
+        PYTHON=$PWD/.venv/bin/python bash run_loramoe.sh
+    ) 9>output/ecosystem.lock
 }
 
 show() {
