@@ -3,9 +3,9 @@
     PYTHONPATH=. accelerate launch --num_processes 1 examples/accelerate_loop.py
     PYTHONPATH=. torchrun --standalone --nproc_per_node 2 examples/accelerate_loop.py --accumulation 1
 
-Both lines do the same (on CPUs after `export ACCELERATE_USE_CPU=true`): steps of 2 micro-batches, one after the other or
-one in each process. What makes them agree is `num_items_in_batch`, the label tokens of the whole step: each micro-batch's
-loss, and the constraint in it, then counts by its share of them, and the shares of a step add up to 1.
+Both lines do the same (on CPUs after `export ACCELERATE_USE_CPU=true`): steps of 2 micro-batches, one after the other
+or one in each process. What makes them agree is `num_items_in_batch`, the label tokens of the whole step: the loss of
+each micro-batch, and the constraint in it, then counts by its share of them, and the shares of a step add up to 1.
 """
 
 from __future__ import annotations

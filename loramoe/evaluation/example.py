@@ -81,7 +81,7 @@ def _lists(value: Mapping[str, Any], output: str) -> dict[str, Any] | list[str]:
         return problems
     choices, answers = (tuple(value.get(name, ())) for name in ("choices", "answers"))
     if choices and (output not in choices or len({text.strip() for text in choices}) < max(2, len(choices))):
-        expected = f"two or more texts, no two of them equal, one of them the answer {seen(output)}"
+        expected = f"two or more texts, no two of them equal once stripped, one of them the answer {seen(output)}"
         return _told({"choices": f"expected {expected}; got {seen(list(choices))}. Correct it."})
     return {"choices": choices, "answers": tuple(dict.fromkeys((output, *answers)))}
 

@@ -3,9 +3,9 @@
 A thread of gloo that drops the last reference to a tensor asks for Python's lock. Once the interpreter is being taken
 apart, asking ends the thread, inside a C++ destructor, and that aborts the process ("terminate called without an active
 exception", exit code -6): now and then a training that had finished and saved everything was reported as failed.
-`destroy_process_group` does not end these threads while anything still holds a group, as DeepSpeed and DDP do; and when DDP
-is the last to let go of one, it waits with Python's lock in hand for a thread that waits for the lock (torch 2.13, seen
-once in some hundred runs). So a group of CPUs is never destroyed: the process just ends.
+`destroy_process_group` does not end these threads while anything still holds a group, as DeepSpeed and DDP do; and when
+DDP is the last to let go of one, it waits with Python's lock in hand for a thread that waits for the lock (torch 2.13,
+seen once). So a group of CPUs is never destroyed: the process just ends.
 """
 
 from __future__ import annotations
