@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import loramoe  # noqa: F401  # registers the method with peft
+from loramoe.compat import keep_gradients
 from loramoe.data.fingerprint import tokenizer_hash
 from loramoe.hooks import unwatch
 from loramoe.training.errors import UsageError, as_usage_error
@@ -128,6 +129,7 @@ def load_base(arguments: ModelArguments, device: str | None = None) -> Any:
         options |= {"quantization_config": BitsAndBytesConfig(**quantisation(arguments)), "device_map": {"": device}}
     with _told("base model", arguments.model_name_or_path) as name:
         base = AutoModelForCausalLM.from_pretrained(name, **options)
+    keep_gradients(base)  # packed, a 4-bit linear on a CPU could have in-features that are multiples of 64 alone
     return (base if "device_map" in options else base.to(device)).eval()
 
 

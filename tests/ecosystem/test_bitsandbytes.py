@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from loramoe import loading
 from loramoe.training.arguments import parse
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
+from loramoe.training.model_arguments import ModelArguments
 from loramoe.training.run import run
 from tests.helpers import layers_of
 from tests.plain_loop import weights
@@ -107,6 +109,12 @@ def test_the_gradients_are_those_on_the_float_base_it_stands_for(
     reference(**call).loss.backward()
     for name, p in weights(reference).items():
         torch.testing.assert_close(model.get_parameter(name).grad, p.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_base_of_any_width_answers(tiny_task: Any) -> None:
+    """Those of the tiny task are 32 and 48: packed, bitsandbytes would refuse them."""
+    arguments = ModelArguments(model_name_or_path=str(tiny_task.base), load_in_kbits=4)
+    assert loading.load_base(arguments, "cpu")(input_ids=IDS).logits.isfinite().all()
 
 
 def test_a_base_that_is_packed_for_inference_is_not_trained(base: Path, tiny_task: Any, tmp_path: Path) -> None:
