@@ -33,6 +33,9 @@ def train(flags: list[str], output_dir: str, log: str, kill_at: int, file_limit:
         kill_at: Which of its operations on files of output_dir it does not survive; 0: it survives all.
         file_limit: Bytes that a file may have, 0 for any number.
     """
+    # As where train.py is started. Workers of its loaders would else be children of the fork server, and never learn,
+    # as they do when their parent changes, that their run was killed.
+    multiprocessing.set_start_method("fork", force=True)
     stream = open(log, "w", buffering=1)  # noqa: SIM115  # open until the end
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
