@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from loramoe.report import draw_shares, write_shares
 from loramoe.report.shares import Shares
 from loramoe.training.arguments import Arguments
 from loramoe.training.checkpoints import ADAPTER, FIGURE, SHARES
+from loramoe.training.files import write_json
+
+logger = logging.getLogger(__name__)
 
 _NAMES = {"loss": "evaluation loss", "perplexity": "perplexity", "recall": "recall"}
 
@@ -28,6 +33,32 @@ def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float
     before = {n: entries[0][keys[n]] for n, entries in measured.items() if entries and entries[0]["step"] == 0}
     after = {n: entries[-1][keys[n]] for n, entries in measured.items() if entries}
     return {"before": before, "after": after}
+
+
+def save_results(output_dir: Path, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+    """Writes `SPLIT_results.json`, and with `all_results.json` what it adds to it, under the Trainer's names.
+
+    Args:
+        output_dir: Folder of the run.
+        split: Of which rows they are: `"train"` or `"eval"`.
+        metrics: What was measured.
+        combined: Whether `all_results.json` is written too.
+    """
+    write_json(output_dir / f"{split}_results.json", metrics)
+    if not combined:
+        return
+    file = output_dir / "all_results.json"
+    write_json(file, {**_earlier_results(file), **metrics})
+
+
+def _earlier_results(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):  # no reason to lose what was trained
+        logger.warning("%s was damaged, and is written anew; what was in it is in the files of each split.", file)
+        return {}
 
 
 def write_report(shares: Shares, output_dir: Path, blc_target: str, blc_weight: float) -> None:

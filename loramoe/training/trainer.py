@@ -22,14 +22,17 @@ from transformers.trainer_utils import TrainOutput
 from loramoe import last_balance
 from loramoe.data import IGNORE_INDEX
 from loramoe.recall import Probe, recall
+from loramoe.report.live import live_figures
 from loramoe.report.shares import ShareMeter, Shares
 from loramoe.training.checkpoints import ADAPTER, KeepCheckpoints, as_save_error, remove_checkpoint
+from loramoe.training.console import print_totals_only
 from loramoe.training.engines import whole_adapter
 from loramoe.training.errors import as_usage_error
 from loramoe.training.files import SEAL, filled_then_moved
 from loramoe.training.nonfinite import FiniteGuard
 from loramoe.training.packing import check_packing
 from loramoe.training.signals import leave_signals_to_parent
+from loramoe.training.summary import save_results
 from loramoe.training.versions import save_tokenizer
 
 
@@ -68,6 +71,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self.add_callback(_EndAtTheEnd())
         self.add_callback(KeepCheckpoints(self.args.save_total_limit))
         self.args.save_total_limit = None
+        print_totals_only(self)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As the Trainer's, but for a checkpoint of the last step: the Trainer would go one step beyond it."""
@@ -114,7 +118,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As the Trainer's, with the constraint and the experts' shares since the last log, and the perplexity.
+        """As the Trainer's, with what the experts did since the last log, and the perplexity.
 
         `eval_loss` becomes the mean over all tokens. The Trainer's own is a mean of batches' means, which changes with
         the batch size.
@@ -123,9 +127,9 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             logs["eval_loss"] = self._take_eval_loss()
             logs["eval_perplexity"] = perplexity(logs["eval_loss"])
             self.eval_shares = self._take("eval")
-            logs |= {f"eval_{name}": value for name, value in _flat(self.eval_shares).items()}
+            logs |= {f"eval_{name}": value for name, value in _figures(self.eval_shares).items()}
         elif "loss" in logs:
-            logs |= _flat(self._take("train"))
+            logs |= _figures(self._take("train"))
             if self.guard.action == "skip":
                 logs["skipped"] = sum(gather_object([self.guard.skipped]))
         super().log(logs, *args, **kwargs)
@@ -180,6 +184,11 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
                 save_tokenizer(self.tokenizer_to_save, draft / ADAPTER)
                 (draft / "README.md").unlink(missing_ok=True)  # a form to fill in; loramoe.report.card writes the card
 
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """As the Trainer's, but for files that are whole or not there: the Trainer reads what a killed run left."""
+        if self.is_world_process_zero():
+            save_results(Path(self.args.output_dir), split, metrics, combined)
+
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
@@ -225,5 +234,5 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def _flat(shares: Shares | None) -> dict[str, float]:
-    return {} if shares is None else shares.flat()
+def _figures(shares: Shares | None) -> dict[str, float]:
+    return {} if shares is None else live_figures(shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,31 @@ def test_a_run_that_is_killed_at_any_moment_loses_nothing(
     for how, count in executioner.kills.items():
         record_property(f"runs killed {how}", count)
     record_property("runs that ended as if nothing had been", runs)
+
+
+def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
+    executioner: Executioner,
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    record_property: Callable[[str, int], None],
+):
+    first = tmp_path / "first"
+    code, log = executioner.start(flags(first, save_total_limit=9), first)
+    assert code == 0, log[-3000:]
+    whole = trajectory(first)
+    shutil.rmtree(first / "checkpoint-8")
+    (first / METRICS).unlink()
+    for kill_at in range(2, 200, 2):
+        out = tmp_path / f"out{kill_at}"
+        shutil.copytree(first, out, ignore=shutil.ignore_patterns("*results.json", "runs"))
+        code, log = executioner.start(flags(out, save_total_limit=9), out, kill_at=kill_at)
+        if code == 0:
+            break
+        code, log = executioner.start(flags(out, save_total_limit=9), out)
+        assert code == 0, log[-3000:]
+        assert trajectory(out) == whole
+    assert kill_at > 20
+    record_property("runs killed at a file that they left empty", kill_at // 2 - 1)
 
 
 def spoil(folder: Path, executioner: Executioner) -> None:

@@ -30,7 +30,8 @@ def train(flags: list[str], output_dir: str, log: str, kill_at: int, file_limit:
         flags: Of `train.py`.
         output_dir: Of the run.
         log: File for what it prints.
-        kill_at: Which of its operations on files of output_dir it does not survive; 0: it survives all.
+        kill_at: Which of its operations on files of output_dir it does not survive; 0: it survives all. A file that it
+            would then have written is left empty if kill_at is even: opened, and nothing has reached it.
         file_limit: Bytes that a file may have, 0 for any number.
     """
     # As where train.py is started. Workers of its loaders would else be children of the fork server, and never learn,
@@ -58,6 +59,8 @@ def _die_at(count: int, output_dir: str) -> None:
         if writes and str(arguments[0]).startswith(output_dir):
             left[0] -= 1
             if left[0] == 0:
+                if event == "open" and arguments[1][0] == "w" and count % 2 == 0:
+                    os.close(os.open(arguments[0], os.O_CREAT | os.O_WRONLY | os.O_TRUNC))
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -78,7 +81,7 @@ class Executioner:
     _runs: int = 0
 
     def start(
-        self, flags: list[str], output_dir: Path, how: str = "not at all", file_limit: int = 0
+        self, flags: list[str], output_dir: Path, how: str = "not at all", file_limit: int = 0, kill_at: int = 0
     ) -> tuple[int, str]:
         """Runs until the end, of one kind or the other.
 
@@ -89,13 +92,15 @@ class Executioner:
                 `"after saving"`: soon after a checkpoint has begun to be written, or is sealed; `"SIGTERM"`,
                 `"SIGUSR1"`: that signal at any of these times; `"not at all"`.
             file_limit: Bytes that a file may have, 0 for any number.
+            kill_at: As `train` has it; `"at a file"` draws it.
 
         Returns:
             The exit code, -9 if it was killed, and what was printed.
         """
         self._runs += 1
         log = self.folder / f"log{self._runs}.txt"
-        kill_at = self.draw.randrange(1, 120) if how == "at a file" else 0
+        if how == "at a file":
+            kill_at = self.draw.randrange(1, 120)
         process = CONTEXT.Process(target=train, args=(flags, str(output_dir), str(log), kill_at, file_limit))
         process.start()
         if how == "at a time" or (how in SIGNALS and self.draw.random() < 0.3):
