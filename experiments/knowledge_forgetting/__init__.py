@@ -1,0 +1,1 @@
+"""Does LoRAMoE keep what the model knows? Every arm on the same rows, equally tuned, at two scales."""

@@ -1,0 +1,193 @@
+"""The arms: what is trained beside or in place of the frozen base, each with as many parameters as the next.
+
+A recipe is what an arm is made of; a study changes one of its values. LoRAMoE's default is the paper's: 8 experts of
+rank 4 beside each linear of the MLP, scaled by 32 / 4, dropout 0.05.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from loramoe import LoraMoeConfig, LoraMoeLayer
+
+MLP = ("gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+Kind = Literal["base", "full", "lora", "loramoe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What LoRAMoE and LoRA are made of, and how they are trained.
+
+    Attributes:
+        targets: Linears that are adapted.
+        r: Rank of each expert; of LoRA, its rank.
+        lora_alpha: The experts' sum is scaled by lora_alpha / r.
+        lora_dropout: Dropout on their input.
+        lora_nums: Number of experts.
+        blc_weight: Weight of the constraint.
+        blc_alpha: Its degree.
+        blc_target: Its direction.
+        blc_warmup: Share of the steps over which its weight rises from 0, in a straight line.
+        zero_experts: So many experts, of type 1 (the first ones), whose B stays zero: where they are chosen, the base
+            answers.
+        router_scale: Factor of the router's weights at the start; 0: all gates equal.
+        router_rate: Learning rate of the routers, in learning rates.
+        rate_B: Learning rate of B, in learning rates (LoRA+, arXiv 2402.12354, has 16 or so).
+        use_rslora: Scale by lora_alpha / sqrt(r) (arXiv 2312.03732).
+    """
+
+    targets: tuple[str, ...] = MLP
+    r: int = 4
+    lora_alpha: float = 32
+    lora_dropout: float = 0.05
+    lora_nums: int = 8
+    blc_weight: float = 0.0
+    blc_alpha: float = 0.1
+    blc_target: Literal["paper", "match"] = "paper"
+    blc_warmup: float = 0.0
+    zero_experts: int = 0
+    router_scale: float = 1.0
+    router_rate: float = 1.0
+    rate_B: float = 1.0
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to fine-tune.
+
+    Attributes:
+        label: Its name in words.
+        kind: What is trained.
+        recipe: Of what it is made; means nothing for `base` and `full`.
+    """
+
+    label: str
+    kind: Kind
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+# LoRA's ranks give as many parameters as LoRAMoE's experts and routers: see `tests`, which count them for both models.
+ARMS: Mapping[str, Arm] = {
+    "base": Arm("the base model", "base"),
+    "full": Arm("full fine-tuning", "full"),
+    "lora_mlp": Arm("LoRA on the MLP", "lora", Recipe(r=34, lora_alpha=68)),
+    "lora_all": Arm("LoRA on attention and MLP", "lora", Recipe(r=22, lora_alpha=44, targets=(*ATTENTION, *MLP))),
+    "loramoe_free": Arm("LoRAMoE without the constraint", "loramoe"),
+    "loramoe_paper": Arm("LoRAMoE as in the paper", "loramoe", Recipe(blc_weight=0.1)),
+    "loramoe_match": Arm("LoRAMoE, the other direction", "loramoe", Recipe(blc_weight=0.1, blc_target="match")),
+}
+
+
+def recipe_of(arm: str, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of an arm with some values changed.
+
+    Args:
+        arm: Name of the arm.
+        changes: Values by field of Recipe.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: If there is no such arm or field.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"there is no arm {arm!r}. Choose one of {', '.join(ARMS)}.")
+    unknown = changes.keys() - {f.name for f in dataclasses.fields(Recipe)}
+    if unknown:
+        raise ValueError(f"a recipe has no {sorted(unknown)}. It has {[f.name for f in dataclasses.fields(Recipe)]}.")
+    return dataclasses.replace(ARMS[arm].recipe, **changes)
+
+
+def prepare(model: Any, kind: Kind, recipe: Recipe) -> Any:
+    """Puts on the base model what an arm trains.
+
+    Args:
+        model: The base model, in float32.
+        kind: Of the arm.
+        recipe: Of the arm.
+
+    Returns:
+        The model to train; for LoRA and LoRAMoE a PeftModel.
+    """
+    if kind in ("base", "full"):
+        return model
+    shared: dict[str, Any] = {
+        "r": recipe.r,
+        "lora_alpha": recipe.lora_alpha,
+        "lora_dropout": recipe.lora_dropout,
+        "target_modules": list(recipe.targets),
+        "use_rslora": recipe.use_rslora,
+        "task_type": "CAUSAL_LM",
+    }
+    if kind == "lora":
+        return get_peft_model(model, LoraConfig(**shared))
+    constraint = {name: getattr(recipe, name) for name in ("lora_nums", "blc_weight", "blc_alpha", "blc_target")}
+    model = get_peft_model(model, LoraMoeConfig(**shared, **constraint))
+    for layer in _layers(model):
+        router, _, B = layer.weights("default")
+        router.data.mul_(recipe.router_scale)
+        if recipe.zero_experts:
+            B.register_hook(_ZeroFirst(recipe.zero_experts * layer.r["default"]))
+    return model
+
+
+class _ZeroFirst:
+    """Takes the gradient from the first columns of B, [F, E·R], which so stay as they are: zero."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        gradient[:, : self.columns] = 0
+        return gradient
+
+
+def _layers(model: nn.Module) -> list[LoraMoeLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraMoeLayer)]
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe, learning_rate: float) -> list[dict[str, Any]]:
+    """What an optimizer is made of: what is trained, with the learning rates that the recipe gives to each part.
+
+    Args:
+        model: What `prepare` returned.
+        recipe: Of the arm.
+        learning_rate: Of all that the recipe says nothing of.
+
+    Returns:
+        Groups of parameters, each with `lr`.
+    """
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = recipe.router_rate if "loramoe_router" in name else 1.0
+            factor = recipe.rate_B if "loramoe_B" in name or "lora_B" in name else factor
+            groups.setdefault(factor * learning_rate, []).append(parameter)
+    return [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
+
+
+def set_blc_weight(model: Any, recipe: Recipe, progress: float) -> None:
+    """Sets the constraint's weight for a step.
+
+    Args:
+        model: What `prepare` returned.
+        recipe: Of the arm.
+        progress: Share of the steps that are done, from 0 to 1.
+    """
+    if recipe.blc_warmup:
+        model.peft_config["default"].blc_weight = recipe.blc_weight * min(1.0, progress / recipe.blc_warmup)
+
+
+def trainable(model: nn.Module) -> int:
+    """How many parameters are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

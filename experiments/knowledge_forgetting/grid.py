@@ -1,0 +1,105 @@
+"""The runs of each study, and the work through them: several at a time, and each once, however often it is interrupted.
+
+Studies share runs: the main grid's are also points of the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from experiments.knowledge_forgetting.arms import ARMS, ATTENTION, MLP
+from experiments.knowledge_forgetting.run import Settings, run
+from experiments.knowledge_forgetting.scale import Scale
+from loramoe.training.files import write_json
+
+SEEDS = (0, 1, 2)
+ROWS_ARMS = ("full", "lora_mlp", "loramoe_free", "loramoe_paper")
+
+# One value at a time, from the paper's recipe. With E x R held at 32, more experts cost no more parameters but routers.
+ABLATIONS: dict[str, tuple[Any, ...]] = {
+    "lora_nums": (2, 4, 16),
+    "r": (1, 2, 8, 16),
+    "blc_weight": (0.0, 0.01, 1.0, 10.0),
+    "blc_alpha": (0.0, 0.3, 0.5, 0.8),
+    "targets": (("down_proj",), ("gate_proj", "up_proj"), (*ATTENTION, *MLP)),
+}
+
+
+def frontier(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
+    """Every arm at every learning rate, seed by seed, so that an interrupted grid is as even as it can be."""
+    base = [Settings(scale.name, "base", 0.0, 0, 0)]
+    return base + [
+        Settings(scale.name, name, rate, scale.rows, seed)
+        for seed in seeds
+        for name, arm in ARMS.items()
+        if arm.kind != "base"
+        for rate in scale.learning_rates[arm.kind]
+    ]
+
+
+def rows_study(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
+    """Some arms on more and fewer rows, at the two middle learning rates of each."""
+    return [
+        Settings(scale.name, name, rate, rows, seed)
+        for seed in seeds
+        for rows in scale.row_counts
+        for name in ROWS_ARMS
+        for rate in scale.learning_rates[ARMS[name].kind][1:3]
+    ]
+
+
+def ablations(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
+    """The paper's arm with one value changed, at the learning rates of the rows' study."""
+    return [
+        Settings(scale.name, "loramoe_paper", rate, scale.rows, seed, {key: value})
+        for seed in seeds
+        for key, values in ABLATIONS.items()
+        for value in values
+        for rate in scale.learning_rates["loramoe"][1:3]
+    ]
+
+
+STUDIES = {"frontier": frontier, "rows": rows_study, "ablations": ablations}
+
+
+def work_through(settings: Iterable[Settings], scale: Scale, folder: Path, workers: int) -> None:
+    """Makes those runs whose file is not there yet.
+
+    Args:
+        settings: The runs.
+        scale: Their scale.
+        folder: Where the files go.
+        workers: How many runs at a time, each on one thread.
+
+    Raises:
+        RuntimeError: If runs failed; all others are done before.
+    """
+    wanted = {one.name: one for one in settings}
+    todo = [one for name, one in wanted.items() if not (folder / f"{name}.json").is_file()]
+    print(f"{len(wanted) - len(todo)} of {len(wanted)} runs are there")
+    failed: dict[str, BaseException] = {}
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
+        futures = {pool.submit(_run_and_write, one, scale, folder): one for one in todo}
+        for future in tqdm(as_completed(futures), total=len(todo), desc="runs", unit="run"):
+            if future.exception() is not None:
+                failed[futures[future].name] = future.exception()
+    if failed:
+        told = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
+        raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, and the others are written. {told}")
+
+
+def _one_thread() -> None:
+    os.environ["TQDM_DISABLE"] = "1"
+    torch.set_num_threads(1)
+
+
+def _run_and_write(settings: Settings, scale: Scale, folder: Path) -> None:
+    write_json(folder / f"{settings.name}.json", run(settings, scale))

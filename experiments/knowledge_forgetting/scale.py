@@ -1,0 +1,59 @@
+"""What a scale of the experiment is: a base model, rows to train on, and items to ask for before and after.
+
+`tiny` is an invented world in which every fact can be counted; `real` is a language model and data sets that people
+use. All else (arms, training, grid, analysis) is the same for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["validation", "test"]
+"""Learning rates are chosen on `validation`; what is published is of `test`."""
+
+
+class Row(TypedDict):
+    """A row of training data, as `train.py` reads it."""
+
+    instruction: str
+    input: str
+    output: str
+    task_type: int
+
+
+class Scale(Protocol):
+    """What the rest of the experiment asks of a scale.
+
+    Attributes:
+        name: Its name, and that of its folder of results.
+        knowledge: Sets of items that tell what the base model knows.
+        downstream: Sets of items that tell what it should learn.
+        rows: Rows of training data in the main grid.
+        row_counts: Numbers of rows of the study of forgetting against data.
+        batch_size: Rows a step.
+        max_seq_length: Longest row in tokens.
+        learning_rates: Those that are tried, by kind of arm (`full`, `lora`, `loramoe`).
+        bf16: Whether to train under bfloat16 autocast.
+    """
+
+    name: str
+    knowledge: tuple[str, ...]
+    downstream: tuple[str, ...]
+    rows: int
+    row_counts: tuple[int, ...]
+    batch_size: int
+    max_seq_length: int
+    learning_rates: dict[str, tuple[float, ...]]
+    bf16: bool
+
+    def base(self) -> tuple[Any, Any]:
+        """The base model, in float32 and evaluation mode, and its tokenizer."""
+
+    def train_rows(self, count: int, seed: int) -> list[Row]:
+        """`count` rows of all tasks and of questions, shuffled; the same ones for the same seed."""
+
+    def score(self, model: Any, tokenizer: Any, split: Split) -> dict[str, NDArray[np.bool_]]:
+        """Which items of each set the model answers rightly, always in the same order."""
