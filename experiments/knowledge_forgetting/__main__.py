@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.knowledge_forgetting.analysis.remake import remake
 from experiments.knowledge_forgetting.arms import ARMS
 from experiments.knowledge_forgetting.grid import SEEDS, STUDIES, work_through
 from experiments.knowledge_forgetting.scale import Scale
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     studies = [STUDIES[name] for name in options.study or STUDIES]
     settings = [one for study in studies for one in study(scale, options.seeds)]
     work_through([one for one in settings if one.arm in (options.arm or ARMS)], scale, folder, options.workers)
+    remake(folder)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def prepare(model: Any, kind: Kind, recipe: Recipe) -> Any:
         router, _, B = layer.weights("default")
         router.data.mul_(recipe.router_scale)
         if recipe.zero_experts:
-            B.register_hook(_ZeroFirst(recipe.zero_experts * layer.r["default"]))
+            B.register_hook(_ZeroFirst(recipe.zero_experts * layer.r["default"]))  # type: ignore[no-untyped-call]
     return model
 
 

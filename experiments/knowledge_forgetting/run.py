@@ -58,12 +58,13 @@ def _plain(value: Any) -> str:
     return "+".join(value) if isinstance(value, (tuple, list)) else str(value)
 
 
-def run(settings: Settings, scale: Scale) -> dict[str, Any]:
+def run(settings: Settings, scale: Scale, progress: bool = True) -> dict[str, Any]:
     """Trains and asks.
 
     Args:
         settings: Of the run.
         scale: The scale that they name.
+        progress: Show a progress bar.
 
     Returns:
         What its file holds: settings, accuracy and items by set, routing, curve, times, provenance.
@@ -75,7 +76,7 @@ def run(settings: Settings, scale: Scale) -> dict[str, Any]:
     trained = Trained(0, [], None, 0.0)
     if arm.kind != "base":
         rows = scale.train_rows(settings.rows, settings.seed)
-        trained = train(model, tokenizer, rows, scale, recipe, settings.learning_rate)
+        trained = train(model, tokenizer, rows, scale, recipe, settings.learning_rate, progress)
     start = time.perf_counter()
     hits = {"validation": scale.score(model, tokenizer, "validation"), "test": scale.score(model, tokenizer, "test")}
     seconds = {"training": round(trained.seconds, 2), "evaluation": round(time.perf_counter() - start, 2)}

@@ -43,7 +43,13 @@ class Trained(NamedTuple):
 
 
 def train(
-    model: Any, tokenizer: Any, rows: Sequence[Row], scale: Scale, recipe: Recipe, learning_rate: float
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    scale: Scale,
+    recipe: Recipe,
+    learning_rate: float,
+    progress: bool = True,
 ) -> Trained:
     """Trains a model on rows, once, in their order.
 
@@ -54,6 +60,7 @@ def train(
         scale: Where batch size and longest row come from.
         recipe: Of the arm.
         learning_rate: At its peak.
+        progress: Show a progress bar.
 
     Returns:
         How it went.
@@ -65,7 +72,8 @@ def train(
     every = math.ceil(len(batches) / CURVE_POINTS)
     start = time.perf_counter()
     model.train()
-    for step, batch in enumerate(tqdm(batches, desc="training", unit="step", leave=False), start=1):
+    shown = tqdm(batches, desc="training", unit="step", leave=False, disable=not progress)
+    for step, batch in enumerate(shown, start=1):
         set_blc_weight(model, recipe, step / len(batches))
         losses.append(_step(model, batch, optimizer, scale.bf16))
         schedule.step()

@@ -31,7 +31,8 @@ def test_every_arm_has_the_same_budget():
 def test_a_study_changes_one_thing():
     scale = MadeUpScale()
     assert all(len(one.changes) == 1 for one in ablations(scale, [0]))
-    assert {key for one in ablations(scale, [0]) for key in one.changes} == set(ABLATIONS)
+    changed = {(one.arm, key) for one in ablations(scale, [0]) for key in one.changes}
+    assert changed == {(arm, key) for arm, keys in ABLATIONS.items() for key in keys}
     assert {one.rows for one in rows_study(scale, [0])} == set(scale.row_counts)
     names = [one.name for study in STUDIES.values() for one in study(scale)]
     assert len(set(names)) < len(names), "studies share runs"

@@ -1,0 +1,45 @@
+"""What the figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from experiments.knowledge_forgetting.analysis.style import look
+from experiments.knowledge_forgetting.analysis.summary import PointSummary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEPT: Final = "knowledge kept, % of the base's"
+DOWNSTREAM: Final = "downstream accuracy, %"
+GREY: Final = "#767676"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, without pyplot: no global state, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def lines_of(points: Iterable[PointSummary]) -> dict[str, list[PointSummary]]:
+    """Points by arm."""
+    lines: dict[str, list[PointSummary]] = {}
+    for point in points:
+        lines.setdefault(point.arm, []).append(point)
+    return lines
+
+
+def line_style(arm: str) -> dict[str, Any]:
+    """How an arm's line is plotted."""
+    of = look(arm)
+    return {"color": of.colour, "marker": of.marker, "linestyle": of.dash, "markersize": 6, "linewidth": 1.8}
+
+
+def percents(points: Iterable[PointSummary], figure: str) -> list[float]:
+    """A figure of points in per cent."""
+    return [100 * getattr(point, figure).value for point in points]

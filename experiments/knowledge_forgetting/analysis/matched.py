@@ -1,0 +1,164 @@
+"""Knowledge at matched downstream accuracy: what an arm keeps, once it has learnt as much as another.
+
+Comparing arms at their tuned learning rates compares two figures at once. Here the line through an arm's learning rates
+(means over seeds, as the frontier figure draws it) is read at a given downstream accuracy: the most knowledge on that
+line at *at least* this accuracy. Between two rates it is interpolated, beyond the outermost ones never extrapolated: an
+arm that does not get so far has no figure there, and one whose lowest rate is already beyond has a lower bound.
+
+Shape letters: B draws of the bootstrap, the first of them what was observed; P points on a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from experiments.knowledge_forgetting.analysis.bootstrap import Figures, estimate
+from loramoe.evaluation.statistics import Array, Estimate
+
+REFERENCES: Final = ("lora_mlp", "lora_all", "loramoe_free")
+LEVEL_ARMS: Final = ("full", "lora_mlp", "lora_all")
+_STEPS: Final = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+_FEWEST_LEVELS: Final = 3
+_MOST_LEVELS: Final = 5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a line says at a level.
+
+    Attributes:
+        value: What it says, with its interval.
+        is_bound: Whether the whole line lies beyond the level, so that the value is a lower bound.
+        reached: Share of the draws in which the line gets as far as the level; the interval is of these.
+    """
+
+    value: Estimate
+    is_bound: bool
+    reached: float
+
+
+@dataclass(frozen=True)
+class Level:
+    """All arms at one downstream accuracy.
+
+    Attributes:
+        name: An arm, whose tuned downstream accuracy it is; or "fixed".
+        downstream: The accuracy. An arm's is drawn again with the items and seeds.
+        kept: For each arm, the share of the base's knowledge that it keeps; None if it does not get so far.
+        differences: For each reference arm and arm, what the arm keeps more; None if either has no figure or a bound.
+    """
+
+    name: str
+    downstream: Estimate
+    kept: dict[str, Reading | None]
+    differences: dict[str, dict[str, Estimate | None]]
+
+
+def most_at_least(x_BP: Array, y_BP: Array, level_B: Array) -> Array:
+    """The largest y on a line through points, where its x is at least a level.
+
+    Args:
+        x_BP: The points in their order along the line.
+        y_BP: The same points.
+        level_B: The level.
+
+    Returns:
+        [B]; NaN where all of the line is below the level.
+    """
+    level_B1 = level_B[:, None]
+    at_points = np.where(x_BP >= level_B1, y_BP, -np.inf)
+    left, right = x_BP[:, :-1], x_BP[:, 1:]
+    crosses = (left < level_B1) != (right < level_B1)
+    share = (level_B1 - left) / np.where(crosses, right - left, 1.0)
+    between = np.where(crosses, y_BP[:, :-1] + share * (y_BP[:, 1:] - y_BP[:, :-1]), -np.inf)
+    most_B = np.concatenate([at_points, between], axis=1).max(axis=1)
+    return np.where(np.isfinite(most_B), most_B, np.nan)
+
+
+def read_at(x_BP: Array, y_BP: Array, level_B: Array) -> tuple[Array, Reading | None]:
+    """Reads a line at a level.
+
+    Args:
+        x_BP: The points in their order along the line.
+        y_BP: The same points.
+        level_B: The level.
+
+    Returns:
+        The reading in every draw, and summed up; None if what was observed does not get so far.
+    """
+    values_B = most_at_least(x_BP, y_BP, level_B)
+    if np.isnan(values_B[0]):
+        return values_B, None
+    is_bound = bool((x_BP[0] > level_B[0]).all())
+    return values_B, Reading(estimate(values_B), is_bound, float(np.isfinite(values_B[1:]).mean()))
+
+
+def fixed_levels(lowest: float, highest: float) -> list[float]:
+    """Round accuracies between two.
+
+    Args:
+        lowest: The lowest of any arm.
+        highest: The highest of any arm.
+
+    Returns:
+        Multiples of the coarsest step of which at least three lie between them, and of these the highest five; none if
+        the two are too close.
+    """
+    for step in _STEPS:
+        levels = [round(n * step, 6) for n in range(1, round(1 / step)) if lowest < n * step <= highest]
+        if len(levels) >= _FEWEST_LEVELS:
+            return levels[-_MOST_LEVELS:]
+    return []
+
+
+def match(lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures]) -> list[Level]:
+    """Reads all arms' lines at every level.
+
+    Args:
+        lines: For each arm its points by learning rate.
+        tuned: For each arm the one at its tuned learning rate.
+
+    Returns:
+        The levels of arms first, then fixed ones.
+    """
+    levels = [_level(arm, tuned[arm].downstream, lines) for arm in LEVEL_ARMS if arm in tuned]
+    every = [point.downstream for points in lines.values() for point in points]
+    observed = [float(downstream_B[0]) for downstream_B in every]
+    fixed = fixed_levels(min(observed), max(observed)) if observed else []
+    return levels + [_level("fixed", np.full_like(every[0], level), lines) for level in fixed]
+
+
+def stacked(points: Sequence[Figures]) -> tuple[Array, Array]:
+    """A line as arrays.
+
+    Args:
+        points: Its points.
+
+    Returns:
+        Downstream accuracy and share of knowledge kept, both [B, P].
+    """
+    return np.stack([p.downstream for p in points], axis=1), np.stack([p.kept for p in points], axis=1)
+
+
+def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]]) -> Level:
+    draws, kept = {}, {}
+    for arm, points in lines.items():
+        draws[arm], kept[arm] = read_at(*stacked(points), level_B)
+    differences = {
+        reference: {
+            arm: estimate(draws[arm] - draws[reference]) if _matched(kept[arm], kept[reference]) else None
+            for arm in lines
+            if arm != reference
+        }
+        for reference in REFERENCES
+        if reference in lines
+    }
+    return Level(name, estimate(level_B), kept, differences)
+
+
+def _matched(one: Reading | None, other: Reading | None) -> bool:
+    return one is not None and other is not None and not one.is_bound and not other.is_bound

@@ -1,0 +1,69 @@
+"""Where the runs come from: what one must know to believe a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.knowledge_forgetting.analysis.results import Run
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Every value that occurs in the runs' files, sorted.
+
+    Attributes:
+        runs: How many there are, with the base's.
+        seeds: Of the trained ones.
+        hardware: The machines.
+        threads: How many each run had.
+        versions: By name.
+        commits: Of this repository.
+        dates: The first and the last.
+    """
+
+    runs: int
+    seeds: list[int]
+    hardware: list[str]
+    threads: list[str]
+    versions: dict[str, list[str]]
+    commits: list[str]
+    dates: list[str]
+
+    def line(self) -> str:
+        """All of it in one line."""
+        versions = ", ".join(f"{name} {' / '.join(of_name)}" for name, of_name in self.versions.items())
+        return (
+            f"{self.runs} runs, seeds {', '.join(map(str, self.seeds)) or 'none'}; {' / '.join(self.hardware)}, "
+            f"threads {' / '.join(self.threads)}; {versions}; {' to '.join(self.dates)}; "
+            f"commit {', '.join(commit[:7] for commit in self.commits)}."
+        )
+
+
+def of(runs: Sequence[Run]) -> Provenance:
+    """Collects where runs come from.
+
+    Args:
+        runs: At least one.
+
+    Returns:
+        What occurs.
+    """
+    dates = _values(runs, "date")
+    versions = [run.provenance.get("versions", {}) for run in runs]
+    return Provenance(
+        runs=len(runs),
+        seeds=sorted({run.seed for run in runs if run.arm != "base"}),
+        hardware=_values(runs, "hardware"),
+        threads=_values(runs, "threads"),
+        versions={
+            name: sorted({str(of_run[name]) for of_run in versions if name in of_run})
+            for name in sorted({name for of_run in versions for name in of_run})
+        },
+        commits=_values(runs, "commit"),
+        dates=sorted({*dates[:1], *dates[-1:]}),
+    )
+
+
+def _values(runs: Sequence[Run], key: str) -> list[str]:
+    return sorted({str(run.provenance[key]) for run in runs if key in run.provenance})

@@ -1,0 +1,93 @@
+"""The learning rate of each arm, chosen on the validation split; what is told of it is of the test split.
+
+Two rules, since there are two wishes. The first tunes as one does who fine-tunes for a task; the second as one does who
+would keep what the model knows, and gives up at most a point of full fine-tuning's accuracy for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from experiments.knowledge_forgetting.analysis.results import Sets
+from experiments.knowledge_forgetting.analysis.studies import Point
+
+GIVEN_UP: Final = 0.01
+BY_DOWNSTREAM: Final = "the highest downstream accuracy on validation; of equals, the most knowledge"
+BY_KNOWLEDGE: Final = (
+    "the most knowledge on validation among those at most one point of downstream accuracy below full fine-tuning, "
+    "tuned by the first rule"
+)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An arm at the learning rate that a rule chose.
+
+    Attributes:
+        arm: The arm.
+        point: Its runs at that rate; None if no rate of the arm fits the rule.
+        at_edge: Whether the rate is the lowest or highest that was tried, so that a better one may lie outside.
+    """
+
+    arm: str
+    point: Point | None
+    at_edge: bool
+
+
+def tune(points: Sequence[Point], seeds: tuple[int, ...], sets: Sets) -> dict[str, Tuned]:
+    """Chooses by the first rule, `BY_DOWNSTREAM`.
+
+    Args:
+        points: Of the frontier, each with all seeds.
+        seeds: Over which means are taken.
+        sets: Which sets count as what.
+
+    Returns:
+        For each arm its choice.
+    """
+    return {
+        arm: _chosen(arm, own, max(own, key=lambda point: _validation(point, seeds, sets)))
+        for arm, own in _by_arm(points).items()
+    }
+
+
+def tune_for_knowledge(points: Sequence[Point], seeds: tuple[int, ...], sets: Sets) -> dict[str, Tuned]:
+    """Chooses by the second rule, `BY_KNOWLEDGE`.
+
+    Args:
+        points: Of the frontier, each with all seeds.
+        seeds: Over which means are taken.
+        sets: Which sets count as what.
+
+    Returns:
+        For each arm its choice; nothing as long as there are no runs of full fine-tuning.
+    """
+    full = tune(points, seeds, sets).get("full")
+    if full is None or full.point is None:
+        return {}
+    floor = _validation(full.point, seeds, sets)[0] - GIVEN_UP
+    chosen = {}
+    for arm, own in _by_arm(points).items():
+        fit = [point for point in own if _validation(point, seeds, sets)[0] >= floor]
+        chosen[arm] = _chosen(arm, own, max(fit, key=lambda p: _validation(p, seeds, sets)[::-1], default=None))
+    return chosen
+
+
+def _by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:
+    arms = dict.fromkeys(point.arm for point in points)
+    return {arm: [point for point in points if point.arm == arm] for arm in arms}
+
+
+def _validation(point: Point, seeds: tuple[int, ...], sets: Sets) -> tuple[float, float]:
+    """Downstream accuracy and knowledge, means over seeds; rounded, so that equals are equal."""
+    means = [
+        sum(point.runs[seed].mean("validation", names) for seed in seeds) / len(seeds)
+        for names in (sets.downstream, sets.knowledge)
+    ]
+    return round(means[0], 9), round(means[1], 9)
+
+
+def _chosen(arm: str, own: list[Point], point: Point | None) -> Tuned:
+    return Tuned(arm, point, point is not None and point in (own[0], own[-1]))

@@ -1,0 +1,154 @@
+"""From the runs of a scale to all that is told of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from experiments.knowledge_forgetting.analysis import provenance, selection, studies
+from experiments.knowledge_forgetting.analysis.bootstrap import DRAWS, Bootstrap, Figures, estimate
+from experiments.knowledge_forgetting.analysis.matched import match, read_at, stacked
+from experiments.knowledge_forgetting.analysis.results import Results, Run
+from experiments.knowledge_forgetting.analysis.studies import Ablation, Point
+from experiments.knowledge_forgetting.analysis.summary import (
+    GOAL_KEPT,
+    AblationSummary,
+    Goal,
+    Measured,
+    PointSummary,
+    Setting,
+    Summary,
+    TunedSummary,
+)
+from experiments.knowledge_forgetting.arms import ARMS
+from loramoe.evaluation.statistics import Array
+
+
+def summarise(results: Results, draws: int = DRAWS) -> Summary:
+    """Sums up the runs of a scale.
+
+    Args:
+        results: The runs.
+        draws: Of the bootstrap.
+
+    Returns:
+        All that is told of them.
+    """
+    return _Summariser(results, draws).summary()
+
+
+class _Summariser:
+    def __init__(self, results: Results, draws: int) -> None:
+        self.results, self.draws = results, draws
+        self.bootstrap = Bootstrap(results, draws)
+        self.points = studies.points_of(results.trained)
+        self.frontier = studies.frontier(self.points)
+        self.compared, self.seeds = studies.complete(self.frontier)
+        self.tuned = selection.tune(self.compared, self.seeds, results.sets)
+
+    def summary(self) -> Summary:
+        sets, lines, tuned = self.results.sets, self._lines(), self._tuned_figures()
+        return Summary(
+            sets=sets,
+            draws=self.draws,
+            rows=studies.main_rows(self.points),
+            seeds=self.seeds,
+            base=self._base(),
+            frontier=[self._point(point) for point in self.frontier],
+            compared=[(point.arm, point.learning_rate) for point in self.compared],
+            tuned=self._told(self.tuned),
+            tuned_for_knowledge=self._told(selection.tune_for_knowledge(self.compared, self.seeds, sets)),
+            levels=match(lines, tuned),
+            goal=[_goal(arm, line, tuned["full"].downstream) for arm, line in lines.items()] if "full" in tuned else [],
+            rows_study=[[self._point(p) for p in line] for line in studies.rows_study(self.points)],
+            ablations=[self._ablation(ablation) for ablation in studies.ablations(self.points)],
+            missing=studies.missing(self.frontier, self.compared),
+            provenance=provenance.of([self.results.base, *self.results.trained]),
+        )
+
+    def _lines(self) -> dict[str, list[Figures]]:
+        lines: dict[str, list[Figures]] = {}
+        for point in self.compared:
+            lines.setdefault(point.arm, []).append(self.bootstrap.point(point, self.seeds))
+        return lines
+
+    def _tuned_figures(self) -> dict[str, Figures]:
+        return {arm: self.bootstrap.point(one.point, self.seeds) for arm, one in self.tuned.items() if one.point}
+
+    def _told(self, tuned: dict[str, selection.Tuned]) -> list[TunedSummary]:
+        return [
+            TunedSummary(one.arm, one.at_edge, self._point(one.point, self.seeds) if one.point else None)
+            for one in tuned.values()
+        ]
+
+    def _base(self) -> PointSummary:
+        base = self.results.base
+        return self._point(Point(base.arm, base.learning_rate, base.rows, base.changes, {base.seed: base}))
+
+    def _point(self, point: Point, seeds: tuple[int, ...] | None = None) -> PointSummary:
+        runs = {seed: point.runs[seed] for seed in seeds or point.seeds}
+        figures, sets = self.bootstrap.point(point, tuple(runs)), self.results.sets
+        knowledge = {seed: run.mean("test", sets.knowledge) for seed, run in runs.items()}
+        base = self.results.base.mean("test", sets.knowledge)
+        return PointSummary(
+            arm=point.arm,
+            learning_rate=point.learning_rate,
+            rows=point.rows,
+            changes=dict(point.changes),
+            trainable_parameters=next(iter(runs.values())).trainable_parameters,
+            knowledge=_measured(figures.knowledge, knowledge),
+            kept=_measured(figures.kept, {seed: value / base for seed, value in knowledge.items()}),
+            downstream=_measured(figures.downstream, {s: run.mean("test", sets.downstream) for s, run in runs.items()}),
+            by_set={name: _mean([run.accuracy["test"][name] for run in runs.values()]) for name in sets.names},
+            variation=_variation(runs),
+            share=_share(list(runs.values())),
+        )
+
+    def _ablation(self, ablation: Ablation) -> AblationSummary:
+        settings = [self._setting(point, ablation) for point in ablation.points]
+        if ablation.own:
+            own = dataclasses.asdict(ARMS[ablation.arm].recipe).get(ablation.key) if ablation.arm in ARMS else None
+            settings.append(Setting(own, True, self._point(ablation.own), None, None))
+        settings.sort(key=lambda setting: studies.order(setting.value))
+        return AblationSummary(ablation.arm, ablation.key, ablation.learning_rate, settings)
+
+    def _setting(self, point: Point, ablation: Ablation) -> Setting:
+        value, own = point.changes[ablation.key], ablation.own
+        shared = tuple(seed for seed in point.seeds if own and seed in own.runs)
+        if own is None or not shared:
+            return Setting(value, False, self._point(point), None, None)
+        new, old = self.bootstrap.point(point, shared), self.bootstrap.point(own, shared)
+        differences = estimate(new.kept - old.kept), estimate(new.downstream - old.downstream)
+        return Setting(value, False, self._point(point), *differences)
+
+
+def _measured(values_B: Array, by_seed: dict[int, float]) -> Measured:
+    return Measured(**dataclasses.asdict(estimate(values_B)), by_seed=by_seed)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _variation(runs: dict[int, Run]) -> Measured | None:
+    """Routing is not asked item by item, so its interval is the seeds' range."""
+    by_seed = {seed: run.routing["coefficient_of_variation"] for seed, run in runs.items() if run.routing}
+    values = list(by_seed.values())
+    return Measured(_mean(values), min(values), max(values), by_seed) if values else None
+
+
+def _share(runs: Sequence[Run]) -> dict[str, list[float]] | None:
+    shares = [run.routing["share"] for run in runs if run.routing]
+    if not shares:
+        return None
+    return {
+        kind: [_mean(group) for group in zip(*(share[kind] for share in shares), strict=True)] for kind in shares[0]
+    }
+
+
+def _goal(arm: str, line: Sequence[Figures], full_B: Array) -> Goal:
+    downstream_BP, kept_BP = stacked(line)
+    _, kept = read_at(downstream_BP, kept_BP, full_B)
+    downstream_B, downstream = read_at(kept_BP, downstream_BP, full_B * 0 + GOAL_KEPT)
+    behind = estimate(downstream_B - full_B) if downstream else None
+    return Goal(arm, kept, downstream, behind, kept is not None and kept.value.value >= GOAL_KEPT)

@@ -1,0 +1,266 @@
+"""The summary as Markdown: `tables.md`. Accuracies are in per cent; brackets are 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import stdev
+from typing import Final
+
+from experiments.knowledge_forgetting.analysis import selection
+from experiments.knowledge_forgetting.analysis.matched import Level, Reading
+from experiments.knowledge_forgetting.analysis.style import words
+from experiments.knowledge_forgetting.analysis.summary import (
+    GOAL_KEPT,
+    AblationSummary,
+    Goal,
+    Measured,
+    PointSummary,
+    Setting,
+    Summary,
+    TunedSummary,
+)
+from loramoe.evaluation.statistics import Estimate
+
+_INTERVALS: Final = (
+    "Brackets are 95 % percentile intervals of a bootstrap with {draws:,} draws over the test items and the seeds, the "
+    "same items and seeds for every arm, so that differences are paired. Seeds are few: where their spread is larger "
+    "than that of the items, an interval of three seeds is hardly wider than their range, which covers the truth about "
+    "three times in four. The choice of the learning rate is not drawn again."
+)
+_MATCHED: Final = (
+    "Read off the line through an arm's learning rates (means over seeds): the most knowledge on it, in per cent of "
+    "the base's, at *at least* this downstream accuracy. Between two rates it is interpolated, beyond them never "
+    "extrapolated. “not reached”: the arm has no learning rate with this accuracy. ≥: already its lowest accuracy is "
+    "above, so this is a lower bound. “in … %”: so many draws reach the level, and the interval is of these."
+)
+
+
+def tables(summary: Summary) -> str:
+    """The whole page.
+
+    Args:
+        summary: What to tell.
+
+    Returns:
+        Markdown.
+    """
+    sections = {
+        "What is missing": _missing(summary),
+        "Every arm, every learning rate": _frontier(summary),
+        "At the tuned learning rate": _tuned(summary),
+        "Knowledge at matched downstream accuracy": _levels(summary),
+        f"The goal: {100 * GOAL_KEPT:.0f} % kept, at full fine-tuning's downstream accuracy": _goal(summary),
+        "Knowledge against the number of training rows": _rows_study(summary),
+        "Ablations": _ablations(summary),
+        "Imbalance of the experts": _routing(summary),
+    }
+    head = f"Made from the result files of this folder; do not edit.\n\n{_head(summary)}"
+    return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    Args:
+        head: Its columns; the first holds words, the others numbers.
+        rows: Its cells.
+
+    Returns:
+        Its lines.
+    """
+    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _head(summary: Summary) -> str:
+    sets, base = summary.sets, summary.base
+    return (
+        f"{summary.provenance.line()}\n\n"
+        f"Knowledge is the mean accuracy over {', '.join(sets.knowledge)}; "
+        f"downstream over {', '.join(sets.downstream)}. "
+        f"The base model has {_percent(base.knowledge.value)} % of the knowledge and "
+        f"{_percent(base.downstream.value)} % downstream. "
+        f"{_INTERVALS.format(draws=summary.draws)}"
+    )
+
+
+def _missing(summary: Summary) -> str:
+    return "\n".join(f"- {sentence}" for sentence in summary.missing) or "Nothing."
+
+
+def _frontier(summary: Summary) -> str:
+    if not summary.frontier:
+        return "No runs yet."
+    head = ["arm", "learning rate", "parameters", "seeds", "knowledge, %", "kept, % of base", "downstream, %"]
+    rows = [_frontier_row(point, summary) for point in [summary.base, *summary.frontier]]
+    text = f"{summary.rows:,} training rows, test split; mean ± standard deviation over seeds, sets as means."
+    return f"{text}\n\n{table([*head, *summary.sets.names], rows)}"
+
+
+def _frontier_row(point: PointSummary, summary: Summary) -> list[str]:
+    figures = [_spread(measured) for measured in (point.knowledge, point.kept, point.downstream)]
+    by_set = [_percent(point.by_set[name]) for name in summary.sets.names]
+    return [*_point_cells(point), *figures, *by_set]
+
+
+def _point_cells(point: PointSummary) -> list[str]:
+    seeds = str(len(point.downstream.by_seed)) if point.arm != "base" else ""
+    return [words(point.arm), f"{point.learning_rate:g}", f"{point.trainable_parameters:,}", seeds]
+
+
+def _tuned(summary: Summary) -> str:
+    if not summary.tuned:
+        return "No runs yet."
+    text = f"Seeds {', '.join(map(str, summary.seeds))}, test split; chosen by: "
+    parts = [f"{text}{selection.BY_DOWNSTREAM}.\n\n{_tuned_table(summary.tuned)}"]
+    if summary.tuned_for_knowledge:
+        parts.append(f"Chosen by: {selection.BY_KNOWLEDGE}.\n\n{_tuned_table(summary.tuned_for_knowledge)}")
+    return "\n\n".join([*parts, r"\* The lowest or highest rate that was tried: a better one may lie outside."])
+
+
+def _tuned_table(tuned: Sequence[TunedSummary]) -> str:
+    rows = []
+    for one in tuned:
+        if one.point is None:
+            rows.append([words(one.arm), "none fits", "", "", ""])
+        else:
+            figures = _three_intervals(one.point)
+            edge = r" \*" if one.at_edge else ""
+            rows.append([words(one.arm), f"{one.point.learning_rate:g}{edge}", *figures])
+    return table(["arm", "learning rate", "knowledge, %", "kept, % of base", "downstream, %"], rows)
+
+
+def _levels(summary: Summary) -> str:
+    if not summary.levels:
+        return "No runs yet."
+    arms, head = list(summary.levels[0].kept), ["arm", *map(_level_name, summary.levels)]
+    kept = [[words(arm), *(_reading(level.kept[arm]) for level in summary.levels)] for arm in arms]
+    parts = [_MATCHED, table(head, kept)]
+    for reference in summary.levels[0].differences:
+        rows = [_difference_row(arm, reference, summary.levels) for arm in arms if arm != reference]
+        parts.append(f"What an arm keeps more than **{words(reference)}**, in points of the base's knowledge; — where")
+        parts[-1] += " either does not reach the accuracy, or has a lower bound alone:"
+        parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def _difference_row(arm: str, reference: str, levels: Sequence[Level]) -> list[str]:
+    return [words(arm), *(_difference(level.differences[reference][arm]) for level in levels)]
+
+
+def _level_name(level: Level) -> str:
+    of = "" if level.name == "fixed" else f"as {words(level.name)}, tuned: "
+    return f"{of}{_percent(level.downstream.value)} %"
+
+
+def _goal(summary: Summary) -> str:
+    if not summary.goal:
+        return "No runs of full fine-tuning yet."
+    reached = [words(goal.arm) for goal in summary.goal if goal.reached]
+    head = [
+        "arm",
+        "kept at its downstream accuracy, %",
+        f"downstream with {100 * GOAL_KEPT:.0f} % kept, %",
+        "less full's, points",
+    ]
+    verdict = f"Reached by: {', '.join(reached)}." if reached else "No arm reaches it."
+    return f"{verdict}\n\n{table([*head, 'reached'], map(_goal_row, summary.goal))}"
+
+
+def _goal_row(goal: Goal) -> list[str]:
+    behind = _difference(goal.behind) if goal.behind else "never keeps as much"
+    downstream = _reading(goal.downstream) if goal.downstream else "never keeps as much"
+    return [words(goal.arm), _reading(goal.kept), downstream, behind, "yes" if goal.reached else "no"]
+
+
+def _rows_study(summary: Summary) -> str:
+    if not summary.rows_study:
+        return "No arm has runs of several numbers of rows yet."
+    head = ["arm", "learning rate", "rows", "seeds", "knowledge, %", "kept, % of base", "downstream, %"]
+    rows = [
+        [words(p.arm), f"{p.learning_rate:g}", f"{p.rows:,}", str(len(p.kept.by_seed)), *_three_intervals(p)]
+        for line in summary.rows_study
+        for p in line
+    ]
+    return table(head, rows)
+
+
+def _ablations(summary: Summary) -> str:
+    if not summary.ablations:
+        return "No runs yet."
+    text = "One setting is changed at a time; differences are to the arm as it is, over the seeds that both have."
+    head = ["arm", "setting", "value", "learning rate", "seeds", "kept, % of base", "difference", "downstream, %"]
+    rows = [_setting_row(ablation, setting) for ablation in summary.ablations for setting in ablation.settings]
+    return f"{text}\n\n{table([*head, 'difference'], rows)}"
+
+
+def _setting_row(ablation: AblationSummary, setting: Setting) -> list[str]:
+    value, point = setting_text(setting), setting.point
+    kept = [_interval(point.kept), "" if setting.is_own else _difference(setting.kept)]
+    downstream = [_interval(point.downstream), "" if setting.is_own else _difference(setting.downstream)]
+    where = [words(ablation.arm), f"`{ablation.key}`", value, f"{ablation.learning_rate:g}"]
+    return [*where, str(len(point.kept.by_seed)), *kept, *downstream]
+
+
+def _routing(summary: Summary) -> str:
+    routed = [point for point in summary.frontier if point.variation and point.share]
+    if not routed:
+        return "No runs with experts yet."
+    text = "Mean over seeds; in brackets the seeds' range. Shares are each group of experts' of the gate weight."
+    kinds = sorted({kind for point in routed for kind in point.share or {}})
+    head = ["arm", "learning rate", "coefficient of variation", *(f"rows of type {kind}" for kind in kinds)]
+    return f"{text}\n\n{table(head, [_routing_row(point, kinds) for point in routed])}"
+
+
+def _routing_row(point: PointSummary, kinds: Sequence[str]) -> list[str]:
+    variation, share = point.variation, point.share or {}
+    spread = f"{variation.value:.2f} ({variation.low:.2f} to {variation.high:.2f})" if variation else ""
+    shares = [" / ".join(f"{value:.2f}" for value in share.get(kind, [])) for kind in kinds]
+    return [words(point.arm), f"{point.learning_rate:g}", spread, *shares]
+
+
+def setting_text(setting: Setting) -> str:
+    """A setting's value for readers.
+
+    Args:
+        setting: The setting.
+
+    Returns:
+        Its value, and whether it is the arm's own.
+    """
+    if setting.is_own and setting.value is None:
+        return "own"
+    value = setting.value
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f"{text} (own)" if setting.is_own else text
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _spread(measured: Measured) -> str:
+    values = list(measured.by_seed.values())
+    return f"{_percent(measured.value)} ± {_percent(stdev(values))}" if len(values) > 1 else _percent(measured.value)
+
+
+def _interval(estimate: Estimate | Measured) -> str:
+    return f"{_percent(estimate.value)} [{_percent(estimate.low)}, {_percent(estimate.high)}]"
+
+
+def _three_intervals(point: PointSummary) -> list[str]:
+    return [_interval(measured) for measured in (point.knowledge, point.kept, point.downstream)]
+
+
+def _difference(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "—"
+    text = f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+    return text.replace("-", "−")
+
+
+def _reading(reading: Reading | None) -> str:
+    if reading is None:
+        return "not reached"
+    share = f" in {100 * reading.reached:.0f} %" if reading.reached < 0.995 else ""
+    return f"{'≥ ' * reading.is_bound}{_interval(reading.value)}{share}"

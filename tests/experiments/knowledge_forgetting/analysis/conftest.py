@@ -1,0 +1,99 @@
+"""Made-up result files: a hundred items a set, of which a run has the first so many right."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.knowledge_forgetting.analysis.results import Results, read
+
+ITEMS = 100
+ARMS = ("full", "lora_mlp", "lora_all", "loramoe_free", "loramoe_paper", "loramoe_match", "loramoe_best")
+ROUTING = {"coefficient_of_variation": 0.5, "share": {"0": [0.6, 0.4], "1": [0.3, 0.7]}}
+
+
+class Grid:
+    """A folder of results that grows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "sets.json").write_text(json.dumps({"knowledge": ["facts"], "downstream": ["tasks"]}))
+
+    def add(
+        self, arm: str, rate: float, facts: Any, tasks: Any, *, seed: int = 0, rows: int = 400, **more: Any
+    ) -> Path:
+        """Writes a run; `facts` and `tasks` are shares of right items on test, or which items are right."""
+        right = {name: self._right(value) for name, value in (("facts", facts), ("tasks", tasks))}
+        test = {name: float(of_set.mean()) for name, of_set in right.items()}
+        changes = more.pop("changes", {})
+        settings = {"scale": "made_up", "arm": arm, "learning_rate": rate, "rows": rows, "seed": seed}
+        content = {
+            "settings": {**settings, "changes": changes},
+            "trainable_parameters": 1234,
+            "accuracy": {"validation": {**test, **more.pop("validation", {})}, "test": test},
+            "items": {"test": {n: base64.b64encode(np.packbits(r).tobytes()).decode() for n, r in right.items()}},
+            "counts": {"test": {name: len(of_set) for name, of_set in right.items()}},
+            "routing": more.pop("routing", None),
+            "provenance": {
+                "commit": "0123456789abcdef",
+                "versions": {"torch": "2.13.0"},
+                "hardware": "a made-up machine",
+                "threads": 1,
+                "date": f"2026-11-{20 + seed}",
+            },
+        }
+        assert not more, more
+        changed = "_".join(f"{key}-{len(json.dumps(value))}-{value}" for key, value in changes.items())
+        file = self.folder / f"{arm}_{rate:g}_{rows}_{seed}_{changed}.json".replace(" ", "")
+        file.write_text(json.dumps(content))
+        return file
+
+    def spoil(self, file: Path, path: str, value: Any) -> None:
+        """Sets a field of a result file; ... takes it away."""
+        content = json.loads(file.read_text())
+        *parents, last = path.split(".")
+        holder = content
+        for key in parents:
+            holder = holder[key]
+        if value is ...:
+            del holder[last]
+        else:
+            holder[last] = value
+        file.write_text(json.dumps(content))
+
+    def read(self) -> Results:
+        return read(self.folder)
+
+    @staticmethod
+    def _right(value: Any) -> Any:
+        return np.arange(ITEMS) < round(value * ITEMS) if isinstance(value, float) else np.asarray(value, dtype=bool)
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    """A grid with the base alone, which knows all facts and does a fifth of the tasks."""
+    made_up = Grid(tmp_path)
+    made_up.add("base", 0.0, 1.0, 0.2, rows=0)
+    return made_up
+
+
+@pytest.fixture
+def whole(grid: Grid) -> Grid:
+    """A grid in which every study is complete."""
+    for a, arm in enumerate(ARMS):
+        routing = ROUTING if arm.startswith("loramoe") else None
+        for seed in range(3):
+            for n, rate in enumerate((1e-4, 3e-4, 1e-3, 3e-3)):
+                kept, learnt = 0.95 - 0.2 * n + 0.01 * a, 0.5 + 0.12 * n - 0.01 * a + 0.01 * seed
+                grid.add(arm, rate, kept, learnt, seed=seed, routing=routing)
+            for rows in (40, 4000):
+                grid.add(arm, 3e-4, 0.9 if rows == 40 else 0.6, 0.6, seed=seed, rows=rows)
+    for key, values in {"lora_nums": [2, 16], "targets": [["down_proj"]], "unheard_of": ["word"]}.items():
+        for value in values:
+            grid.add("loramoe_paper", 3e-4, 0.8, 0.65, changes={key: value})
+    return grid

@@ -1,0 +1,56 @@
+"""Figures are drawn for what has been run, show something, and carry the digest of what they show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.knowledge_forgetting.analysis.figures import digest, digest_of, draw_all, figures
+from experiments.knowledge_forgetting.analysis.labels import label_lines
+from experiments.knowledge_forgetting.analysis.summarise import summarise
+
+ALL = {"frontier.png", "matched.png", "rows.png", "imbalance.png", "ablations_loramoe_paper.png"}
+
+
+def test_every_study_has_its_figure(whole):
+    summary = summarise(whole.read(), draws=20)
+    draw_all(summary, whole.folder)
+    assert {file.name for file in whole.folder.glob("*.png")} == ALL
+    for file in whole.folder.glob("*.png"):
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("L"))
+        assert 0.01 < (pixels < 200).mean() < 0.5, file.name
+        assert min(pixels.shape) > 400
+        assert digest_of(file) == digest(summary)
+
+
+def test_what_has_not_been_run_has_no_figure(grid):
+    assert figures(summarise(grid.read(), draws=20)) == {}
+    grid.add("lora_mlp", 1e-3, 0.9, 0.8)
+    summary = summarise(grid.read(), draws=20)
+    draw_all(summary, grid.folder)
+    assert {file.name for file in grid.folder.glob("*.png")} == {"frontier.png", "matched.png"}
+    assert digest_of(grid.folder / "rows.png") is None
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_names_neither_meet_nor_leave_the_axes(count):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    lines = {f"line of number {n}": [(0.0, 1.0 - n / 20), (1.0, 0.5 - n / 20)] for n in range(count)}
+    for line in lines.values():
+        axes.plot(*zip(*line, strict=True))
+    label_lines(figure, axes, lines, dict.fromkeys(lines, "black"), [(0.5, 0.5)])
+    figure.canvas.draw()
+    from matplotlib.text import Text
+
+    boxes = [Text.get_window_extent(text) for text in axes.texts]
+    frame = axes.get_window_extent()
+    assert [text.get_text() for text in axes.texts] == list(lines)
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
+    assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])

@@ -1,0 +1,106 @@
+"""Knowledge at matched downstream accuracy, against what one reads off by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.knowledge_forgetting.analysis.bootstrap import Figures
+from experiments.knowledge_forgetting.analysis.matched import fixed_levels, match, most_at_least, read_at
+
+
+def draws(*values):
+    """The same in every one of 11 draws."""
+    return np.tile(np.array(values), (11, 1))
+
+
+def point(downstream, kept):
+    """A point with one value for all draws, or one value a draw."""
+    shape = np.ones(11)
+    return Figures(knowledge=shape * kept, kept=shape * kept, downstream=shape * downstream)
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        (0.5, 0.9),  # a point itself
+        (0.6, 0.8),  # half way
+        (0.65, 0.75),  # three quarters of the way
+        (0.75, 0.575),  # between the second and the third point
+        (0.8, 0.45),  # the end
+        (0.4, 0.9),  # below all: what the first point keeps, at least
+        (0.81, np.nan),  # beyond the end: nothing is extrapolated
+    ],
+)
+def test_a_falling_line_is_interpolated(level, expected):
+    x, y = draws(0.5, 0.7, 0.8), draws(0.9, 0.7, 0.45)
+    np.testing.assert_allclose(most_at_least(x, y, np.full(11, level)), expected, rtol=1e-12)
+
+
+def test_a_line_that_turns_back_is_read_where_it_keeps_the_most():
+    """A too high rate learns less and forgets more: it does not count."""
+    x, y = draws(0.5, 0.8, 0.6), draws(0.9, 0.6, 0.1)
+    np.testing.assert_allclose(most_at_least(x, y, np.full(11, 0.65)), 0.75)
+
+
+def test_a_single_learning_rate_is_no_line():
+    np.testing.assert_allclose(most_at_least(draws(0.5), draws(0.9), np.full(11, 0.5)), 0.9)
+    assert np.isnan(most_at_least(draws(0.5), draws(0.9), np.full(11, 0.51))).all()
+
+
+def test_bounds_and_reach_are_told():
+    x, y = draws(0.5, 0.8), draws(0.9, 0.6)
+    x[6:, 1] = 0.6  # in half of the draws the line ends earlier
+    _, reading = read_at(x, y, np.full(11, 0.7))
+    assert reading is not None
+    assert (reading.is_bound, reading.reached, reading.value.value) == (False, 0.5, pytest.approx(0.7))
+    assert (reading.value.low, reading.value.high) == (pytest.approx(0.7), pytest.approx(0.7))
+    _, bound = read_at(x, y, np.full(11, 0.4))
+    assert bound is not None
+    assert (bound.is_bound, bound.reached) == (True, 1.0)
+    assert read_at(x, y, np.full(11, 0.9))[1] is None
+
+
+def test_levels_are_of_arms_and_fixed():
+    lines = {
+        "full": [point(0.5, 0.95), point(0.9, 0.55)],
+        "lora_mlp": [point(0.5, 0.9), point(0.7, 0.5)],
+        "loramoe_free": [point(0.55, 0.8), point(0.7, 0.6)],
+    }
+    levels = match(lines, {arm: line[-1] for arm, line in lines.items()})
+    assert [(level.name, level.downstream.value) for level in levels[:2]] == [("full", 0.9), ("lora_mlp", 0.7)]
+    assert [level.downstream.value for level in levels[2:]] == [0.6, 0.7, 0.8, 0.9]
+    at_full, at_lora, at_6 = levels[:3]
+    assert at_full.kept["lora_mlp"] is None
+    assert at_full.differences["lora_mlp"] == {"full": None, "loramoe_free": None}
+    assert at_lora.kept["full"].value.value == pytest.approx(0.75)
+    assert at_lora.differences["lora_mlp"]["full"].value == pytest.approx(0.25)
+    assert at_6.differences["loramoe_free"]["lora_mlp"].value == pytest.approx(0.7 - (0.8 - 0.2 / 3))
+
+
+def test_a_bound_is_not_compared():
+    lines = {"full": [point(0.7, 0.9), point(0.9, 0.5)], "lora_mlp": [point(0.5, 0.9), point(0.6, 0.5)]}
+    level = match(lines, {"lora_mlp": lines["lora_mlp"][1]})[0]
+    assert level.kept["full"].is_bound
+    assert level.differences["lora_mlp"] == {"full": None}
+
+
+def test_what_two_arms_share_cancels_in_their_difference():
+    noise = np.random.default_rng(0).normal(0, 0.1, size=11)
+    lines = {"lora_mlp": [point(0.6, 0.5 + noise)], "full": [point(0.6, 0.7 + noise)]}
+    level = match(lines, {"lora_mlp": lines["lora_mlp"][0]})[0]
+    difference, kept = level.differences["lora_mlp"]["full"], level.kept["full"].value
+    assert difference.high - difference.low < 1e-12 < kept.high - kept.low
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "levels"),
+    [
+        (0.1, 0.95, [0.2, 0.4, 0.6, 0.8]),
+        (0.31, 0.4, [0.32, 0.34, 0.36, 0.38, 0.4]),
+        (0.5, 0.5, []),
+        (0.37, 0.48, [0.4, 0.42, 0.44, 0.46, 0.48]),
+    ],
+)
+def test_fixed_levels_are_round(lowest, highest, levels):
+    assert fixed_levels(lowest, highest) == levels
