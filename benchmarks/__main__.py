@@ -16,7 +16,7 @@ from time import perf_counter
 from benchmarks import report
 
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}
-BENCHMARKS = ("layer", "step", "decode", "packing")
+BENCHMARKS = ("layer", "step", "decode", "packing", "live")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

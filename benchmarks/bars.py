@@ -125,6 +125,11 @@ def _packing(result: Result) -> Iterator[float]:
         yield setting["speed_over_padded"]["packed"]["p50"]
 
 
+def _live(result: Result) -> Iterator[float]:
+    for setting in result["settings"]:
+        yield setting["share_every_10"]["p50"]
+
+
 _LARGE = {"features": [2048, 5504], "dtype": "float32", "dropout": 0.0}
 
 BARS = (
@@ -168,4 +173,11 @@ BARS = (
     Bar("whole step, peak memory, ours / PEFT LoRA", "step", _peak, {"cpu": 1.0, "cuda": 1.0}),
     Bar("packed / padded, real tokens/s", "packing", _packing, {"cpu": 1.8, "cuda": 2.0}, at_most=False),
     Bar("decode, ms per token, ours / base, batch 1", "decode", _decode, {"cpu": 1.25, "cuda": 1.3}),
+    Bar(
+        "seeing the experts while they train, logged at every 10th step, share of a step",
+        "live",
+        _live,
+        {"cpu": 0.01, "cuda": 0.01},
+        percent=True,
+    ),
 )

@@ -21,7 +21,7 @@ from benchmarks.figures import draw_all, stale
 from benchmarks.harness import ROOT
 from benchmarks.tables import TABLES
 
-PAGES = ("README.md", "README_zh.md", "docs/performance.md", "docs/data.md")
+PAGES = ("README.md", "README_zh.md", "docs/performance.md", "docs/data.md", "docs/training.md")
 FIGURES = ROOT / "docs/figures"
 MARKER = re.compile(r"<!-- benchmarks:(\w+) -->")
 

@@ -221,6 +221,22 @@ def _packing(result: Result) -> str:
     return table(["lengths", "attention", "side", "padding", "real tokens/s", "/ padded"], rows)
 
 
+def live() -> str:
+    """What is logged of the experts, as a share of a training step: at every step, and at every tenth."""
+    return _of_devices("live", _live)
+
+
+def _live(result: Result) -> str:
+    head = ["model", "layers", "rows × tokens", "step, ms", "figures", "at every 10th step", "at every step"]
+    rows = []
+    for setting in result["settings"]:
+        shares = (setting[f"share_every_{often}"] for often in ("10", "step"))
+        spans = [f"{one['p50']:.2%} ({one['p20']:.2%}–{one['p80']:.2%})" for one in shares]
+        size = [setting["layers"], f"{setting['rows']} × {setting['length']}", f"{setting['step_ms']:.0f}"]
+        rows.append([setting["model"], *size, setting["figures"], *spans])
+    return table(head, rows)
+
+
 def moe_peft() -> str:
     """One linear: the package moe-peft beside the sides of `layer`, in the environment that it needs."""
     return _of_devices("moe_peft", _moe_peft)
@@ -273,6 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": step,
     "decode": decode,
     "packing": packing,
+    "live": live,
     "moe_peft": moe_peft,
     "data": data,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "data" / "tiny_llama"
 TRAIN = ROOT / "data" / "tiny_data" / "train" / "train.json"
+
+SHOWN = ("blc", "cov", "share/type1/group0", "routing/cov/early", "routing/blc/late", "routing/cov/down_proj")
+SHOWN += ("routing/share/type1/group0/middle",)
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,6 +66,13 @@ def logged(out: Path) -> list[dict[str, float]]:
     """What each step of the training logged."""
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     return [entry for entry in history if "blc" in entry]
+
+
+def approx(out: Path, name: str) -> object:
+    """What a tracker should show of one figure; shares of a task type are there where the batch had rows of it."""
+    values = [entry[name] for entry in logged(out) if name in entry]
+    assert values, f"{name} was not logged"
+    return pytest.approx(values)
 
 
 ZERO_WORKER = """
@@ -117,7 +128,10 @@ def test_wandb_offline_leaves_a_run(train, tmp_path: Path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     train(report_to="wandb")
     (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    assert b"train/blc" in record.read_bytes()
+    written = record.read_bytes()
+    for name in SHOWN:
+        assert f"train/{name}".encode() in written
+        assert f"eval/{name}".encode() in written
 
 
 def test_tensorboard_shows_the_constraint(train):
@@ -126,5 +140,17 @@ def test_tensorboard_shows_the_constraint(train):
     (folder,) = (out / "runs").iterdir()
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
-    shown = [event.value for event in events.Scalars("train/blc")]
-    assert shown == pytest.approx([entry["blc"] for entry in logged(out)])
+    for name in SHOWN:
+        assert [event.value for event in events.Scalars(f"train/{name}")] == approx(out, name)
+        assert events.Scalars(f"eval/{name}")
+
+
+def test_trackio_has_the_figures(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    out = train(report_to="trackio", project="experts")
+    with sqlite3.connect(tmp_path / "trackio" / "experts.db") as database:
+        rows = [json.loads(metrics) for (metrics,) in database.execute("SELECT metrics FROM metrics")]
+    for name in SHOWN:
+        assert [row[f"train/{name}"] for row in rows if f"train/{name}" in row] == approx(out, name)
+        assert [row for row in rows if f"eval/{name}" in row]

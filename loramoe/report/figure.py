@@ -14,7 +14,7 @@ from loramoe.report.shares import Shares
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MEANING = {
+MEANING = {
     "paper": "the matching group is pushed to less gate weight",
     "match": "the matching group is pushed to more gate weight",
 }
@@ -53,7 +53,7 @@ def draw_shares(shares: Shares, file: Path, blc_target: str, blc_weight: float) 
 def _title(blc_target: str, blc_weight: float) -> str:
     if blc_weight == 0:
         return "Which expert served which task type (no balancing constraint)"
-    return f'Which expert served which task type (blc_target="{blc_target}": {_MEANING[blc_target]})'
+    return f'Which expert served which task type (blc_target="{blc_target}": {MEANING[blc_target]})'
 
 
 def _draw_heat(axes: Axes, gate_NE: Any, layers: list[str], shares: Shares, top: float) -> Any:

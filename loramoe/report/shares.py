@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from loramoe.balance import squared_cv
+from loramoe.report.layers import layers_of
+
 if TYPE_CHECKING:
     from loramoe import Balance
-
-_LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Shares:
         task_types: The T task types, sorted.
         linears: Names of the L adapted linears.
         expert_types: Type of each of the E experts.
+        constraint_L: The share of each linear in `constraint`, [L] float64 on the CPU.
     """
 
     gate_TLE: Tensor
@@ -44,6 +45,7 @@ class Shares:
     task_types: tuple[int, ...]
     linears: tuple[str, ...]
     expert_types: tuple[int, ...]
+    constraint_L: Tensor
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -69,11 +71,23 @@ class Shares:
         Returns:
             The layers' labels (their index in the model, or the linear's name where it has none), and gates [T, N, E].
         """
-        layers: dict[str, list[int]] = {}
-        for position, name in enumerate(self.linears):
-            index = _LAYER_INDEX.search(name)
-            layers.setdefault(index.group(1) if index else name, []).append(position)
-        return list(layers), torch.stack([self.gate_TLE[:, rows].mean(dim=1) for rows in layers.values()], dim=1)
+        layers = layers_of(self.linears)
+        gates = [self.gate_TLE[:, layer.linears].mean(dim=1) for layer in layers]
+        return [layer.label for layer in layers], torch.stack(gates, dim=1)
+
+    def cov(self) -> Tensor:
+        """Coefficient of variation of the experts' importance in each linear, over all rows whatever their type.
+
+        The root of what the constraint is with one sample and I = 1: 0 where all experts got as much, √E where one got
+        everything. A mixture of a single expert has 0.
+
+        Returns:
+            Standard deviation (of the unbiased variance) over mean, [L] float64.
+        """
+        importance_LE = torch.einsum("t,tle->le", self.tokens_T, self.gate_TLE)
+        if importance_LE.shape[-1] == 1:
+            return importance_LE.new_zeros(len(importance_LE))
+        return squared_cv(importance_LE.unsqueeze(1)).sqrt()
 
     def flat(self) -> dict[str, float]:
         """The constraint and the mean group shares over all linears, named for a log.
@@ -99,7 +113,7 @@ class ShareMeter:
     def __init__(self) -> None:
         self._gates: dict[int, Tensor] = {}  # task type -> Σ tokens · gate, [L, E]
         self._tokens: dict[int, Tensor] = {}
-        self._constraint: Tensor | float = 0.0
+        self._constraint_L: Tensor | float = 0.0
         self._batches = 0
         self._names: tuple[tuple[str, ...], tuple[int, ...]] | None = None
 
@@ -113,7 +127,7 @@ class ShareMeter:
             tokens = balance.tokens_T[t].double()
             self._gates[task_type] = self._gates.get(task_type, 0.0) + tokens * balance.gate_TLE[t].double()
             self._tokens[task_type] = self._tokens.get(task_type, 0.0) + tokens
-        self._constraint = self._constraint + balance.constraint.double()
+        self._constraint_L = self._constraint_L + balance.constraint_L.double()
         self._batches += 1
         self._names = (tuple(balance.linears), tuple(balance.expert_types))
 
@@ -136,7 +150,7 @@ class ShareMeter:
             for task_type, gates_LE in meter._gates.items():
                 total._gates[task_type] = total._gates.get(task_type, 0.0) + gates_LE.cpu()
                 total._tokens[task_type] = total._tokens.get(task_type, 0.0) + meter._tokens[task_type].cpu()
-            total._constraint = total._constraint + float(meter._constraint)
+            total._constraint_L = total._constraint_L + torch.as_tensor(meter._constraint_L).cpu()
             total._batches += meter._batches
             total._names = total._names or meter._names
         return total
@@ -149,8 +163,8 @@ class ShareMeter:
         task_types = tuple(sorted(self._gates))
         gate_TLE = torch.stack([self._gates[t] / self._tokens[t] for t in task_types]).cpu()
         tokens_T = torch.stack([self._tokens[t] for t in task_types]).cpu()
-        constraint = float(self._constraint) / self._batches
-        return Shares(gate_TLE, tokens_T, constraint, task_types, linears, expert_types)
+        constraint_L = torch.as_tensor(self._constraint_L).cpu() / self._batches
+        return Shares(gate_TLE, tokens_T, float(constraint_L.sum()), task_types, linears, expert_types, constraint_L)
 
 
 def write_shares(shares: Shares, file: Path, **facts: Any) -> None:

@@ -22,13 +22,13 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def quick_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the results of every benchmark, run with tiny sizes."""
-    from benchmarks import decode, layer, packing, step
+    from benchmarks import decode, layer, live, packing, step
 
     folder = tmp_path_factory.mktemp("results")
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(harness, "RESULTS", folder)
         patch.setattr(harness, "physical_cores", lambda: before)
-        for benchmark in (layer, step, decode, packing):
+        for benchmark in (layer, step, decode, packing, live):
             benchmark.main("cpu", quick=True)
     return folder / "quick"

@@ -24,13 +24,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize(("named", "device"), [("cpu", "cpu"), ("gpu", "cuda")])
 def test_every_benchmark_runs_and_then_the_report(calls: list, named: str, device: str) -> None:
     command.main([named])
-    names = ("layer", "step", "decode", "packing")
+    names = ("layer", "step", "decode", "packing", "live")
     assert calls == [*((f"benchmarks.{name}", device, False) for name in names), ("report", [])]
 
 
 def test_a_quick_run_changes_no_page(calls: list) -> None:
     command.main(["cpu", "--quick"])
-    assert len(calls) == 4
+    assert len(calls) == 5
     assert all(quick for _, _, quick in calls)
 
 

@@ -19,7 +19,7 @@ LINEARS = tuple(f"model.layers.{layer}.mlp.{name}" for layer in range(3) for nam
 def shares() -> Shares:
     torch.manual_seed(0)
     gate_TLE = torch.randn(2, len(LINEARS), 4, dtype=torch.float64).softmax(-1)
-    return Shares(gate_TLE, torch.tensor([5.0, 7.0]), 0.5, (0, 1), LINEARS, (1, 1, 0, 0))
+    return Shares(gate_TLE, torch.tensor([5.0, 7.0]), 0.5, (0, 1), LINEARS, (1, 1, 0, 0), torch.full((6,), 0.5 / 6))
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def test_means_are_weighted_by_tokens():
     torch.testing.assert_close(shares.gate_TLE[0, 0], torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64))
     torch.testing.assert_close(shares.gate_TLE[1, 0], torch.tensor([0.6, 0.2, 0.2], dtype=torch.float64))
     assert shares.constraint == 3.0
+    assert shares.constraint_L.tolist() == [0.75] * 4
 
 
 def test_groups_by_layer_and_flat():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -45,7 +46,19 @@ def shares_by_hand(balances: list[loramoe.Balance]) -> dict[str, float]:
                     key = (task_type, group)
                     weights[key] = weights.get(key, 0.0) + count * gate / len(balance.linears)
     shares = {f"share/type{t}/group{g}": weight / tokens[t] for (t, g), weight in weights.items()}
-    return {"blc": sum(b.constraint.item() for b in balances) / len(balances), **shares}
+    return {"blc": sum(b.constraint.item() for b in balances) / len(balances), "cov": cov_by_hand(balances), **shares}
+
+
+def cov_by_hand(balances: list[loramoe.Balance]) -> float:
+    """Mean over the linears of the coefficient of variation of what each expert got of all tokens."""
+    of_linears = []
+    for linear in range(len(balances[0].linears)):
+        importance = [0.0] * len(balances[0].expert_types)
+        for balance in balances:
+            for gates, tokens in zip(balance.gate_TLE[:, linear].tolist(), balance.tokens_T.tolist(), strict=True):
+                importance = [sum_ + tokens * gate for sum_, gate in zip(importance, gates, strict=True)]
+        of_linears.append(stdev(importance) / mean(importance))
+    return mean(of_linears)
 
 
 def test_logged_values_are_those_of_the_window(train, balances, tmp_path: Path):
@@ -56,11 +69,12 @@ def test_logged_values_are_those_of_the_window(train, balances, tmp_path: Path):
     assert len(windows) == 2
     assert len(in_training) == 8
     for entry, expected in zip(windows, (in_training[:4], in_training[4:]), strict=True):
-        logged = {name: value for name, value in entry.items() if name == "blc" or name.startswith("share/")}
+        logged = {name: value for name, value in entry.items() if name in ("blc", "cov") or name.startswith("share/")}
         assert logged == pytest.approx(shares_by_hand(expected), rel=1e-6)
-        assert len(logged) == 5
+        assert len(logged) == 6
     evaluated = [entry for entry in history if "eval_loss" in entry][-1]
-    of_eval = {name[len("eval_") :]: v for name, v in evaluated.items() if name.startswith(("eval_share", "eval_blc"))}
+    figures = ("eval_share", "eval_blc", "eval_cov")
+    of_eval = {name[len("eval_") :]: v for name, v in evaluated.items() if name.startswith(figures)}
     assert of_eval == pytest.approx(shares_by_hand([b for training, b in balances if not training]), rel=1e-6)
 
 

@@ -1,0 +1,1 @@
+"""How unequal the experts become while they train, with the constraint and without."""
