@@ -74,7 +74,7 @@ preprocessing_num_workers=${preprocessing_num_workers:-1} # processes that token
 streaming=${streaming:-false}            # true: tokenise rows when they are needed, in place of all before the first step
 
 # --- logging, saving --------------------------------------------------------------------------------------------------
-report_to=${report_to:-tensorboard}      # tensorboard, wandb (offline: WANDB_MODE=offline), or none; files are written always
+report_to=${report_to:-tensorboard}      # tensorboard, wandb (offline: WANDB_MODE=offline), trackio, or none; files are written always
 logging_steps=${logging_steps:-10}       # loss, constraint and expert shares every so many steps
 eval_steps=${eval_steps:-500}            # evaluation every so many steps, and always before the first and after the last
 save_steps=${save_steps:-500}            # checkpoint every so many steps

@@ -66,6 +66,7 @@ RUNS = [
     Run("loramoe.generate", says="\n"),
     Run("loramoe.recall", says="recall "),
     Run("loramoe.evaluate", says="exact match"),
+    Run("loramoe.report", says="experts.html"),
     Run("loramoe.export", says="output/plain_lora"),
     Run("ecosystem/all.sh", says="accelerate       ok ", swap=("all.sh", "all.sh accelerate"), needs="accelerate"),
     Run("get_smollm2.sh", says="models/smollm2-135m", downloads=True),

@@ -108,7 +108,7 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
     evaluation_strategy: str | None = field(default=None, metadata={"help": "Older name of eval_strategy."})
     eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step too, for comparison."})
     report_to: str | None = field(
-        default="none", metadata={"help": "Trackers, comma-separated: tensorboard, wandb, none."}
+        default="none", metadata={"help": "Trackers, comma-separated: tensorboard, wandb, trackio, none."}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew where output_dir holds an earlier run."}

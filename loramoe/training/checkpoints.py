@@ -35,6 +35,7 @@ ARGUMENTS = "arguments.json"
 METRICS = "metrics.json"
 OPTIMIZER = "optimizer.pt"  # as the Trainer names it
 FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
+PAGES = "report"  # folder of the page about the experts
 # What else a finished run leaves beside its adapter; arguments.json is written anew, curves in runs/ have dates.
 _LEFT = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 # Who computes the micro-batches of a step: so many processes, each so many one after the other.
@@ -223,6 +224,8 @@ def clear(output_dir: Path, start: Path | None = None) -> None:
     (output_dir / METRICS).unlink(missing_ok=True)  # first: a run half removed must not look finished
     for name in _LEFT:
         (output_dir / name).unlink(missing_ok=True)
+    for page in (output_dir / PAGES).glob("experts*"):
+        page.unlink()
     for folder in _not_before(output_dir, start):
         remove_checkpoint(folder)
 

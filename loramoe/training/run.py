@@ -28,7 +28,14 @@ from loramoe.training.packing import attend_by_sample
 from loramoe.training.paths import check_paths
 from loramoe.training.rows import load_data, make_collator
 from loramoe.training.signals import StopAtSignal
-from loramoe.training.summary import before_and_after, closing_words, table, write_report
+from loramoe.training.summary import (
+    before_and_after,
+    closing_words,
+    observe_experts,
+    table,
+    write_page,
+    write_report,
+)
 from loramoe.training.trainer import LoraMoeTrainer
 
 # Flags that do not shape the trajectory, by the beginning of their names; all others must be the same to resume.
@@ -256,9 +263,12 @@ def _finish(
     trainer.measure_recall()
     trainer.save_state()
     metrics = before_and_after(trainer.state.log_history)
+    routing = observe_experts(trainer) if args.do_eval else None  # all processes: each may hold a part of the weights
     if args.should_save:
         if trainer.eval_shares is not None:
             write_report(trainer.eval_shares, output_dir, config.blc_target, config.blc_weight)
+        if routing is not None:
+            write_page(routing, trainer, arguments)
         write_card(describe(trainer, arguments, metrics, origin), adapter, figure if figure.is_file() else None)
         write_json(output_dir / checkpoints.METRICS, metrics)
         print(closing_words(arguments, metrics))

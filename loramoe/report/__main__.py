@@ -1,0 +1,100 @@
+"""`python -m loramoe.report`: which expert of an adapter does what on files of rows; a page, pictures and numbers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from loramoe.data import TEMPLATES, SftCollator, stream_dataset
+from loramoe.decoding import pad_id
+from loramoe.loading import attached, base_name, load_base, load_tokenizer
+from loramoe.report.card import public_name
+from loramoe.report.measures import MIN_COUNT, TOP, measure
+from loramoe.report.page import Source
+from loramoe.report.pictures import shares_in_words
+from loramoe.report.routing import observe, routed
+from loramoe.report.tokens import text_of
+from loramoe.report.write import PAGE, check_folder, write_pages
+from loramoe.training.model_arguments import ModelArguments
+
+_AT_LEAST_ONE = ("batch_size", "min_count", "top")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loramoe.report",
+        description="Tell which expert of a LoRAMoE adapter does what: one pass over rows, one page.",
+    )
+    add = parser.add_argument
+    add("adapter", metavar="ADAPTER", help="folder of the adapter, ours or of the original release")
+    add("--data", required=True, metavar="FILE", help="file or folder of rows to observe it on")
+    add("--model", "--base", help="base model; default: the one that the adapter was trained on")
+    add("--out", type=Path, default=Path("output/experts"), metavar="DIR", help="folder of the page")
+    add("--rows", type=int, help="most rows to run, evenly spaced in the files; default: all")
+    add("--batch_size", type=int, default=8, help="rows at once")
+    add("--max_seq_length", type=int, default=1024, help="longest row in tokens, prompt and answer")
+    add("--prompt_template", "--template", choices=sorted(TEMPLATES), default="release", help="layout of the training")
+    add("--min_count", type=int, default=MIN_COUNT, help="how often a token has to occur to be told of")
+    add("--top", type=int, default=TOP, help="most tokens to tell of each expert in each third of the layers")
+    add("--device", help="cpu, cuda, cuda:1, …; default: the GPU if there is one")
+    add("--torch_dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the base model")
+    add("--load_in_kbits", type=int, help="load the base model in 4 or 8 bits (needs bitsandbytes)")
+    return parser
+
+
+def _batches(arguments: argparse.Namespace, tokenizer: Any) -> DataLoader[Any]:
+    rows, told = stream_dataset(
+        arguments.data, tokenizer, template=arguments.prompt_template, max_seq_length=arguments.max_seq_length
+    )
+    print(f"{arguments.data}: {told}")
+    if arguments.rows is not None and len(rows) > arguments.rows:
+        rows = rows.select(np.linspace(0, len(rows) - 1, arguments.rows).round().astype(np.int64))
+    return DataLoader(rows, batch_size=arguments.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
+
+
+def _report(arguments: argparse.Namespace) -> str:
+    """Writes the page; everything that can be wrong with the flags comes before the model is loaded."""
+    for name in (*_AT_LEAST_ONE, *(["rows"] if arguments.rows is not None else [])):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}. Raise it.")
+    check_folder(arguments.out)
+    name = base_name(arguments.model, [arguments.adapter])
+    loading = ModelArguments(name, torch_dtype=arguments.torch_dtype, load_in_kbits=arguments.load_in_kbits)
+    tokenizer = load_tokenizer(name, [arguments.adapter])
+    batches = _batches(arguments, tokenizer)
+    with attached(load_base(loading, arguments.device), arguments.adapter) as model:
+        config = routed(model).config
+        routing = observe(model, batches)
+    measures = measure(routing, partial(text_of, tokenizer), arguments.min_count, arguments.top)
+    source = Source(public_name(arguments.adapter), public_name(name), Path(arguments.data).resolve().name, config)
+    write_pages(measures, source, arguments.out)
+    return f"constraint in training: {source.constraint}\n{shares_in_words(measures)}\nwrote {arguments.out / PAGE}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the report.
+
+    Args:
+        argv: Arguments; by default the process's own.
+
+    Returns:
+        Exit code: 0 if the page was written, 1 if not.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        print(_report(arguments))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The scale as a whole, on made-up data; on the real data where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from experiments.knowledge_forgetting.real import scale as module
+from experiments.knowledge_forgetting.real.cloze import chosen_relations, clozes
+from experiments.knowledge_forgetting.real.downstream import boolq
+from experiments.knowledge_forgetting.real.scale import MEASURES, RealScale
+from experiments.knowledge_forgetting.real.score import score
+from tests.experiments.knowledge_forgetting.real.conftest import SMOLLM2, TINY
+
+
+@pytest.fixture
+def scale(data, monkeypatch):
+    monkeypatch.setattr(module, "chosen_relations", lambda: ["P17", "P36"])
+    return RealScale(data, TINY)
+
+
+def test_every_set_is_judged(scale):
+    assert set(MEASURES) == {*scale.knowledge, *scale.downstream} == set(scale.items)
+
+
+def test_score(scale):
+    model, tokenizer = scale.base()
+    hits = scale.score(model, tokenizer, "validation")
+    assert list(hits) == [*scale.knowledge, *scale.downstream]
+    for name, of_set in hits.items():
+        assert of_set.dtype == np.bool_
+        assert len(of_set) == len(scale.items[name]["validation"]) > 0
+
+
+def test_nothing_that_is_scored_is_trained_on(scale):
+    rows = {(row["instruction"], row["input"]) for row in scale.train_rows(4_000, 0)}
+    for name in scale.downstream:
+        for items in scale.items[name].values():
+            assert not rows & {(item.prompt, item.input) for item in items}
+    texts = {item.prompt for name in scale.knowledge for items in scale.items[name].values() for item in items}
+    asked = {text.removeprefix("Question: ").removesuffix("\nAnswer:") for text in texts}
+    assert not asked & {instruction.removeprefix("Answer the question: ") for instruction, _ in rows}
+
+
+def test_tasks_that_are_asked_somewhere_else_are_not_trained_on(data):
+    train, test = boolq(data, "train"), boolq(data, "test")
+    left, items = module._divided([*train, test[3], train[0]], test)
+    assert [row for row, _ in left] == [row for row, _ in train[module.HELD_OUT :]]
+    assert items["test"] == [item for _, item in test]
+
+
+def test_smaller_sets_begin_the_larger(scale, data):
+    larger = RealScale(data, TINY, "gpu")
+    for name, splits in scale.items.items():
+        for split, items in splits.items():
+            assert larger.items[name][split][: len(items)] == items
+
+
+def test_rows(scale):
+    rows = scale.train_rows(100, 0)
+    assert rows == scale.train_rows(100, 0)
+    assert sum(row["task_type"] for row in rows) == 25
+
+
+def test_real_sets_have_their_sizes(real_data):
+    scale = RealScale(real_data, SMOLLM2, "gpu")
+    counts = {name: len(splits["test"]) for name, splits in scale.items.items()}
+    assert counts["trex"] >= 3_000
+    assert min(counts.values()) >= 200
+    questions, left_out = scale.train_questions
+    assert (len(questions), left_out) == (2_011, {"asked": 2, "names_a_subject": 794})
+
+
+def test_the_real_base_knows_facts(real_data):
+    scale = RealScale(real_data, SMOLLM2)
+    model, tokenizer = scale.base()
+    right = score(model, tokenizer, clozes(real_data, chosen_relations(), "validation")[:96], "total", progress=False)
+    assert right.mean() > 0.6  # 0.25 by chance
