@@ -58,8 +58,8 @@ def _said(model: Any, items: Sequence[Item]) -> NDArray[np.bool_]:
         {"input_ids": item.prompt + item.target, "labels": [IGNORE_INDEX] * len(item.prompt) + item.target}
         for item in items
     ]
-    batch = SftCollator(pad_token_id=0)(rows)
+    batch = {name: values.to(model.device) for name, values in SftCollator(pad_token_id=0)(rows).items()}
     labels_BS = batch.pop("labels")[:, 1:]
     likeliest_BS = model(**batch).logits[:, :-1].argmax(dim=-1)
     right_BS = (likeliest_BS == labels_BS) | (labels_BS == IGNORE_INDEX)
-    return right_BS.all(dim=-1).numpy()
+    return right_BS.all(dim=-1).cpu().numpy()

@@ -22,6 +22,7 @@ from experiments.knowledge_forgetting.arms import ARMS, prepare, recipe_of, trai
 from experiments.knowledge_forgetting.scale import Scale
 from experiments.knowledge_forgetting.train import Trained, train
 from loramoe.report import Shares
+from loramoe.training.packing import attend_by_sample
 
 LIBRARIES = ("transformers", "peft")
 REPO = Path(__file__).resolve().parents[2]
@@ -71,6 +72,9 @@ def run(settings: Settings, scale: Scale, progress: bool = True) -> dict[str, An
     """
     arm, recipe = ARMS[settings.arm], recipe_of(settings.arm, settings.changes)
     model, tokenizer = scale.base()
+    if scale.packing:
+        attend_by_sample(model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
     model = prepare(model, arm.kind, recipe)
     trained = Trained(0, [], None, 0.0)

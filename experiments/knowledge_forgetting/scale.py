@@ -37,6 +37,7 @@ class Scale(Protocol):
         max_seq_length: Longest row in tokens.
         learning_rates: Those that are tried, by kind of arm (`full`, `lora`, `loramoe`).
         bf16: Whether to train under bfloat16 autocast.
+        packing: Whether the rows of a step stand in one row, which saves padding and computes the same.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Scale(Protocol):
     max_seq_length: int
     learning_rates: dict[str, tuple[float, ...]]
     bf16: bool
+    packing: bool
 
     def base(self) -> tuple[Any, Any]:
         """The base model, in float32 and evaluation mode, and its tokenizer."""

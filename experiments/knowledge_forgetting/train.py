@@ -19,7 +19,7 @@ from transformers import get_cosine_schedule_with_warmup
 from experiments.knowledge_forgetting.arms import Recipe, parameter_groups, set_blc_weight
 from experiments.knowledge_forgetting.scale import Row, Scale
 from loramoe import LoraMoeModel, last_balance
-from loramoe.data import ReleaseTemplate, SftCollator
+from loramoe.data import PackedCollator, ReleaseTemplate, SftCollator
 from loramoe.report import ShareMeter, Shares
 
 WARMUP = 0.03
@@ -87,9 +87,9 @@ def train(
     return Trained(len(batches), curve, meter.result(), time.perf_counter() - start)
 
 
-def _batches(tokenizer: Any, rows: Sequence[Row], scale: Scale) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(tokenizer: Any, rows: Sequence[Row], scale: Scale) -> Iterator[dict[str, Any]]:
     encoded = ReleaseTemplate(tokenizer).encode(list(rows))
-    collate = SftCollator(tokenizer.pad_token_id)
+    collate = PackedCollator() if scale.packing else SftCollator(tokenizer.pad_token_id)
     features = []
     for row, one in zip(rows, encoded, strict=True):
         sample = one.sample(scale.max_seq_length)
@@ -99,11 +99,15 @@ def _batches(tokenizer: Any, rows: Sequence[Row], scale: Scale) -> Iterator[dict
         yield collate(features[start : start + scale.batch_size])
 
 
-def _step(model: Any, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, bf16: bool) -> float:
+def _step(model: Any, batch: dict[str, Any], optimizer: torch.optim.Optimizer, bf16: bool) -> float:
     """One step; returns the loss of the language model alone."""
     has_experts: bool = isinstance(model, PeftModel) and isinstance(model.base_model, LoraMoeModel)
-    inputs = {name: values for name, values in batch.items() if has_experts or name != "task_types"}
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    inputs = {
+        name: values.to(model.device) if isinstance(values, torch.Tensor) else values
+        for name, values in batch.items()
+        if has_experts or name != "task_types"
+    }
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         loss = model(**inputs).loss
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)

@@ -47,6 +47,7 @@ class TinyScale:
         "loramoe": (1e-3, 2e-3, 3e-3, 5e-3),
     }
     bf16 = False
+    packing = False
 
     def __init__(self) -> None:
         self.world: World = make_world(WORLD_SEED)

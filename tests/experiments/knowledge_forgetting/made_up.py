@@ -29,6 +29,7 @@ class MadeUpScale:
     max_seq_length = 64
     learning_rates: ClassVar = {"full": (1e-3, 3e-3), "lora": (3e-3, 1e-2), "loramoe": (3e-3, 1e-2)}
     bf16 = False
+    packing = False
 
     def base(self) -> tuple[Any, Any]:
         torch.manual_seed(0)

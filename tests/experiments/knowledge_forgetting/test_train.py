@@ -7,12 +7,16 @@ import torch
 
 from experiments.knowledge_forgetting.arms import ARMS, prepare, recipe_of
 from experiments.knowledge_forgetting.train import Trained, train
+from loramoe.training.packing import attend_by_sample
 from tests.experiments.knowledge_forgetting.made_up import MadeUpScale
 
 
-def trained(name: str, rate: float = 1e-2, **changes) -> tuple[Trained, dict]:
+def trained(name: str, rate: float = 1e-2, packing: bool = False, **changes) -> tuple[Trained, dict]:
     scale, recipe = MadeUpScale(), recipe_of(name, changes)
+    scale.packing = packing
     base, tokenizer = scale.base()
+    if packing:
+        attend_by_sample(base)
     torch.manual_seed(0)
     model = prepare(base, ARMS[name].kind, recipe)
     result = train(model, tokenizer, scale.train_rows(160, 0), scale, recipe, rate)
@@ -26,6 +30,12 @@ def test_rows_are_learnt(name: str):
     assert [step for step, _ in result.curve] == list(range(1, 21))
     assert result.curve[-1][1] < 0.6 * result.curve[0][1]
     assert hits["colours"].sum() >= 1
+
+
+@pytest.mark.parametrize("name", ["full", "lora_mlp", "loramoe_paper"])
+def test_packed_rows_are_learnt_as_padded_ones(name: str):
+    padded, packed = (trained(name, packing=packing, lora_dropout=0.0)[0].curve for packing in (False, True))
+    assert [loss for _, loss in packed] == pytest.approx([loss for _, loss in padded], rel=1e-4)
 
 
 def test_a_run_can_be_repeated():
