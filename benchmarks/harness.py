@@ -215,9 +215,9 @@ def _code() -> dict[str, Any]:
     versions |= {package: version(package) for package in PACKAGES}
     versions["torch"] = torch.__version__  # with its build, such as +cu130, which a package's own version may lack
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": git("rev-parse", "HEAD"),
         "dirty": bool(
-            _git(
+            git(
                 "status",
                 "--porcelain",
                 "--untracked-files=no",
@@ -232,7 +232,8 @@ def _code() -> dict[str, Any]:
     }
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
+    """What git says in this checkout, "unknown" where it cannot be asked."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 

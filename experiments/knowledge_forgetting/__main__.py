@@ -12,19 +12,21 @@ from pathlib import Path
 
 from experiments.knowledge_forgetting.analysis.remake import remake
 from experiments.knowledge_forgetting.arms import ARMS
-from experiments.knowledge_forgetting.grid import SEEDS, STUDIES, work_through
+from experiments.knowledge_forgetting.grid import STUDIES, base_run, work_through
+from experiments.knowledge_forgetting.run import Settings
 from experiments.knowledge_forgetting.scale import Scale
 from loramoe.training.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def make_scale(name: str, data: Path | None) -> Scale:
+def make_scale(name: str, data: Path | None, size: str) -> Scale:
     """The scale of a name.
 
     Args:
         name: `tiny` or `real`.
         data: Folder of the data sets; `real` needs it.
+        size: How many items and rows the real scale takes: `cpu` or `gpu`.
 
     Returns:
         The scale.
@@ -40,7 +42,7 @@ def make_scale(name: str, data: Path | None) -> Scale:
         raise ValueError("the real scale reads data sets that are not ours to give. Say --data FOLDER; see README.md.")
     from experiments.knowledge_forgetting.real.scale import RealScale
 
-    return RealScale(data)
+    return RealScale(data, size=size)  # type: ignore[arg-type]  # argparse allows no other
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,21 +54,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("scale", choices=["tiny", "real"])
     parser.add_argument("--data", type=Path, help="folder of the real scale's data sets")
+    parser.add_argument(
+        "--size", choices=["cpu", "gpu"], default="cpu", help="of the real scale's sets of items and rows"
+    )
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, each on one thread")
     parser.add_argument("--study", choices=list(STUDIES), action="append", help="default: all of them")
     parser.add_argument("--arm", choices=list(ARMS), action="append", help="default: all of them")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of each study")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
 
-    scale = make_scale(options.scale, options.data)
+    scale = make_scale(options.scale, options.data, options.size)
     folder = options.out / scale.name
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "sets.json", {"knowledge": scale.knowledge, "downstream": scale.downstream})
-    studies = [STUDIES[name] for name in options.study or STUDIES]
-    settings = [one for study in studies for one in study(scale, options.seeds)]
-    work_through([one for one in settings if one.arm in (options.arm or ARMS)], scale, folder, options.workers)
-    remake(folder)
+    sets = {"knowledge": scale.knowledge, "downstream": scale.downstream, "chance": scale.chance}
+    write_json(folder / "sets.json", sets)
+    try:
+        work_through(wanted(scale, options.study, options.arm, options.seeds), scale, folder, options.workers)
+    finally:
+        if (folder / f"{base_run(scale).name}.json").is_file():
+            remake(folder)
+
+
+def wanted(
+    scale: Scale, studies: Sequence[str] | None, arms: Sequence[str] | None, seeds: Sequence[int] | None
+) -> list[Settings]:
+    """The runs that the flags ask for, and always the base, to which all are compared."""
+    settings = [
+        one for name in studies or STUDIES for one in (STUDIES[name](scale, seeds) if seeds else STUDIES[name](scale))
+    ]
+    return [base_run(scale), *(one for one in settings if one.arm in (arms or ARMS))]
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@ Studies share runs: the main grid's are also points of the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from experiments.knowledge_forgetting.arms import ARMS, ATTENTION, MLP
-from experiments.knowledge_forgetting.run import Settings, run
+from experiments.knowledge_forgetting.arms import ARMS, ATTENTION, MLP, recipe_of
+from experiments.knowledge_forgetting.provenance import provenance_of
+from experiments.knowledge_forgetting.run import Settings, plain, run
 from experiments.knowledge_forgetting.scale import Scale
 from loramoe.training.files import write_json
 
 SEEDS = (0, 1, 2)
+RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validation items: what wins is then measured anew
 ROWS_ARMS = ("full", "lora_mlp", "loramoe_free", "loramoe_paper")
 
 # One value at a time. What shapes the experts and the constraint is changed in the paper's recipe; what may be better
@@ -32,8 +38,9 @@ ABLATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "blc_weight": (0.01, 1.0, 10.0),
         "blc_alpha": (0.0, 0.5, 0.8),
         "targets": (("down_proj",), ("gate_proj", "up_proj"), (*ATTENTION, *MLP)),
+        "grouped": (False,),
     },
-    "loramoe_match": {"blc_weight": (1.0, 10.0), "blc_alpha": (0.5, 0.8), "blc_warmup": (0.5,)},
+    "loramoe_match": {"blc_weight": (1.0, 10.0), "blc_alpha": (0.5, 0.8), "blc_warmup": (0.5,), "grouped": (False,)},
     "loramoe_free": {
         "zero_experts": (4,),
         "router_scale": (0.0, 4.0),
@@ -42,14 +49,32 @@ ABLATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "lora_alpha": (8.0, 128.0),
         "lora_dropout": (0.0, 0.2),
         "use_rslora": (True,),
+        "grouped": (False,),
     },
 }
+# Several values at once: a strong constraint that separates the types, with and without experts for type 1 that stay
+# zero, so that questions reach the base; beside the MLP, and beside every linear.
+RECIPES: tuple[dict[str, Any], ...] = (
+    {"blc_weight": 1.0, "blc_alpha": 0.5, "blc_target": "match"},
+    {"blc_weight": 1.0, "blc_alpha": 0.8, "blc_target": "match"},
+    {"blc_weight": 1.0, "blc_alpha": 0.8, "blc_target": "match", "zero_experts": 4},
+    {"blc_weight": 1.0, "blc_alpha": 0.8, "blc_target": "match", "zero_experts": 4, "router_rate": 10.0},
+    {"targets": (*ATTENTION, *MLP), "r": 2, "lora_alpha": 16.0, "zero_experts": 4},
+    {
+        **{"targets": (*ATTENTION, *MLP), "r": 2, "lora_alpha": 16.0, "zero_experts": 4},
+        **{"blc_weight": 1.0, "blc_alpha": 0.8, "blc_target": "match"},
+    },
+)
+
+
+def base_run(scale: Scale) -> Settings:
+    """The base model, as it is."""
+    return Settings(scale.name, "base", 0.0, 0, 0)
 
 
 def frontier(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
     """Every arm at every learning rate, seed by seed, so that an interrupted grid is as even as it can be."""
-    base = [Settings(scale.name, "base", 0.0, 0, 0)]
-    return base + [
+    return [
         Settings(scale.name, name, rate, scale.rows, seed)
         for seed in seeds
         for name, arm in ARMS.items()
@@ -69,19 +94,31 @@ def rows_study(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
     ]
 
 
-def ablations(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
-    """An arm with one value changed, at the two middle learning rates."""
+def ablations(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS) -> list[Settings]:
+    """An arm with one value changed, at all but the lowest learning rate, with the arm itself beside it."""
+    changes = [
+        (arm, change)
+        for arm, keys in ABLATIONS.items()
+        for change in ({}, *({key: value} for key, values in keys.items() for value in values))
+    ]
+    return _variants(scale, changes, seeds)
+
+
+def recipes(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS) -> list[Settings]:
+    """`RECIPES`, at the learning rates of the ablations."""
+    return _variants(scale, [("loramoe_free", change) for change in RECIPES], seeds)
+
+
+def _variants(scale: Scale, changes: Sequence[tuple[str, dict[str, Any]]], seeds: Sequence[int]) -> list[Settings]:
     return [
-        Settings(scale.name, arm, rate, scale.rows, seed, {key: value})
+        Settings(scale.name, arm, rate, scale.rows, seed, change)
         for seed in seeds
-        for arm, changes in ABLATIONS.items()
-        for key, values in changes.items()
-        for value in values
-        for rate in scale.learning_rates["loramoe"][1:3]
+        for arm, change in changes
+        for rate in scale.learning_rates["loramoe"][1:]
     ]
 
 
-STUDIES = {"frontier": frontier, "rows": rows_study, "ablations": ablations}
+STUDIES = {"frontier": frontier, "rows": rows_study, "recipes": recipes, "ablations": ablations}
 
 
 def work_through(settings: Iterable[Settings], scale: Scale, folder: Path, workers: int) -> None:
@@ -94,26 +131,71 @@ def work_through(settings: Iterable[Settings], scale: Scale, folder: Path, worke
         workers: How many runs at a time, each on one thread.
 
     Raises:
+        ValueError: If files that are there were made by other code, of another base model, or on other items.
         RuntimeError: If runs failed; all others are done before.
     """
     wanted = {one.name: one for one in settings}
+    provenance = provenance_of(scale)
+    check_alike(folder, provenance)
     todo = [one for name, one in wanted.items() if not (folder / f"{name}.json").is_file()]
     print(f"{len(wanted) - len(todo)} of {len(wanted)} runs are there")
     failed: dict[str, BaseException] = {}
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_one_thread) as pool:
-        futures = {pool.submit(_run_and_write, one, scale, folder): one for one in todo}
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    try:
+        futures = {pool.submit(_run_and_write, one, scale, folder, provenance): one.name for one in todo}
         for future in tqdm(as_completed(futures), total=len(todo), desc="runs", unit="run"):
-            if future.exception() is not None:
-                failed[futures[future].name] = future.exception()
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise RuntimeError(
+                    "a process that made runs was killed. Start again: the written ones stay."
+                ) from error
+            if error is not None:
+                failed[futures[future]] = error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         told = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in failed.items())
         raise RuntimeError(f"{len(failed)} of {len(todo)} runs failed, and the others are written. {told}")
 
 
-def _one_thread() -> None:
-    logging.disable_progress_bar()  # the grid has one
+def check_alike(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Refuses a folder of results to which runs of today cannot be added.
+
+    Args:
+        folder: The folder.
+        provenance: What `provenance_of` told today.
+
+    Raises:
+        ValueError: If a file was made by other code, of another base model, on other items, or of another recipe.
+    """
+    for file in sorted(folder.glob("*-seed*.json")):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        settings = result["settings"]
+        same = {name: result["provenance"][name] == provenance[name] for name in ("code", "base", "items")}
+        same["recipe"] = result["recipe"] == plain(recipe_of(settings["arm"], settings["changes"]))
+        changed = [name for name, is_same in same.items() if not is_same]
+        if changed:
+            raise ValueError(
+                f"{file} was made with another {', '.join(changed)} than there is now. Remove it, and all like it, or "
+                "say --out FOLDER."
+            )
+
+
+def _start_worker() -> None:
     torch.set_num_threads(1)
+    logging.disable_progress_bar()  # the grid has one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _run_and_write(settings: Settings, scale: Scale, folder: Path) -> None:
-    write_json(folder / f"{settings.name}.json", run(settings, scale, progress=False))
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for its next run for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_and_write(settings: Settings, scale: Scale, folder: Path, provenance: dict[str, Any]) -> None:
+    file = folder / f"{settings.name}.json"
+    if not file.is_file():  # another grid may have made it meanwhile
+        write_json(file, run(settings, scale, provenance, progress=False))

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import base64
-import datetime
-import platform
-import subprocess
+import json
 import time
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import loramoe
-from benchmarks.harness import hardware
-from experiments.knowledge_forgetting.arms import ARMS, prepare, recipe_of, trainable
+from experiments.knowledge_forgetting.arms import ARMS, Recipe, prepare, recipe_of, trainable
 from experiments.knowledge_forgetting.scale import Scale
 from experiments.knowledge_forgetting.train import Trained, train
 from loramoe.report import Shares
 from loramoe.training.packing import attend_by_sample
-
-LIBRARIES = ("transformers", "peft")
-REPO = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -59,12 +50,13 @@ def _plain(value: Any) -> str:
     return "+".join(value) if isinstance(value, (tuple, list)) else str(value)
 
 
-def run(settings: Settings, scale: Scale, progress: bool = True) -> dict[str, Any]:
+def run(settings: Settings, scale: Scale, provenance: dict[str, Any], progress: bool = True) -> dict[str, Any]:
     """Trains and asks.
 
     Args:
         settings: Of the run.
         scale: The scale that they name.
+        provenance: With what, on what and when, as `provenance_of` tells it.
         progress: Show a progress bar.
 
     Returns:
@@ -86,16 +78,22 @@ def run(settings: Settings, scale: Scale, progress: bool = True) -> dict[str, An
     seconds = {"training": round(trained.seconds, 2), "evaluation": round(time.perf_counter() - start, 2)}
     return {
         "settings": asdict(settings),
+        "recipe": plain(recipe),
         "trainable_parameters": 0 if arm.kind == "base" else trainable(model),
         "accuracy": {split: {name: float(h.mean()) for name, h in sets.items()} for split, sets in hits.items()},
-        "items": {"test": {name: packed(h) for name, h in hits["test"].items()}},
+        "items": {split: {name: packed(h) for name, h in sets.items()} for split, sets in hits.items()},
         "counts": {split: {name: len(h) for name, h in sets.items()} for split, sets in hits.items()},
         "routing": None if trained.shares is None else routing(trained.shares),
         "curve": trained.curve,
         "steps": trained.steps,
         "seconds": seconds,
-        "provenance": provenance(),
+        "provenance": provenance,
     }
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON gives it back."""
+    return dict(json.loads(json.dumps(asdict(recipe))))
 
 
 def packed(hits: NDArray[np.bool_]) -> str:
@@ -117,21 +115,4 @@ def routing(shares: Shares) -> dict[str, Any]:
     return {
         "coefficient_of_variation": shares.cov().mean().item(),
         "share": {str(task_type): share_TG[t].tolist() for t, task_type in enumerate(shares.task_types)},
-    }
-
-
-def provenance() -> dict[str, Any]:
-    """With what, on what and when."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPO, capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip() or "unknown",
-        "versions": {
-            "python": platform.python_version(),
-            "loramoe": loramoe.__version__,
-            "torch": torch.__version__,
-            **{name: version(name) for name in LIBRARIES},
-        },
-        "hardware": str(hardware("cpu")["cpu"]),
-        "threads": torch.get_num_threads(),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }

@@ -29,8 +29,10 @@ class Scale(Protocol):
 
     Attributes:
         name: Its name, and that of its folder of results.
+        sources: Files and folders, in the repository, of what makes its rows, items and base model.
         knowledge: Sets of items that tell what the base model knows.
         downstream: Sets of items that tell what it should learn.
+        chance: By set, how many of its items are right by guessing, 0 to 1.
         rows: Rows of training data in the main grid.
         row_counts: Numbers of rows of the study of forgetting against data.
         batch_size: Rows a step.
@@ -41,8 +43,10 @@ class Scale(Protocol):
     """
 
     name: str
+    sources: tuple[str, ...]
     knowledge: tuple[str, ...]
     downstream: tuple[str, ...]
+    chance: dict[str, float]
     rows: int
     row_counts: tuple[int, ...]
     batch_size: int
@@ -50,6 +54,9 @@ class Scale(Protocol):
     learning_rates: dict[str, tuple[float, ...]]
     bf16: bool
     packing: bool
+
+    def asked(self) -> str:
+        """All that is asked, as one text, by which results on other items are told from these."""
 
     def base(self) -> tuple[Any, Any]:
         """The base model, in float32 and evaluation mode, and its tokenizer."""

@@ -1,12 +1,14 @@
 """The training loop, the same for every arm.
 
+Rows are taken in their order, but within windows of some hundred those of about one length stand together in a step.
 AdamW; the learning rate rises over 3 % of the steps and falls to zero along half a cosine; gradients are clipped at 1;
-one epoch, in an order that the seed gives.
+one epoch.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +26,7 @@ from loramoe.report import ShareMeter, Shares
 
 WARMUP = 0.03
 CURVE_POINTS = 20
+WINDOW = 8  # batches whose rows are sorted by length
 
 
 class Trained(NamedTuple):
@@ -65,7 +68,7 @@ def train(
     Returns:
         How it went.
     """
-    batches = list(_batches(tokenizer, rows, scale))
+    batches = list(_batches(tokenizer, rows, scale, recipe.grouped))
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe, learning_rate), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * len(batches)), len(batches))
     meter, losses, curve = ShareMeter(), list[float](), list[tuple[int, float]]()
@@ -87,16 +90,38 @@ def train(
     return Trained(len(batches), curve, meter.result(), time.perf_counter() - start)
 
 
-def _batches(tokenizer: Any, rows: Sequence[Row], scale: Scale) -> Iterator[dict[str, Any]]:
-    encoded = ReleaseTemplate(tokenizer).encode(list(rows))
+def _batches(tokenizer: Any, rows: Sequence[Row], scale: Scale, grouped: bool) -> Iterator[dict[str, Any]]:
     collate = PackedCollator() if scale.packing else SftCollator(tokenizer.pad_token_id)
     features = []
-    for row, one in zip(rows, encoded, strict=True):
-        sample = one.sample(scale.max_seq_length)
-        if sample is not None:
-            features.append({**sample._asdict(), "task_types": row["task_type"]})
-    for start in range(0, len(features), scale.batch_size):
-        yield collate(features[start : start + scale.batch_size])
+    for row, encoded in zip(rows, ReleaseTemplate(tokenizer).encode(list(rows)), strict=True):
+        sample = encoded.sample(scale.max_seq_length)
+        if sample is None:
+            raise ValueError(f"a row is longer than max_seq_length={scale.max_seq_length}: {row}. Leave such rows out.")
+        features.append({**sample._asdict(), "task_types": row["task_type"]})
+    for batch in by_length(features, scale.batch_size) if grouped else _cut(features, scale.batch_size):
+        yield collate(batch)
+
+
+def by_length(features: Sequence[dict[str, Any]], batch_size: int) -> list[list[dict[str, Any]]]:
+    """Batches of rows of about the same length, in an order that tells nothing of their length.
+
+    Args:
+        features: Rows with `input_ids`, in random order.
+        batch_size: Rows a batch.
+
+    Returns:
+        Batches, each of rows that stood within `WINDOW` batches of each other.
+    """
+    rng, batches = random.Random(0), []
+    for window in _cut(features, WINDOW * batch_size):
+        cut = _cut(sorted(window, key=lambda row: len(row["input_ids"])), batch_size)
+        rng.shuffle(cut)
+        batches += cut
+    return batches
+
+
+def _cut(features: Sequence[dict[str, Any]], size: int) -> list[list[dict[str, Any]]]:
+    return [list(features[start : start + size]) for start in range(0, len(features), size)]
 
 
 def _step(model: Any, batch: dict[str, Any], optimizer: torch.optim.Optimizer, bf16: bool) -> float:

@@ -2,7 +2,8 @@
 
 The facts are cut by subject, as they were for pretraining. Training asks about the 30 % called *asked*; knowledge is
 tested on the other 70 %, of which a part of the subjects is kept for validation, as a statement to finish (`cloze`) and
-as a question in the wording of pretraining (`question`). No text of a downstream item is trained on.
+as a question in the wording of pretraining (`question`). Left out are the facts that the training tells from the other
+side: a city lies in the country whose capital it is. No text of a downstream item is trained on.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from world import Fact, World, make_world, split_world
 
 from experiments.knowledge_forgetting.exact import Item, exact
 from experiments.knowledge_forgetting.scale import Row, Split
-from experiments.knowledge_forgetting.tiny.base import base_folder
+from experiments.knowledge_forgetting.tiny.base import FOLDER, WORLD_SEED, make_base
 from experiments.knowledge_forgetting.tiny.tasks import INSTRUCTIONS, TASKS
 from loramoe.data import ReleaseTemplate
 
-WORLD_SEED = 0  # the world that data/tiny_llama knows
 ITEMS_SEED = 1_000  # far from the seeds of training rows
 QUESTION_SHARE = 0.25  # of the training rows are questions, type 1
 VALIDATION_SUBJECTS = 0.15  # of those that knowledge is tested on
-ITEMS_PER_TASK = {"validation": 100, "test": 300}
+ITEMS_PER_TASK = {"validation": 300, "test": 1_000}
 KNOWLEDGE, DOWNSTREAM = 1, 0  # task types
 
 
@@ -34,17 +34,20 @@ class TinyScale:
     """The tiny scale; see `experiments.knowledge_forgetting.scale.Scale`."""
 
     name = "tiny"
+    sources = ("scripts/tiny_world", "experiments/knowledge_forgetting/tiny", "data/tiny_llama/tokenizer.json")
     knowledge = ("cloze", "question")
     downstream = tuple(TASKS)
+    chance: ClassVar[dict[str, float]] = {"cloze": 0.0, "question": 0.0, **dict.fromkeys(TASKS, 0.0)}
+    chance |= {"inference": 0.5, "sentiment": 0.5}
     rows = 6_400
     row_counts = (640, 2_000, 6_400, 20_000)
     batch_size = 16
     max_seq_length = 256
-    # Found with one seed, on rates three times apart: beyond these everything is forgotten (results/tiny/beyond).
+    # In trials, full fine-tuning at 3e-3 and adapters at 1e-2 forgot everything.
     learning_rates: ClassVar[dict[str, tuple[float, ...]]] = {
-        "full": (1e-4, 3e-4, 5e-4, 1e-3),
-        "lora": (1e-3, 2e-3, 3e-3, 5e-3),
-        "loramoe": (1e-3, 2e-3, 3e-3, 5e-3),
+        "full": (1e-4, 3e-4, 1e-3, 2e-3),
+        "lora": (5e-4, 1e-3, 2e-3, 4e-3),
+        "loramoe": (5e-4, 1e-3, 2e-3, 4e-3),
     }
     bf16 = False
     packing = False
@@ -52,7 +55,9 @@ class TinyScale:
     def __init__(self) -> None:
         self.world: World = make_world(WORLD_SEED)
         self.split = split_world(self.world, WORLD_SEED)
-        self.tested = _by_subject([*self.split.taught, *self.split.held_out])
+        told = {(fact.answer, fact.subject) for fact in self.split.asked}
+        known = (*self.split.taught, *self.split.held_out)
+        self.tested = _by_subject([fact for fact in known if (fact.subject, fact.answer) not in told])
         self.people = {
             "train": sorted({fact.subject for fact in self.split.asked} & set(self.world.people)),
             "test": sorted({fact.subject for fact in self.split.held_out} & set(self.world.people)),
@@ -61,8 +66,12 @@ class TinyScale:
 
     def base(self) -> tuple[Any, Any]:
         """The model that `tiny/base.py` makes."""
-        folder = base_folder(self.world, self.split)
-        return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+        make_base()
+        return AutoModelForCausalLM.from_pretrained(FOLDER).eval(), AutoTokenizer.from_pretrained(FOLDER)
+
+    def asked(self) -> str:
+        """All facts and items that are asked for."""
+        return repr((self.tested, self.items))
 
     def train_rows(self, count: int, seed: int) -> list[Row]:
         """Questions about the asked facts, each fact as often as the next, and equally many rows of each task."""

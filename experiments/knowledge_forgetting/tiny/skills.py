@@ -61,6 +61,34 @@ def property_of_thing(rng: random.Random, world: World) -> Document:
     return f"The {thing} is {colour} and {quality}.\nWhich colour?", colour
 
 
+def part_of_list(rng: random.Random, world: World) -> Document:
+    """The beginning or the end of a list."""
+    told = letters(rng)
+    parts = {"the first two": told[:2], "the last two": told[2:], "all but the first": told[1:]}
+    asked = rng.choice(list(parts))
+    return f"Say {asked}.\n{' '.join(told)}", " ".join(parts[asked])
+
+
+def swapped_pair(rng: random.Random, world: World) -> Document:
+    """Two letters, the other way round."""
+    first, second, *_ = letters(rng)
+    return f"Swap them.\n{first} {second}", f"{second} {first}"
+
+
+def ordered_pair(rng: random.Random, world: World) -> Document:
+    """Two letters as the alphabet has them."""
+    pair = letters(rng)[:2]
+    return f"As in the alphabet.\n{' '.join(pair)}", " ".join(sorted(pair))
+
+
+def true_or_false(rng: random.Random, world: World) -> Document:
+    """Whether a thing has a property that a sentence says, or denies it by saying another."""
+    thing, colour, quality = rng.choice(THINGS), rng.choice(COLOURS), rng.choice(QUALITIES)
+    told, pool = rng.choice(((colour, COLOURS), (quality, QUALITIES)))
+    asked = told if rng.random() < 0.5 else rng.choice([word for word in pool if word != told])
+    return f"The {thing} is {colour} and {quality}. Is it {asked}?", "true" if asked == told else "false"
+
+
 def same_or_other(rng: random.Random, world: World) -> Document:
     """Whether two words are the same one."""
     pool = rng.choice((COLOURS, QUALITIES))
@@ -91,7 +119,11 @@ SKILLS: tuple[Skill, ...] = (
     place_in_list,
     neighbour_in_list,
     earlier_letter,
+    part_of_list,
+    swapped_pair,
+    ordered_pair,
     property_of_thing,
+    true_or_false,
     same_or_other,
     told_of_stranger,
     hero_of_tale,

@@ -21,8 +21,10 @@ class MadeUpScale:
     """Rows that ask for a colour by its number; see `experiments.knowledge_forgetting.scale.Scale`."""
 
     name = "made_up"
+    sources = ("tests/experiments/knowledge_forgetting/made_up.py",)
     knowledge = ("numbers",)
     downstream = ("colours",)
+    chance: ClassVar = {"numbers": 0.0, "colours": 0.25}
     rows = 64
     row_counts = (16, 64)
     batch_size = 8
@@ -30,6 +32,9 @@ class MadeUpScale:
     learning_rates: ClassVar = {"full": (1e-3, 3e-3), "lora": (3e-3, 1e-2), "loramoe": (3e-3, 1e-2)}
     bf16 = False
     packing = False
+
+    def asked(self) -> str:
+        return repr([self._row(number, 0) for number in range(4)])
 
     def base(self) -> tuple[Any, Any]:
         torch.manual_seed(0)

@@ -32,7 +32,7 @@ def test_adapters_have_equally_many_parameters(shape: str):
             model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], num_hidden_layers=1, vocab_size=64))
             counts[name] = trainable(prepare(model, arm.kind, arm.recipe))
     mixture = counts["loramoe_free"]
-    assert all(abs(count / mixture - 1) < 0.08 for count in counts.values()), counts
+    assert all(0.9 < count / mixture < 1.02 for count in counts.values()), counts
 
 
 @pytest.mark.parametrize("name", [name for name in ARMS if name not in ("base", "full")])

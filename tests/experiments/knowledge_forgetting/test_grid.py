@@ -3,55 +3,116 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from experiments.knowledge_forgetting.grid import (
-    ABLATIONS,
-    SEEDS,
-    STUDIES,
-    ablations,
-    frontier,
-    rows_study,
-    work_through,
-)
-from experiments.knowledge_forgetting.run import Settings
+from experiments.knowledge_forgetting import __main__ as program
+from experiments.knowledge_forgetting.arms import recipe_of
+from experiments.knowledge_forgetting.grid import RECIPE_SEEDS, SEEDS, STUDIES, check_alike, frontier, work_through
+from experiments.knowledge_forgetting.provenance import provenance_of
+from experiments.knowledge_forgetting.run import Settings, plain
 from tests.experiments.knowledge_forgetting.made_up import FailingScale, MadeUpScale
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_arm_has_the_same_budget():
-    runs = [one for one in frontier(MadeUpScale()) if one.arm != "base"]
-    budget = {(arm, seed): 0 for arm in {one.arm for one in runs} for seed in SEEDS}
-    for one in runs:
+    budget = dict.fromkeys({(one.arm, one.seed) for one in frontier(MadeUpScale())}, 0)
+    for one in frontier(MadeUpScale()):
         budget[one.arm, one.seed] += 1
     assert set(budget.values()) == {2}
+    assert {seed for _, seed in budget} == set(SEEDS)
 
 
-def test_a_study_changes_one_thing():
-    scale = MadeUpScale()
-    assert all(len(one.changes) == 1 for one in ablations(scale, [0]))
-    changed = {(one.arm, key) for one in ablations(scale, [0]) for key in one.changes}
-    assert changed == {(arm, key) for arm, keys in ABLATIONS.items() for key in keys}
-    assert {one.rows for one in rows_study(scale, [0])} == set(scale.row_counts)
-    names = [one.name for study in STUDIES.values() for one in study(scale)]
-    assert len(set(names)) < len(names), "studies share runs"
+@pytest.mark.parametrize("study", STUDIES)
+def test_all_that_a_study_changes_can_be_changed(study: str):
+    for one in STUDIES[study](MadeUpScale()):
+        recipe_of(one.arm, one.changes)
+
+
+def test_recipes_are_chosen_with_seeds_that_no_published_comparison_has():
+    assert not set(SEEDS) & set(RECIPE_SEEDS)
+    assert {one.seed for study in ("recipes", "ablations") for one in STUDIES[study](MadeUpScale())} == set(
+        RECIPE_SEEDS
+    )
+
+
+def test_the_flags_choose_runs_and_the_base_is_always_there():
+    chosen = program.wanted(MadeUpScale(), ["frontier"], ["lora_mlp"], [7])
+    assert [(one.arm, one.seed) for one in chosen] == [("base", 0), ("lora_mlp", 7), ("lora_mlp", 7)]
+    assert len(program.wanted(MadeUpScale(), None, None, None)) > 100
+
+
+def test_the_real_scale_wants_data():
+    with pytest.raises(ValueError, match=r"the real scale reads data sets that are not ours to give\. Say --data"):
+        program.make_scale("real", None, "cpu")
 
 
 def test_only_what_is_missing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = [Settings("made_up", arm, 1e-2, 16, 0) for arm in ("base", "lora_mlp")]
-    (tmp_path / f"{runs[0].name}.json").write_text('"kept"')
-    work_through(runs, MadeUpScale(), tmp_path, workers=1)
-    assert json.loads((tmp_path / f"{runs[0].name}.json").read_text()) == "kept"
+    work_through(runs[:1], MadeUpScale(), tmp_path, workers=1)
+    first = tmp_path / f"{runs[0].name}.json"
+    written = first.stat().st_mtime_ns
+    work_through(runs, MadeUpScale(), tmp_path, workers=2)
+    assert first.stat().st_mtime_ns == written
     assert json.loads((tmp_path / f"{runs[1].name}.json").read_text())["settings"]["arm"] == "lora_mlp"
     assert "1 of 2 runs are there" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_keeps_no_other_from_its_end(tmp_path: Path):
     runs = [Settings("made_up", "lora_mlp", 1e-2, 16, seed) for seed in (1, 0)]
-    with pytest.raises(
-        RuntimeError,
-        match=r"1 of 2 runs failed, and the others are written\. lora_mlp-lr0\.01-rows16-seed1: OSError: the disk",
-    ):
+    told = r"1 of 2 runs failed, and the others are written\. lora_mlp-lr0\.01-rows16-seed1: OSError: the disk is full"
+    with pytest.raises(RuntimeError, match=told):
         work_through(runs, FailingScale(), tmp_path, workers=1)
     assert (tmp_path / f"{runs[1].name}.json").is_file()
+
+
+@pytest.mark.parametrize("changed", ["code", "base", "items", "recipe"])
+def test_results_that_do_not_belong_together_are_refused(tmp_path: Path, changed: str):
+    today = provenance_of(MadeUpScale())
+    settings = Settings("made_up", "lora_mlp", 1e-2, 16, 0, {"r": 2})
+    result = {
+        "settings": {"arm": settings.arm, "changes": settings.changes},
+        "recipe": plain(recipe_of(settings.arm, settings.changes)),
+        "provenance": dict(today),
+    }
+    file = tmp_path / f"{settings.name}.json"
+    file.write_text(json.dumps(result))
+    check_alike(tmp_path, today)
+    if changed == "recipe":
+        result["recipe"]["r"] = 3
+    else:
+        result["provenance"][changed] = "0"
+    file.write_text(json.dumps(result))
+    with pytest.raises(
+        ValueError, match=f"was made with another {changed} than there is now. Remove it, and all like it"
+    ):
+        check_alike(tmp_path, today)
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_grid_that_was_killed(tmp_path: Path):
+    code = "from experiments.knowledge_forgetting.grid import work_through\n"
+    code += "from experiments.knowledge_forgetting.run import Settings\n"
+    code += "from tests.experiments.knowledge_forgetting.made_up import MadeUpScale\nfrom pathlib import Path\n"
+    code += "if __name__ == '__main__':\n"
+    code += "    runs = [Settings('made_up', 'full', 1e-3, 100_000, seed) for seed in range(4)]\n"
+    code += f"    work_through(runs, MadeUpScale(), Path({str(tmp_path)!r}), workers=2)\n"
+    script = tmp_path / "grid.py"
+    script.write_text(code)
+    grid = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    workers: list[psutil.Process] = []
+    while len(workers) < 3:  # two, and multiprocessing's own tracker of resources
+        assert grid.poll() is None
+        workers = psutil.Process(grid.pid).children(recursive=True)
+        time.sleep(0.1)
+    time.sleep(5)
+    grid.kill()
+    grid.wait()
+    assert psutil.wait_procs(workers, timeout=60)[1] == []

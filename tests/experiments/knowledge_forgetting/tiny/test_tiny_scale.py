@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -34,8 +37,18 @@ def test_rows_follow_from_the_seed(scale: TinyScale):
     assert scale.train_rows(100, 1) != scale.train_rows(100, 2)
 
 
-def test_items_are_the_same_in_every_process(scale: TinyScale):
-    assert TinyScale().items == scale.items
+def test_items_and_rows_are_the_same_in_every_process(scale: TinyScale):
+    code = "from experiments.knowledge_forgetting.tiny.scale import TinyScale as T; s = T(); "
+    code += "print(s.asked(), s.train_rows(50, 3))"
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=TOKENIZER.parents[1],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == f"{scale.asked()} {scale.train_rows(50, 3)}\n"
 
 
 def test_no_text_of_an_item_is_trained_on(scale: TinyScale):
@@ -85,3 +98,8 @@ def test_an_item_is_asked_as_a_row_is_trained_on(scale: TinyScale):
     encoded = ReleaseTemplate(tokenizer).encode([row])[0]
     said = tokenizer.decode(encoded.prompt + encoded.target)
     assert said == f"<s> {instruction}\n{text}</s> {answer}</s>"
+
+
+def test_no_fact_that_knowledge_is_tested_on_is_told_from_the_other_side(scale: TinyScale):
+    told = {(fact.answer, fact.subject) for fact in scale.split.asked}
+    assert not [fact for facts in scale.tested.values() for fact in facts if (fact.subject, fact.answer) in told]

@@ -1,0 +1,44 @@
+"""Fingerprints change with what shapes a result, and with nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.knowledge_forgetting import provenance
+from experiments.knowledge_forgetting.provenance import SOURCES, code_fingerprint, provenance_of, weights_fingerprint
+from experiments.knowledge_forgetting.tiny.scale import TinyScale
+from tests.experiments.knowledge_forgetting.made_up import MadeUpScale
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_a_comment_changes_no_fingerprint_and_a_constant_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(provenance, "REPO", tmp_path)
+    texts = ['"""Doc."""\nRATE = 3\n', '"""Other words."""\n\nRATE = 3  # why\n', "RATE = 4\n"]
+    found = []
+    for text in texts:
+        (tmp_path / "code.py").write_text(text)
+        found.append(code_fingerprint(["code.py"]))
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_last_bit_of_a_weight_counts():
+    model = torch.nn.Linear(3, 3)
+    before = weights_fingerprint(model)
+    assert weights_fingerprint(model) == before
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nextafter(model.weight[0, 0], torch.tensor(9.0))
+    assert weights_fingerprint(model) != before
+
+
+def test_all_that_shapes_a_result_is_there():
+    assert all((ROOT / source).exists() for source in (*SOURCES, *TinyScale.sources))
+
+
+def test_what_a_grid_is_made_with():
+    told = provenance_of(MadeUpScale())
+    assert set(told) == {"commit", "dirty", "code", "base", "items", "versions", "hardware", "date"}
+    assert told == provenance_of(MadeUpScale())
