@@ -13,7 +13,7 @@ Shape letters: B draws, the first of them what was observed; I items; N runs; S 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from experiments.knowledge_forgetting.analysis.results import Results, Run
 from experiments.knowledge_forgetting.analysis.studies import Point
+from experiments.knowledge_forgetting.scale import Split
 from loramoe.evaluation.statistics import LEVEL, Array, Estimate
 
 DRAWS: Final = 10_000
@@ -35,7 +36,8 @@ class Figures:
 
     Attributes:
         knowledge: Accuracy on knowledge [B].
-        kept: That as a share of the base's on the same items [B].
+        kept: That as a share of the base's on the same items, both above chance; by set, then the mean [B]. NaN in
+            draws in which the base is not above chance.
         downstream: Accuracy on downstream tasks [B].
     """
 
@@ -50,14 +52,17 @@ class Bootstrap:
     Args:
         results: All runs.
         draws: How many.
+        split: Whose items.
     """
 
-    def __init__(self, results: Results, draws: int = DRAWS) -> None:
-        runs = [results.base, *results.trained]
+    def __init__(self, results: Results, draws: int = DRAWS, split: Split = "test") -> None:
+        runs, sets = [results.base, *results.trained, *results.beyond], results.sets
         self._draws = draws
         self._column = {run.file: n for n, run in enumerate(runs)}
-        self._knowledge_BN = _mean_over_sets(runs, results.sets.knowledge, draws)
-        self._downstream_BN = _mean_over_sets(runs, results.sets.downstream, draws)
+        knowledge = {name: _accuracy(runs, split, name, draws) for name in sets.knowledge}
+        self._knowledge_BN = _mean(knowledge.values())
+        self._kept_BN = _mean(_kept(of_set, sets.chance[name]) for name, of_set in knowledge.items())
+        self._downstream_BN = _mean(_accuracy(runs, split, name, draws) for name in sets.downstream)
         self.base = self._figures([results.base])
 
     def point(self, point: Point, seeds: tuple[int, ...] | None = None) -> Figures:
@@ -75,9 +80,8 @@ class Bootstrap:
     def _figures(self, runs: Sequence[Run]) -> Figures:
         columns = [self._column[run.file] for run in runs]
         weights_BS = seed_weights(len(runs), self._draws)
-        knowledge_B = (weights_BS * self._knowledge_BN[:, columns]).sum(axis=1)
-        downstream_B = (weights_BS * self._downstream_BN[:, columns]).sum(axis=1)
-        return Figures(knowledge_B, knowledge_B / self._knowledge_BN[:, 0], downstream_B)
+        of_runs = self._knowledge_BN, self._kept_BN, self._downstream_BN
+        return Figures(*((weights_BS * figure_BN[:, columns]).sum(axis=1) for figure_BN in of_runs))
 
 
 def estimate(values_B: Array) -> Estimate:
@@ -93,9 +97,20 @@ def estimate(values_B: Array) -> Estimate:
     return Estimate(float(values_B[0]), float(low), float(high))
 
 
-def _mean_over_sets(runs: Sequence[Run], names: tuple[str, ...], draws: int) -> Array:
-    sums_BN = sum(resampled_means(np.stack([run.items[name] for run in runs], axis=1), draws) for name in names)
-    return np.asarray(sums_BN) / len(names)
+def _accuracy(runs: Sequence[Run], split: Split, name: str, draws: int) -> Array:
+    return resampled_means(np.stack([run.items[split][name] for run in runs], axis=1), draws)
+
+
+def _kept(accuracy_BN: Array, chance: float) -> Array:
+    """Of a set, the share of the base's knowledge; the base is the first run."""
+    above_BN = accuracy_BN - chance
+    base_B1 = above_BN[:, :1]
+    return above_BN / np.where(base_B1 > 0, base_B1, np.nan)
+
+
+def _mean(of_sets: Iterable[Array]) -> Array:
+    arrays = list(of_sets)
+    return np.asarray(sum(arrays)) / len(arrays)
 
 
 def resampled_means(right_IN: NDArray[np.bool_], draws: int) -> Array:

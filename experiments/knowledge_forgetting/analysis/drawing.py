@@ -11,7 +11,7 @@ from experiments.knowledge_forgetting.analysis.summary import PointSummary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KEPT: Final = "knowledge kept, % of the base's"
+KEPT: Final = "knowledge kept above chance, % of the base's"
 DOWNSTREAM: Final = "downstream accuracy, %"
 GREY: Final = "#767676"
 

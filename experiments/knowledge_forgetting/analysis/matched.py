@@ -49,13 +49,14 @@ class Level:
         name: An arm, whose tuned downstream accuracy it is; or "fixed".
         downstream: The accuracy. An arm's is drawn again with the items and seeds.
         kept: For each arm, the share of the base's knowledge that it keeps; None if it does not get so far.
-        differences: For each reference arm and arm, what the arm keeps more; None if either has no figure or a bound.
+        differences: For each reference arm and arm, what the arm keeps more, in the draws in which both get so far;
+            None if either has no figure or a bound.
     """
 
     name: str
     downstream: Estimate
     kept: dict[str, Reading | None]
-    differences: dict[str, dict[str, Estimate | None]]
+    differences: dict[str, dict[str, Reading | None]]
 
 
 def most_at_least(x_BP: Array, y_BP: Array, level_B: Array) -> Array:
@@ -95,6 +96,23 @@ def read_at(x_BP: Array, y_BP: Array, level_B: Array) -> tuple[Array, Reading | 
         return values_B, None
     is_bound = bool((x_BP[0] > level_B[0]).all())
     return values_B, Reading(estimate(values_B), is_bound, float(np.isfinite(values_B[1:]).mean()))
+
+
+def difference(one: tuple[Array, Reading | None], other: tuple[Array, Reading | None]) -> Reading | None:
+    """What one line says more than another, in the draws in which both get so far.
+
+    Args:
+        one: What `read_at` returned.
+        other: The same of the line to compare with.
+
+    Returns:
+        The difference, a bound if either is; None if either has no figure.
+    """
+    (one_B, first), (other_B, second) = one, other
+    if first is None or second is None:
+        return None
+    values_B = one_B - other_B
+    return Reading(estimate(values_B), first.is_bound or second.is_bound, float(np.isfinite(values_B[1:]).mean()))
 
 
 def fixed_levels(lowest: float, highest: float) -> list[float]:
@@ -145,20 +163,14 @@ def stacked(points: Sequence[Figures]) -> tuple[Array, Array]:
 
 
 def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]]) -> Level:
-    draws, kept = {}, {}
-    for arm, points in lines.items():
-        draws[arm], kept[arm] = read_at(*stacked(points), level_B)
+    read = {arm: read_at(*stacked(points), level_B) for arm, points in lines.items()}
     differences = {
-        reference: {
-            arm: estimate(draws[arm] - draws[reference]) if _matched(kept[arm], kept[reference]) else None
-            for arm in lines
-            if arm != reference
-        }
+        reference: {arm: _matched(difference(read[arm], read[reference])) for arm in lines if arm != reference}
         for reference in REFERENCES
         if reference in lines
     }
-    return Level(name, estimate(level_B), kept, differences)
+    return Level(name, estimate(level_B), {arm: reading for arm, (_, reading) in read.items()}, differences)
 
 
-def _matched(one: Reading | None, other: Reading | None) -> bool:
-    return one is not None and other is not None and not one.is_bound and not other.is_bound
+def _matched(difference: Reading | None) -> Reading | None:
+    return None if difference is None or difference.is_bound else difference

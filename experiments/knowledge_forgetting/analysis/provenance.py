@@ -18,7 +18,9 @@ class Provenance:
         hardware: The machines.
         threads: How many each run had.
         versions: By name.
+        base: Fingerprint of the base model's weights, the same for all runs.
         commits: Of this repository.
+        dirty: How many runs were made while the repository differed from its commit.
         dates: The first and the last.
     """
 
@@ -27,16 +29,19 @@ class Provenance:
     hardware: list[str]
     threads: list[str]
     versions: dict[str, list[str]]
+    base: str
     commits: list[str]
+    dirty: int
     dates: list[str]
 
     def line(self) -> str:
         """All of it in one line."""
         versions = ", ".join(f"{name} {' / '.join(of_name)}" for name, of_name in self.versions.items())
+        changed = f" ({self.dirty} runs with uncommitted changes)" if self.dirty else ""
         return (
             f"{self.runs} runs, seeds {', '.join(map(str, self.seeds)) or 'none'}; {' / '.join(self.hardware)}, "
             f"threads {' / '.join(self.threads)}; {versions}; {' to '.join(self.dates)}; "
-            f"commit {', '.join(commit[:7] for commit in self.commits)}."
+            f"base model {self.base[:12]}; commit {', '.join(commit[:7] for commit in self.commits)}{changed}."
         )
 
 
@@ -60,7 +65,9 @@ def of(runs: Sequence[Run]) -> Provenance:
             name: sorted({str(of_run[name]) for of_run in versions if name in of_run})
             for name in sorted({name for of_run in versions for name in of_run})
         },
+        base=runs[0].provenance["base"],
         commits=_values(runs, "commit"),
+        dirty=sum(run.provenance["dirty"] for run in runs),
         dates=sorted({*dates[:1], *dates[-1:]}),
     )
 

@@ -12,13 +12,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.knowledge_forgetting.scale import Split
+
 SETS_FILE: Final = "sets.json"
 SUMMARY_FILE: Final = "summary.json"
+BEYOND: Final = "beyond"  # folder, beside the others, of runs at learning rates beyond those that arms are compared at
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+_SHARED: Final = {"base": "base model", "code": "code", "items": "items"}  # of all runs that are compared
 _ROUTING: Final = {"coefficient_of_variation": float, "share": dict}
 
 
@@ -29,10 +34,12 @@ class Sets:
     Attributes:
         knowledge: What the base knew, and what fine-tuning may have overwritten.
         downstream: What fine-tuning was for.
+        chance: For each set, the share of its items that a guess has right; 0 where there is nothing to choose from.
     """
 
     knowledge: tuple[str, ...]
     downstream: tuple[str, ...]
+    chance: Mapping[str, float]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,9 +60,9 @@ class Run:
         changes: What an ablation set otherwise than the arm has it.
         trainable_parameters: How many.
         accuracy: By split and set, as shares.
-        items: For each set of the test split, which items were right, in the scale's fixed order.
+        items: By split and set, which items were right, in the scale's fixed order.
         routing: What the experts did, if there are any.
-        provenance: Commit, versions, hardware, threads and date.
+        provenance: Base model, code, items, commit, versions, hardware, threads and date.
     """
 
     file: str
@@ -65,12 +72,12 @@ class Run:
     seed: int
     changes: Mapping[str, Any]
     trainable_parameters: int
-    accuracy: Mapping[str, Mapping[str, float]]
-    items: Mapping[str, NDArray[np.bool_]]
+    accuracy: Mapping[Split, Mapping[str, float]]
+    items: Mapping[Split, Mapping[str, NDArray[np.bool_]]]
     routing: Mapping[str, Any] | None
     provenance: Mapping[str, Any]
 
-    def mean(self, split: str, names: tuple[str, ...]) -> float:
+    def mean(self, split: Split, names: tuple[str, ...]) -> float:
         """Mean accuracy over sets.
 
         Args:
@@ -91,35 +98,53 @@ class Results:
         base: The model before all training.
         trained: The others, in the order of their files' names.
         sets: Which sets count as what.
+        beyond: Runs of the folder `beyond`: told, but compared with none.
     """
 
     base: Run
     trained: tuple[Run, ...]
     sets: Sets
+    beyond: tuple[Run, ...] = ()
+
+    def kept(self, run: Run) -> float:
+        """The share of the base's knowledge that a run keeps on the test split, corrected for chance.
+
+        Args:
+            run: The run.
+
+        Returns:
+            The mean over sets of (accuracy − chance) / (accuracy of the base − chance).
+        """
+        names, chance = self.sets.knowledge, self.sets.chance
+        accuracy, base = run.accuracy["test"], self.base.accuracy["test"]
+        return sum((accuracy[name] - chance[name]) / (base[name] - chance[name]) for name in names) / len(names)
 
 
 def read(folder: Path) -> Results:
     """Reads the result files of a scale.
 
     Args:
-        folder: With one JSON file for each run, and `sets.json`.
+        folder: With one JSON file for each run, and `sets.json`; perhaps with a folder `beyond` of further runs.
 
     Returns:
         The runs.
 
     Raises:
-        ValueError: If a file lacks a field or contradicts itself or another, or no run is that of the base.
+        ValueError: If a file lacks a field or contradicts itself or another, no run is that of the base, or the base
+            knows no more than a guess.
     """
     sets = _read_sets(folder / SETS_FILE)
     files = sorted(file for file in folder.glob("*.json") if file.name not in (SETS_FILE, SUMMARY_FILE))
-    runs = [_read_run(file, sets) for file in files]
-    _check_together(runs, sets)
+    runs = [_read_run(file, file.name, sets) for file in files]
+    beyond = [_read_run(file, f"{BEYOND}/{file.name}", sets) for file in sorted((folder / BEYOND).glob("*.json"))]
+    _check_together([*runs, *beyond], sets)
     bases = [run for run in runs if run.arm == "base"]
     if len(bases) != 1:
         raise ValueError(
             f"{folder} holds {len(bases)} runs of the arm base, which all others are measured against; expected 1."
         )
-    return Results(bases[0], tuple(run for run in runs if run.arm != "base"), sets)
+    _check_base(bases[0], sets)
+    return Results(bases[0], tuple(run for run in runs if run.arm != "base"), sets, tuple(beyond))
 
 
 def _read_sets(file: Path) -> Sets:
@@ -130,27 +155,29 @@ def _read_sets(file: Path) -> Sets:
         if not names:
             raise ValueError(f"{file}: {kind} is empty; expected the names of at least one set of items.")
         kinds[kind] = tuple(names)
-    return Sets(**kinds)
+    chance = dict.fromkeys((*kinds["knowledge"], *kinds["downstream"]), 0.0)
+    for name in content.get("chance", dict):
+        if name not in chance:
+            raise ValueError(f"{file}: chance names the set {name!r}; expected sets of knowledge and downstream alone.")
+        chance[name] = content.share(f"chance.{name}")
+    return Sets(**kinds, chance=chance)
 
 
-def _read_run(file: Path, sets: Sets) -> Run:
+def _read_run(file: Path, name: str, sets: Sets) -> Run:
     fields = _Fields(file)
-    items = {name: _read_items(fields, name) for name in sets.names}
+    items = {split: {of_set: _read_items(fields, split, of_set) for of_set in sets.names} for split in SPLITS}
     return Run(
-        file=file.name,
+        file=name,
         arm=fields.get("settings.arm", str),
         learning_rate=fields.get("settings.learning_rate", float),
         rows=fields.get("settings.rows", int),
         seed=fields.get("settings.seed", int),
         changes=fields.get("settings.changes", dict),
         trainable_parameters=fields.get("trainable_parameters", int),
-        accuracy={
-            "validation": {name: fields.share(f"accuracy.validation.{name}") for name in sets.names},
-            "test": {name: float(right.mean()) for name, right in items.items()},
-        },
+        accuracy={split: {name: float(right.mean()) for name, right in of.items()} for split, of in items.items()},
         items=items,
         routing=_read_routing(fields),
-        provenance=fields.get("provenance", dict),
+        provenance=_read_provenance(fields),
     )
 
 
@@ -160,8 +187,16 @@ def _read_routing(fields: _Fields) -> Mapping[str, Any] | None:
     return {name: fields.get(f"routing.{name}", kind) for name, kind in _ROUTING.items()}
 
 
-def _read_items(fields: _Fields, name: str) -> NDArray[np.bool_]:
-    field, count = f"items.test.{name}", fields.get(f"counts.test.{name}", int)
+def _read_provenance(fields: _Fields) -> Mapping[str, Any]:
+    for key in _SHARED:
+        fields.get(f"provenance.{key}", str)
+    fields.get("provenance.dirty", bool)
+    provenance: Mapping[str, Any] = fields.get("provenance", dict)
+    return provenance
+
+
+def _read_items(fields: _Fields, split: Split, name: str) -> NDArray[np.bool_]:
+    field, count = f"items.{split}.{name}", fields.get(f"counts.{split}.{name}", int)
     try:
         packed = np.frombuffer(base64.b64decode(fields.get(field, str), validate=True), dtype=np.uint8)
     except binascii.Error as error:
@@ -169,7 +204,7 @@ def _read_items(fields: _Fields, name: str) -> NDArray[np.bool_]:
     if count < 1 or len(packed) != (count + 7) // 8:
         raise ValueError(f"{fields.file}: {field} holds {len(packed)} bytes, which is not what {count} items fill.")
     items = np.unpackbits(packed, count=count).astype(np.bool_)
-    accuracy = fields.share(f"accuracy.test.{name}")
+    accuracy = fields.share(f"accuracy.{split}.{name}")
     if round(accuracy * count) != items.sum():
         raise ValueError(f"{fields.file}: {field} has {items.sum()} right of {count}, but the accuracy is {accuracy}.")
     return items
@@ -182,11 +217,34 @@ def _check_together(runs: list[Run], sets: Sets) -> None:
         if settings in seen:
             raise ValueError(f"{run.file} and {seen[settings]} are the same run, {settings}; remove one of them.")
         seen[settings] = run.file
+        _check_comparable(run, runs[0], sets)
+
+
+def _check_comparable(run: Run, first: Run, sets: Sets) -> None:
+    for key, what in _SHARED.items():
+        here, there = run.provenance[key], first.provenance[key]
+        if here != there:
+            raise ValueError(
+                f"{run.file} and {first.file} are not of the same {what} (provenance.{key}: {here[:12]} and "
+                f"{there[:12]}), so they cannot be compared. Remove the older ones, and their runs are made again."
+            )
+    for split in SPLITS:
         for name in sets.names:
-            here, first = len(run.items[name]), len(runs[0].items[name])
-            if here != first:
-                where = f"{run.file}: {here} items of {name}, but {runs[0].file} has {first}"
+            found, expected = len(run.items[split][name]), len(first.items[split][name])
+            if found != expected:
+                where = f"{run.file}: {found} items of {name} in {split}, but {first.file} has {expected}"
                 raise ValueError(f"{where}; runs are compared item by item, so run one of them again.")
+
+
+def _check_base(base: Run, sets: Sets) -> None:
+    for split in SPLITS:
+        for name in sets.knowledge:
+            accuracy, chance = base.accuracy[split][name], sets.chance[name]
+            if accuracy <= chance:
+                raise ValueError(
+                    f"{base.file}: the base has {accuracy:.3f} of {name} in {split}, a guess {chance:.3f}: there is no "
+                    "knowledge to keep. Take the set out of knowledge, or ask for what the base knows."
+                )
 
 
 class _Fields:
@@ -210,7 +268,8 @@ class _Fields:
             value = value[key]
         if optional and value is None:
             return None
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{self.file}: {path} is {value!r}; expected {kind.__name__}.")
         return value
 

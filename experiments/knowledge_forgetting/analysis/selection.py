@@ -6,7 +6,7 @@ would keep what the model knows, and gives up at most a point of full fine-tunin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -73,6 +73,21 @@ def tune_for_knowledge(points: Sequence[Point], seeds: tuple[int, ...], sets: Se
         fit = [point for point in own if _validation(point, seeds, sets)[0] >= floor]
         chosen[arm] = _chosen(arm, own, max(fit, key=lambda p: _validation(p, seeds, sets)[::-1], default=None))
     return chosen
+
+
+def least(tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets) -> Point | None:
+    """What learns least: every arm gets as far at one learning rate at least.
+
+    Args:
+        tuned: What `tune` chose.
+        seeds: Over which means are taken.
+        sets: Which sets count as what.
+
+    Returns:
+        Of the chosen points the one with the lowest downstream accuracy on validation; None if there are none.
+    """
+    points = [one.point for one in tuned.values() if one.point]
+    return min(points, key=lambda point: _validation(point, seeds, sets), default=None)
 
 
 def _by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:

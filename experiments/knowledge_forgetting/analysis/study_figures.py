@@ -16,9 +16,9 @@ from experiments.knowledge_forgetting.analysis.drawing import (
     new_figure,
     percents,
 )
+from experiments.knowledge_forgetting.analysis.recipe_tables import setting_text
 from experiments.knowledge_forgetting.analysis.style import look, words
 from experiments.knowledge_forgetting.analysis.summary import AblationSummary, Measured, PointSummary, Summary
-from experiments.knowledge_forgetting.analysis.tables import setting_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +85,9 @@ def ablations(summary: Summary, arm: str) -> Figure:
         above.tick_params(labelbottom=False)
     handles = {label: handle for handle, label in zip(*panels[0][0].get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8, handlelength=4)
-    figure.suptitle(f"{words(arm)}: one setting changed at a time (◆: as it is; bars: 95 % intervals)", fontsize=10)
+    figure.suptitle(
+        f"{words(arm)}: one setting changed at a time, test items (◆: as it is; bars: 95 % intervals)", fontsize=10
+    )
     return figure
 
 

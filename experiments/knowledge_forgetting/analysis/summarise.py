@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from experiments.knowledge_forgetting.analysis import provenance, selection, studies
 from experiments.knowledge_forgetting.analysis.bootstrap import DRAWS, Bootstrap, Figures, estimate
 from experiments.knowledge_forgetting.analysis.matched import match, read_at, stacked
+from experiments.knowledge_forgetting.analysis.recipes import Recipes, rank_recipes
 from experiments.knowledge_forgetting.analysis.results import Results, Run
 from experiments.knowledge_forgetting.analysis.studies import Ablation, Point
 from experiments.knowledge_forgetting.analysis.summary import (
@@ -21,6 +22,7 @@ from experiments.knowledge_forgetting.analysis.summary import (
     TunedSummary,
 )
 from experiments.knowledge_forgetting.arms import ARMS
+from experiments.knowledge_forgetting.scale import Split
 from loramoe.evaluation.statistics import Array
 
 
@@ -62,8 +64,10 @@ class _Summariser:
             goal=[_goal(arm, line, tuned["full"].downstream) for arm, line in lines.items()] if "full" in tuned else [],
             rows_study=[[self._point(p) for p in line] for line in studies.rows_study(self.points)],
             ablations=[self._ablation(ablation) for ablation in studies.ablations(self.points)],
+            recipes=self._recipes(),
+            beyond=[self._point(point) for point in studies.points_of(self.results.beyond)],
             missing=studies.missing(self.frontier, self.compared),
-            provenance=provenance.of([self.results.base, *self.results.trained]),
+            provenance=provenance.of([self.results.base, *self.results.trained, *self.results.beyond]),
         )
 
     def _lines(self) -> dict[str, list[Figures]]:
@@ -89,7 +93,6 @@ class _Summariser:
         runs = {seed: point.runs[seed] for seed in seeds or point.seeds}
         figures, sets = self.bootstrap.point(point, tuple(runs)), self.results.sets
         knowledge = {seed: run.mean("test", sets.knowledge) for seed, run in runs.items()}
-        base = self.results.base.mean("test", sets.knowledge)
         return PointSummary(
             arm=point.arm,
             learning_rate=point.learning_rate,
@@ -97,7 +100,7 @@ class _Summariser:
             changes=dict(point.changes),
             trainable_parameters=next(iter(runs.values())).trainable_parameters,
             knowledge=_measured(figures.knowledge, knowledge),
-            kept=_measured(figures.kept, {seed: value / base for seed, value in knowledge.items()}),
+            kept=_measured(figures.kept, {seed: self.results.kept(run) for seed, run in runs.items()}),
             downstream=_measured(figures.downstream, {s: run.mean("test", sets.downstream) for s, run in runs.items()}),
             by_set={name: _mean([run.accuracy["test"][name] for run in runs.values()]) for name in sets.names},
             variation=_variation(runs),
@@ -105,21 +108,23 @@ class _Summariser:
         )
 
     def _ablation(self, ablation: Ablation) -> AblationSummary:
-        settings = [self._setting(point, ablation) for point in ablation.points]
+        settings = [Setting(point.changes[ablation.key], False, self._point(point)) for point in ablation.points]
         if ablation.own:
             own = dataclasses.asdict(ARMS[ablation.arm].recipe).get(ablation.key) if ablation.arm in ARMS else None
-            settings.append(Setting(own, True, self._point(ablation.own), None, None))
+            settings.append(Setting(own, True, self._point(ablation.own)))
         settings.sort(key=lambda setting: studies.order(setting.value))
         return AblationSummary(ablation.arm, ablation.key, ablation.learning_rate, settings)
 
-    def _setting(self, point: Point, ablation: Ablation) -> Setting:
-        value, own = point.changes[ablation.key], ablation.own
-        shared = tuple(seed for seed in point.seeds if own and seed in own.runs)
-        if own is None or not shared:
-            return Setting(value, False, self._point(point), None, None)
-        new, old = self.bootstrap.point(point, shared), self.bootstrap.point(own, shared)
-        differences = estimate(new.kept - old.kept), estimate(new.downstream - old.downstream)
-        return Setting(value, False, self._point(point), *differences)
+    def _recipes(self) -> Recipes | None:
+        least = selection.least(self.tuned, self.seeds, self.results.sets)
+        if least is None:
+            return None
+        points = [point for point in self.points if point.rows == least.rows]
+        bootstraps: dict[Split, Bootstrap] = {
+            "validation": Bootstrap(self.results, self.draws, "validation"),
+            "test": self.bootstrap,
+        }
+        return rank_recipes(points, least, self.seeds, bootstraps)
 
 
 def _measured(values_B: Array, by_seed: dict[int, float]) -> Measured:
@@ -148,7 +153,8 @@ def _share(runs: Sequence[Run]) -> dict[str, list[float]] | None:
 
 def _goal(arm: str, line: Sequence[Figures], full_B: Array) -> Goal:
     downstream_BP, kept_BP = stacked(line)
-    _, kept = read_at(downstream_BP, kept_BP, full_B)
+    kept_B, kept = read_at(downstream_BP, kept_BP, full_B)
     downstream_B, downstream = read_at(kept_BP, downstream_BP, full_B * 0 + GOAL_KEPT)
-    behind = estimate(downstream_B - full_B) if downstream else None
-    return Goal(arm, kept, downstream, behind, kept is not None and kept.value.value >= GOAL_KEPT)
+    behind = dataclasses.replace(downstream, value=estimate(downstream_B - full_B)) if downstream else None
+    reached_B = kept_B >= GOAL_KEPT  # not where there is no figure
+    return Goal(arm, kept, downstream, behind, bool(reached_B[0]), float(reached_B[1:].mean()))

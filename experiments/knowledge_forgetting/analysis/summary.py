@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from experiments.knowledge_forgetting.analysis.matched import Level, Reading
 from experiments.knowledge_forgetting.analysis.provenance import Provenance
+from experiments.knowledge_forgetting.analysis.recipes import Recipes
 from experiments.knowledge_forgetting.analysis.results import Sets
-from loramoe.evaluation.statistics import Estimate
 
 GOAL_KEPT: Final = 0.99
 _DIGITS: Final = 6
@@ -37,7 +37,7 @@ class PointSummary:
         changes: What an ablation set otherwise.
         trainable_parameters: How many.
         knowledge: Accuracy on knowledge, test split.
-        kept: That as a share of the base's.
+        kept: That as a share of the base's, both above chance.
         downstream: Accuracy on downstream tasks, test split.
         by_set: Mean accuracy over seeds on each set of the test split.
         variation: Coefficient of variation of the experts' gate weight, mean over seeds; None without experts.
@@ -75,14 +75,16 @@ class Goal:
         kept: What it keeps at the downstream accuracy of tuned full fine-tuning; None if it does not get so far.
         downstream: The most downstream accuracy with 99 % of the knowledge kept; None if it never keeps as much.
         behind: That less the downstream accuracy of tuned full fine-tuning.
-        reached: Whether the goal is.
+        reached: Whether the goal is, by what was observed.
+        reached_in: Share of the draws in which it is.
     """
 
     arm: str
     kept: Reading | None
     downstream: Reading | None
-    behind: Estimate | None
+    behind: Reading | None
     reached: bool
+    reached_in: float
 
 
 @dataclass(frozen=True)
@@ -93,15 +95,11 @@ class Setting:
         value: Of the setting; None if it is the arm's own and not known.
         is_own: Whether it is what the arm has without a change.
         point: Its figures.
-        kept: What it keeps more than the arm as it is, over the seeds that both have; None if there are none.
-        downstream: The same of downstream accuracy.
     """
 
     value: Any
     is_own: bool
     point: PointSummary
-    kept: Estimate | None
-    downstream: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,9 @@ class Summary:
         levels: Knowledge at matched downstream accuracy.
         goal: How near each arm came to the goal.
         rows_study: For each arm and learning rate, its points by number of rows.
-        ablations: Every setting that was changed alone.
+        ablations: Every setting that was changed alone, at each learning rate.
+        recipes: Every arm and what was changed in it, over the learning rates; None if there are no runs.
+        beyond: Points at learning rates beyond those that arms are compared at.
         missing: What the grid does not hold yet, in words.
         provenance: Hardware, versions, commits, dates, and number of runs.
     """
@@ -149,6 +149,8 @@ class Summary:
     goal: list[Goal]
     rows_study: list[list[PointSummary]]
     ablations: list[AblationSummary]
+    recipes: Recipes | None
+    beyond: list[PointSummary]
     missing: list[str]
     provenance: Provenance
 

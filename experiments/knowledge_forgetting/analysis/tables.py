@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from statistics import stdev
+from collections.abc import Sequence
 from typing import Final
 
-from experiments.knowledge_forgetting.analysis import selection
-from experiments.knowledge_forgetting.analysis.matched import Level, Reading
+from experiments.knowledge_forgetting.analysis import recipe_tables, selection
+from experiments.knowledge_forgetting.analysis.cells import (
+    difference,
+    percent,
+    point_cells,
+    reading,
+    table,
+    three_intervals,
+    three_spreads,
+)
+from experiments.knowledge_forgetting.analysis.matched import Level
 from experiments.knowledge_forgetting.analysis.style import words
 from experiments.knowledge_forgetting.analysis.summary import (
     GOAL_KEPT,
-    AblationSummary,
     Goal,
-    Measured,
     PointSummary,
-    Setting,
     Summary,
     TunedSummary,
 )
-from loramoe.evaluation.statistics import Estimate
 
 _INTERVALS: Final = (
     "Brackets are 95 % percentile intervals of a bootstrap with {draws:,} draws over the test items and the seeds, the "
     "same items and seeds for every arm, so that differences are paired. Seeds are few: where their spread is larger "
     "than that of the items, an interval of three seeds is hardly wider than their range, which covers the truth about "
-    "three times in four. The choice of the learning rate is not drawn again."
+    "three times in four. The choice of the learning rate is not drawn again. Facts are drawn one by one, though "
+    "several are about the same subject, which makes intervals too narrow; and there was one world and one base model, "
+    "so that no interval tells how others would fare."
 )
 _MATCHED: Final = (
     "Read off the line through an arm's learning rates (means over seeds): the most knowledge on it, in per cent of "
     "the base's, at *at least* this downstream accuracy. Between two rates it is interpolated, beyond them never "
     "extrapolated. “not reached”: the arm has no learning rate with this accuracy. ≥: already its lowest accuracy is "
-    "above, so this is a lower bound. “in … %”: so many draws reach the level, and the interval is of these."
+    "above, so this is a lower bound. “in … %”: so many draws reach the level, and the interval is of these; of a "
+    "difference, those in which both arms do. The maximum over learning rates is taken on the test items themselves, "
+    "which makes it a little too high."
 )
 
 
@@ -51,25 +59,14 @@ def tables(summary: Summary) -> str:
         "Knowledge at matched downstream accuracy": _levels(summary),
         f"The goal: {100 * GOAL_KEPT:.0f} % kept, at full fine-tuning's downstream accuracy": _goal(summary),
         "Knowledge against the number of training rows": _rows_study(summary),
-        "Ablations": _ablations(summary),
+        "Ablations": recipe_tables.ablations(summary),
+        "Recipes, ranked on validation": recipe_tables.ranking(summary),
         "Imbalance of the experts": _routing(summary),
     }
+    if summary.beyond:
+        sections["Rates beyond the range (one seed)"] = _beyond(summary)
     head = f"Made from the result files of this folder; do not edit.\n\n{_head(summary)}"
     return "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items())]) + "\n"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table.
-
-    Args:
-        head: Its columns; the first holds words, the others numbers.
-        rows: Its cells.
-
-    Returns:
-        Its lines.
-    """
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _head(summary: Summary) -> str:
@@ -78,10 +75,22 @@ def _head(summary: Summary) -> str:
         f"{summary.provenance.line()}\n\n"
         f"Knowledge is the mean accuracy over {', '.join(sets.knowledge)}; "
         f"downstream over {', '.join(sets.downstream)}. "
-        f"The base model has {_percent(base.knowledge.value)} % of the knowledge and "
-        f"{_percent(base.downstream.value)} % downstream. "
+        f"The base model has {percent(base.knowledge.value)} % of the knowledge and "
+        f"{percent(base.downstream.value)} % downstream. {_chance(summary)} "
         f"{_INTERVALS.format(draws=summary.draws)}"
     )
+
+
+def _chance(summary: Summary) -> str:
+    sets = summary.sets
+    known = [f"{percent(sets.chance[name])} % of {name}" for name in sets.names if sets.chance[name]]
+    guess = (
+        f"A guess, or the commonest answer, is right in {', '.join(known)}; in the others never"
+        if known
+        else ("A guess is never right")
+    )
+    kept = "Knowledge kept is corrected for chance: of each set (accuracy − chance) / (base − chance), then the mean."
+    return f"{kept} {guess}. Downstream accuracy is not corrected."
 
 
 def _missing(summary: Summary) -> str:
@@ -98,14 +107,7 @@ def _frontier(summary: Summary) -> str:
 
 
 def _frontier_row(point: PointSummary, summary: Summary) -> list[str]:
-    figures = [_spread(measured) for measured in (point.knowledge, point.kept, point.downstream)]
-    by_set = [_percent(point.by_set[name]) for name in summary.sets.names]
-    return [*_point_cells(point), *figures, *by_set]
-
-
-def _point_cells(point: PointSummary) -> list[str]:
-    seeds = str(len(point.downstream.by_seed)) if point.arm != "base" else ""
-    return [words(point.arm), f"{point.learning_rate:g}", f"{point.trainable_parameters:,}", seeds]
+    return [*point_cells(point), *three_spreads(point), *(percent(point.by_set[name]) for name in summary.sets.names)]
 
 
 def _tuned(summary: Summary) -> str:
@@ -124,7 +126,7 @@ def _tuned_table(tuned: Sequence[TunedSummary]) -> str:
         if one.point is None:
             rows.append([words(one.arm), "none fits", "", "", ""])
         else:
-            figures = _three_intervals(one.point)
+            figures = three_intervals(one.point)
             edge = r" \*" if one.at_edge else ""
             rows.append([words(one.arm), f"{one.point.learning_rate:g}{edge}", *figures])
     return table(["arm", "learning rate", "knowledge, %", "kept, % of base", "downstream, %"], rows)
@@ -134,7 +136,7 @@ def _levels(summary: Summary) -> str:
     if not summary.levels:
         return "No runs yet."
     arms, head = list(summary.levels[0].kept), ["arm", *map(_level_name, summary.levels)]
-    kept = [[words(arm), *(_reading(level.kept[arm]) for level in summary.levels)] for arm in arms]
+    kept = [[words(arm), *(reading(level.kept[arm]) for level in summary.levels)] for arm in arms]
     parts = [_MATCHED, table(head, kept)]
     for reference in summary.levels[0].differences:
         rows = [_difference_row(arm, reference, summary.levels) for arm in arms if arm != reference]
@@ -145,18 +147,20 @@ def _levels(summary: Summary) -> str:
 
 
 def _difference_row(arm: str, reference: str, levels: Sequence[Level]) -> list[str]:
-    return [words(arm), *(_difference(level.differences[reference][arm]) for level in levels)]
+    return [words(arm), *(difference(level.differences[reference][arm]) for level in levels)]
 
 
 def _level_name(level: Level) -> str:
     of = "" if level.name == "fixed" else f"as {words(level.name)}, tuned: "
-    return f"{of}{_percent(level.downstream.value)} %"
+    return f"{of}{percent(level.downstream.value)} %"
 
 
 def _goal(summary: Summary) -> str:
     if not summary.goal:
         return "No runs of full fine-tuning yet."
-    reached = [words(goal.arm) for goal in summary.goal if goal.reached]
+    reached = [
+        f"{words(goal.arm)} (in {100 * goal.reached_in:.0f} % of the draws)" for goal in summary.goal if goal.reached
+    ]
     head = [
         "arm",
         "kept at its downstream accuracy, %",
@@ -164,13 +168,21 @@ def _goal(summary: Summary) -> str:
         "less full's, points",
     ]
     verdict = f"Reached by: {', '.join(reached)}." if reached else "No arm reaches it."
-    return f"{verdict}\n\n{table([*head, 'reached'], map(_goal_row, summary.goal))}"
+    text = f"{verdict} That is by what was observed; the last column says in how many draws it is reached."
+    return f"{text}\n\n{table([*head, 'reached', 'in draws, %'], map(_goal_row, summary.goal))}"
 
 
 def _goal_row(goal: Goal) -> list[str]:
-    behind = _difference(goal.behind) if goal.behind else "never keeps as much"
-    downstream = _reading(goal.downstream) if goal.downstream else "never keeps as much"
-    return [words(goal.arm), _reading(goal.kept), downstream, behind, "yes" if goal.reached else "no"]
+    behind = difference(goal.behind) if goal.behind else "never keeps as much"
+    downstream = reading(goal.downstream) if goal.downstream else "never keeps as much"
+    return [
+        words(goal.arm),
+        reading(goal.kept),
+        downstream,
+        behind,
+        "yes" if goal.reached else "no",
+        percent(goal.reached_in),
+    ]
 
 
 def _rows_study(summary: Summary) -> str:
@@ -178,28 +190,17 @@ def _rows_study(summary: Summary) -> str:
         return "No arm has runs of several numbers of rows yet."
     head = ["arm", "learning rate", "rows", "seeds", "knowledge, %", "kept, % of base", "downstream, %"]
     rows = [
-        [words(p.arm), f"{p.learning_rate:g}", f"{p.rows:,}", str(len(p.kept.by_seed)), *_three_intervals(p)]
+        [words(p.arm), f"{p.learning_rate:g}", f"{p.rows:,}", str(len(p.kept.by_seed)), *three_intervals(p)]
         for line in summary.rows_study
         for p in line
     ]
     return table(head, rows)
 
 
-def _ablations(summary: Summary) -> str:
-    if not summary.ablations:
-        return "No runs yet."
-    text = "One setting is changed at a time; differences are to the arm as it is, over the seeds that both have."
-    head = ["arm", "setting", "value", "learning rate", "seeds", "kept, % of base", "difference", "downstream, %"]
-    rows = [_setting_row(ablation, setting) for ablation in summary.ablations for setting in ablation.settings]
-    return f"{text}\n\n{table([*head, 'difference'], rows)}"
-
-
-def _setting_row(ablation: AblationSummary, setting: Setting) -> list[str]:
-    value, point = setting_text(setting), setting.point
-    kept = [_interval(point.kept), "" if setting.is_own else _difference(setting.kept)]
-    downstream = [_interval(point.downstream), "" if setting.is_own else _difference(setting.downstream)]
-    where = [words(ablation.arm), f"`{ablation.key}`", value, f"{ablation.learning_rate:g}"]
-    return [*where, str(len(point.kept.by_seed)), *kept, *downstream]
+def _beyond(summary: Summary) -> str:
+    head = ["arm", "learning rate", "parameters", "seeds", "knowledge, %", "kept, % of base", "downstream, %"]
+    text = "Why no higher rates were tried: these are compared with nothing."
+    return f"{text}\n\n{table(head, [[*point_cells(point), *three_spreads(point)] for point in summary.beyond])}"
 
 
 def _routing(summary: Summary) -> str:
@@ -217,50 +218,3 @@ def _routing_row(point: PointSummary, kinds: Sequence[str]) -> list[str]:
     spread = f"{variation.value:.2f} ({variation.low:.2f} to {variation.high:.2f})" if variation else ""
     shares = [" / ".join(f"{value:.2f}" for value in share.get(kind, [])) for kind in kinds]
     return [words(point.arm), f"{point.learning_rate:g}", spread, *shares]
-
-
-def setting_text(setting: Setting) -> str:
-    """A setting's value for readers.
-
-    Args:
-        setting: The setting.
-
-    Returns:
-        Its value, and whether it is the arm's own.
-    """
-    if setting.is_own and setting.value is None:
-        return "own"
-    value = setting.value
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return f"{text} (own)" if setting.is_own else text
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def _spread(measured: Measured) -> str:
-    values = list(measured.by_seed.values())
-    return f"{_percent(measured.value)} ± {_percent(stdev(values))}" if len(values) > 1 else _percent(measured.value)
-
-
-def _interval(estimate: Estimate | Measured) -> str:
-    return f"{_percent(estimate.value)} [{_percent(estimate.low)}, {_percent(estimate.high)}]"
-
-
-def _three_intervals(point: PointSummary) -> list[str]:
-    return [_interval(measured) for measured in (point.knowledge, point.kept, point.downstream)]
-
-
-def _difference(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "—"
-    text = f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
-    return text.replace("-", "−")
-
-
-def _reading(reading: Reading | None) -> str:
-    if reading is None:
-        return "not reached"
-    share = f" in {100 * reading.reached:.0f} %" if reading.reached < 0.995 else ""
-    return f"{'≥ ' * reading.is_bound}{_interval(reading.value)}{share}"

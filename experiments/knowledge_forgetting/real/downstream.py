@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from string import digits
 from typing import Any, Final, Literal
 
 from experiments.knowledge_forgetting.real.files import read
@@ -64,7 +65,8 @@ def gsm8k(data: Path, file: File) -> list[Task]:
     """GSM8K. Its final answers are out of reach for 135M parameters, so an item asks for its last computation.
 
     The model reads the question and the solution up to the last computation, such as "48 + 24 =", and has to say the
-    result. Rows have the whole solution, without the marks for a calculator.
+    result; the other candidates are the result with a further digit, since "7" must not do for "72", nor "72" for "7".
+    Rows have the whole solution, without the marks for a calculator.
     """
     entries = read(data, f"gsm8k/{file}.jsonl")
     tasks = (_computation(entry["question"], entry["answer"]) for entry in entries)
@@ -77,7 +79,8 @@ def _computation(question: str, solution: str) -> Task | None:
     if not marks:
         return None
     given = _plain(solution[: marks[-1].start()])
-    item = Item(question, (marks[-1][1],), given=given)
+    result = marks[-1][1]
+    item = Item(question, (result, *(result + digit for digit in digits)), given=given)
     return row(question, _plain(solution)), item
 
 

@@ -15,8 +15,9 @@ Measure = Literal["total", "per_token", "gain", "begins", "exact"]
 
 `total`, `per_token`, `gain`: of the candidates the right one must have the highest log-likelihood; or the highest for
 each of its tokens; or that to which the question adds most, compared with a prompt without a question. `begins`: each
-token of the one answer must be the likeliest, given those before it, so that greedy decoding would begin with it.
-`exact`: so must the end of the sequence after it be, so that greedy decoding would say just this."""
+token of the right candidate must be the likeliest, given those before it, and of no other candidate all may be: greedy
+decoding would begin with the right one, and not go on to another. `exact`: each token of the one answer must be the
+likeliest, and so must the end of the sequence after it, so that greedy decoding would say just this."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Item:
         candidates: Answers to choose from, or the only one.
         right: Which candidate is right.
         input: The input of a row.
-        given: How the answer begins; the model reads it, and is not asked for it.
+        given: How every answer begins; the model reads it, and is not asked for it.
         unasked: The prompt without its question, for measures of gain.
         cloze: Whether the prompt is plain text, which an answer continues after a space, and not an instruction.
     """
@@ -58,7 +59,8 @@ def requests(items: Sequence[Item], tokenizer: Any, ended: bool) -> list[Request
         ended: Whether the end-of-sequence token belongs to each answer.
 
     Returns:
-        A request for each item. What all candidates begin with is part of its prompt: it tells nothing.
+        A request for each item. What is given, or else what all candidates begin with, is part of its prompt: it
+        tells nothing.
     """
     template = ReleaseTemplate(tokenizer)
     return [_cloze(item, tokenizer) if item.cloze else _row(item, template, ended) for item in items]
@@ -72,19 +74,20 @@ def unasked(items: Sequence[Item], tokenizer: Any) -> list[Request]:
 def _cloze(item: Item, tokenizer: Any) -> Request:
     texts = [item.prompt, *(f"{item.prompt} {candidate}" for candidate in item.candidates)]
     prompt, *wholes = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return _divided([], wholes, prompt)
+    return _divided([], wholes, None if len(wholes) > 1 else prompt)
 
 
 def _row(item: Item, template: ReleaseTemplate, ended: bool) -> Request:
-    fields = {"instruction": item.prompt, "input": item.input, "task_type": 0}
-    encoded = template.encode([Row(**fields, output=item.given + text) for text in (*item.candidates, "")])
+    outputs = [item.given + text for text in (*item.candidates, "")]
+    encoded = template.encode([Row(instruction=item.prompt, input=item.input, output=o, task_type=0) for o in outputs])
     *wholes, given = [one.target if ended else one.target[:-1] for one in encoded]
-    return _divided(encoded[0].prompt, wholes, given[:-1] if ended else given)
+    asked = item.given or len(wholes) == 1
+    return _divided(encoded[0].prompt, wholes, (given[:-1] if ended else given) if asked else None)
 
 
-def _divided(prompt: list[int], wholes: list[list[int]], given: list[int]) -> Request:
-    """Moves to the prompt what all answers begin with, or, of a single answer, what is given of it."""
-    others = wholes if len(wholes) > 1 else [*wholes, given]
+def _divided(prompt: list[int], wholes: list[list[int]], given: list[int] | None) -> Request:
+    """Moves to the prompt what all answers begin with, and no more than is given if that is said."""
+    others = wholes if given is None else [*wholes, given]
     # Every candidate keeps a token at least, to be asked for.
     columns = zip(*others, *(whole[:-1] for whole in wholes), strict=False)
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

@@ -130,7 +130,7 @@ def _batch_likelihoods(model: Any, asked: Sequence[Request]) -> Iterator[Likelih
     mask = attention(tree.branch_BS, _dtype(base))
     inputs = {"input_ids": tree.ids_BS, "position_ids": tree.positions_BS, "attention_mask": mask}
     hidden_BSD = base.get_decoder()(**inputs, use_cache=False).last_hidden_state
-    source_P, place_T = tree.source_T.unique(return_inverse=True)
+    source_P, place_T = tree.source_T.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     hidden_PD = hidden_BSD.flatten(0, 1)[source_P]
     log_probability_T, likeliest_T = _told(base.get_output_embeddings(), hidden_PD, place_T, tree.label_T)
     count = sum(len(request.candidates) for request in asked)

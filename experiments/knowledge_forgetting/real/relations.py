@@ -1,6 +1,6 @@
 """Chooses the relations of T-REx that the base model knows something about, and writes them into `relations.json`.
 
-    python -m experiments.knowledge_forgetting.real.relations --data FOLDER [--model models/smollm2-135m]
+    python -m experiments.knowledge_forgetting.real.relations --data FOLDER [--model FOLDER]
 
 The rule: at least 20 items in the part `selection` of the subjects, and at least half of them right, which is twice
 chance. No item of that part is in a validation or test set.
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.knowledge_forgetting.real.cloze import CHOICE, all_relations, relation_items
+from experiments.knowledge_forgetting.real.scale import MODEL
 from experiments.knowledge_forgetting.real.score import score
 
 LEAST_ITEMS: Final = 20
@@ -45,12 +46,12 @@ def main() -> None:
     """Command line; see the module's own words."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the public data sets")
-    parser.add_argument("--model", default="models/smollm2-135m", help="base model, as scripts/get_smollm2.sh makes it")
+    parser.add_argument("--model", type=Path, default=MODEL, help="base model, as scripts/get_smollm2.sh makes it")
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
     found = measure(model, AutoTokenizer.from_pretrained(args.model), args.data)
     rule = f"at least {LEAST_ITEMS} items of the part 'selection' and accuracy {LEAST_ACCURACY} (chance 0.25)"
-    told = {"rule": rule, "model": Path(args.model).name, "chosen": choose(found), "selection": found}
+    told = {"rule": rule, "model": args.model.name, "chosen": choose(found), "selection": found}
     CHOICE.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     print(f"{CHOICE}: {len(told['chosen'])} of {len(found)} relations: {' '.join(told['chosen'])}")
 

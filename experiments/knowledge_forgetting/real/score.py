@@ -33,12 +33,12 @@ def score(
     Returns:
         Whether each item is answered rightly.
     """
-    options = {"tokens_per_batch": tokens_per_batch, "progress": progress}
-    told = likelihoods(model, requests(items, tokenizer, ended=measure == "exact"), **options)
+    told = likelihoods(model, requests(items, tokenizer, ended=measure == "exact"), tokens_per_batch, progress)
     if measure in ("begins", "exact"):
-        return np.array([one.likeliest[item.right] for one, item in zip(told, items, strict=True)], dtype=bool)
+        said = [one.likeliest[item.right] and one.likeliest.sum() == 1 for one, item in zip(told, items, strict=True)]
+        return np.array(said, dtype=bool)
     figures = [one.total / one.tokens if measure == "per_token" else one.total for one in told]
     if measure == "gain":
-        before = likelihoods(model, unasked(items, tokenizer), **options)
+        before = likelihoods(model, unasked(items, tokenizer), tokens_per_batch, progress)
         figures = [one - prior.total for one, prior in zip(figures, before, strict=True)]
     return np.array([one.argmax() == item.right for one, item in zip(figures, items, strict=True)], dtype=bool)

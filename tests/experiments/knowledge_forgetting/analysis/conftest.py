@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from experiments.knowledge_forgetting.analysis.results import Results, read
+from experiments.knowledge_forgetting.analysis.style import LOOKS
 
 ITEMS = 100
-ARMS = ("full", "lora_mlp", "lora_all", "loramoe_free", "loramoe_paper", "loramoe_match", "loramoe_best")
+ARMS = tuple(arm for arm in LOOKS if arm != "base")
 ROUTING = {"coefficient_of_variation": 0.5, "share": {"0": [0.6, 0.4], "1": [0.3, 0.7]}}
 
 
@@ -22,24 +23,38 @@ class Grid:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "sets.json").write_text(json.dumps({"knowledge": ["facts"], "downstream": ["tasks"]}))
+        folder.mkdir(exist_ok=True)
+        self.sets()
+
+    def sets(self, **chance: float) -> None:
+        """Writes which sets there are, and how many of their items a guess has right."""
+        content = {"knowledge": ["facts"], "downstream": ["tasks"], "chance": chance}
+        (self.folder / "sets.json").write_text(json.dumps(content))
 
     def add(
         self, arm: str, rate: float, facts: Any, tasks: Any, *, seed: int = 0, rows: int = 400, **more: Any
     ) -> Path:
-        """Writes a run; `facts` and `tasks` are shares of right items on test, or which items are right."""
-        right = {name: self._right(value) for name, value in (("facts", facts), ("tasks", tasks))}
-        test = {name: float(of_set.mean()) for name, of_set in right.items()}
+        """Writes a run; `facts` and `tasks` are shares of right items on test, or which items are right.
+
+        On validation the same are right, if `validation` does not say otherwise.
+        """
+        test = {name: self._right(value) for name, value in (("facts", facts), ("tasks", tasks))}
+        validation = {name: self._right(value) for name, value in more.pop("validation", {}).items()}
+        splits = {"validation": {**test, **validation}, "test": test}
         changes = more.pop("changes", {})
         settings = {"scale": "made_up", "arm": arm, "learning_rate": rate, "rows": rows, "seed": seed}
         content = {
             "settings": {**settings, "changes": changes},
             "trainable_parameters": 1234,
-            "accuracy": {"validation": {**test, **more.pop("validation", {})}, "test": test},
-            "items": {"test": {n: base64.b64encode(np.packbits(r).tobytes()).decode() for n, r in right.items()}},
-            "counts": {"test": {name: len(of_set) for name, of_set in right.items()}},
+            "accuracy": {split: {name: float(r.mean()) for name, r in of.items()} for split, of in splits.items()},
+            "items": {split: {name: packed(r) for name, r in of.items()} for split, of in splits.items()},
+            "counts": {split: {name: len(r) for name, r in of.items()} for split, of in splits.items()},
             "routing": more.pop("routing", None),
             "provenance": {
+                "base": "ba5e" * 16,
+                "code": "c0de" * 16,
+                "items": "1735" * 16,
+                "dirty": False,
                 "commit": "0123456789abcdef",
                 "versions": {"torch": "2.13.0"},
                 "hardware": "a made-up machine",
@@ -72,6 +87,11 @@ class Grid:
     @staticmethod
     def _right(value: Any) -> Any:
         return np.arange(ITEMS) < round(value * ITEMS) if isinstance(value, float) else np.asarray(value, dtype=bool)
+
+
+def packed(right: Any) -> str:
+    """Which items are right as result files have it."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
 
 
 @pytest.fixture

@@ -20,6 +20,31 @@ def test_first_line_is_what_was_observed(grid):
     assert figures.downstream[0] == pytest.approx(0.5)
 
 
+def test_what_is_kept_is_corrected_for_chance_in_every_draw(grid):
+    grid.sets(facts=0.25)
+    grid.add("base", 0.0, 0.75, 0.2, rows=0)
+    grid.add("full", 1e-3, 0.5, 0.5, validation={"facts": 0.25})
+    results = grid.read()
+    (point,) = points_of(results.trained)
+    bootstrap = Bootstrap(results, draws=50)
+    figures = bootstrap.point(point)
+    assert figures.kept[0] == pytest.approx(0.5)
+    np.testing.assert_allclose(figures.kept, (figures.knowledge - 0.25) / (bootstrap.base.knowledge - 0.25))
+    np.testing.assert_allclose(bootstrap.base.kept, 1.0)
+    assert Bootstrap(results, 50, "validation").point(point).kept[0] == 0.0
+
+
+def test_draws_in_which_the_base_only_guesses_have_no_share(grid):
+    grid.sets(facts=0.5)
+    grid.add("base", 0.0, 0.51, 0.2, rows=0)
+    grid.add("full", 1e-3, 0.51, 0.5)
+    results = grid.read()
+    bootstrap = Bootstrap(results, draws=50)
+    guesses = bootstrap.base.knowledge <= 0.5
+    assert 5 < guesses.sum() < 45
+    np.testing.assert_array_equal(np.isnan(bootstrap.point(points_of(results.trained)[0]).kept), guesses)
+
+
 def test_arms_with_the_same_items_do_not_differ_in_any_draw(grid):
     right = np.random.default_rng(0).random((3, 100)) < 0.6
     for arm in ("full", "lora_mlp"):

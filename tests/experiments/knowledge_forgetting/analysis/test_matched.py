@@ -74,8 +74,8 @@ def test_levels_are_of_arms_and_fixed():
     assert at_full.kept["lora_mlp"] is None
     assert at_full.differences["lora_mlp"] == {"full": None, "loramoe_free": None}
     assert at_lora.kept["full"].value.value == pytest.approx(0.75)
-    assert at_lora.differences["lora_mlp"]["full"].value == pytest.approx(0.25)
-    assert at_6.differences["loramoe_free"]["lora_mlp"].value == pytest.approx(0.7 - (0.8 - 0.2 / 3))
+    assert at_lora.differences["lora_mlp"]["full"].value.value == pytest.approx(0.25)
+    assert at_6.differences["loramoe_free"]["lora_mlp"].value.value == pytest.approx(0.7 - (0.8 - 0.2 / 3))
 
 
 def test_a_bound_is_not_compared():
@@ -85,11 +85,20 @@ def test_a_bound_is_not_compared():
     assert level.differences["lora_mlp"] == {"full": None}
 
 
+def test_a_difference_tells_in_how_many_draws_both_get_so_far():
+    ends_early = np.where(np.arange(11) < 6, 0.7, 0.6)  # in half of the draws
+    lines = {"lora_mlp": [point(0.5, 0.9), point(ends_early, 0.5)], "full": [point(0.5, 0.9), point(0.9, 0.5)]}
+    level = match(lines, {"full": point(0.65, 0.5)})[0]
+    difference = level.differences["lora_mlp"]["full"]
+    assert (difference.is_bound, difference.reached) == (False, 0.5)
+    assert difference.value.value == pytest.approx(0.75 - 0.6)
+
+
 def test_what_two_arms_share_cancels_in_their_difference():
     noise = np.random.default_rng(0).normal(0, 0.1, size=11)
     lines = {"lora_mlp": [point(0.6, 0.5 + noise)], "full": [point(0.6, 0.7 + noise)]}
     level = match(lines, {"lora_mlp": lines["lora_mlp"][0]})[0]
-    difference, kept = level.differences["lora_mlp"]["full"], level.kept["full"].value
+    difference, kept = level.differences["lora_mlp"]["full"].value, level.kept["full"].value
     assert difference.high - difference.low < 1e-12 < kept.high - kept.low
 
 

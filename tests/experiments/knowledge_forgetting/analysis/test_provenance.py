@@ -10,8 +10,9 @@ def test_everything_that_occurs_is_told(grid):
     other = grid.add("full", 1e-3, 0.9, 0.8, seed=1)
     grid.spoil(other, "provenance.commit", "fedcba9876543210")
     grid.spoil(other, "provenance.versions", {"torch": "2.12.0", "peft": "0.21.2"})
+    grid.spoil(other, "provenance.dirty", True)
     results = grid.read()
     assert of([results.base, *results.trained]).line() == (
         "3 runs, seeds 1, 2; a made-up machine, threads 1; peft 0.21.2, torch 2.12.0 / 2.13.0; "
-        "2026-11-20 to 2026-11-22; commit 0123456, fedcba9."
+        "2026-11-20 to 2026-11-22; base model ba5eba5eba5e; commit 0123456, fedcba9 (1 runs with uncommitted changes)."
     )

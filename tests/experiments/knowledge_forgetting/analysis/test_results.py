@@ -7,6 +7,8 @@ import re
 import numpy as np
 import pytest
 
+from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
+
 
 def test_reads_what_was_written(grid):
     right = np.random.default_rng(0).integers(2, size=101).astype(bool)
@@ -15,7 +17,7 @@ def test_reads_what_was_written(grid):
     results = grid.read()
     run = results.trained[0]
     assert (run.arm, run.learning_rate, run.rows, run.seed, run.changes) == ("full", 1e-3, 400, 2, {})
-    np.testing.assert_array_equal(run.items["facts"], right[::-1])
+    np.testing.assert_array_equal(run.items["test"]["facts"], right[::-1])
     assert run.mean("test", ("facts", "tasks")) == pytest.approx((right.mean() + 0.75) / 2)
     assert run.mean("validation", results.sets.downstream) == 0.5
 
@@ -34,6 +36,9 @@ SPOILT = {
     "routing": (3, "full.json: routing is 3; expected dict."),
     "routing.share": ([1], "full.json: routing.share is [1]; expected dict."),
     "accuracy.validation.tasks": (1.5, "full.json: accuracy.validation.tasks is 1.5; expected a share, between 0 and"),
+    "items.validation": (..., "full.json: the field items.validation.facts is missing."),
+    "provenance.base": (..., "full.json: the field provenance.base is missing."),
+    "provenance.dirty": (0, "full.json: provenance.dirty is 0; expected bool."),
     "items.test.facts": ("a", "full.json: items.test.facts is no base64"),
     "counts.test.facts": (90, "full.json: items.test.facts holds 13 bytes, which is not what 90 items fill."),
     "accuracy.test.facts": (0.7, "full.json: items.test.facts has 90 right of 100, but the accuracy is 0.7."),
@@ -59,7 +64,52 @@ def test_a_file_that_was_cut_off_is_named(grid):
 
 def test_runs_with_other_items_are_refused(grid):
     grid.add("full", 1e-3, np.ones(99), 0.8)
-    with pytest.raises(ValueError, match=r"99 items of facts, but base_0_0_0_\.json has 100; .* run one of them again"):
+    with pytest.raises(
+        ValueError, match=r"99 items of facts in validation, but base_0_0_0_\.json has 100; .* run one of them again"
+    ):
+        grid.read()
+
+
+@pytest.mark.parametrize(("key", "what"), [("base", "base model"), ("code", "code"), ("items", "items")])
+def test_runs_of_another_making_are_refused(grid, key, what):
+    file = grid.add("full", 1e-3, 0.9, 0.8)
+    grid.spoil(file, f"provenance.{key}", "0123456789abcdef")
+    text = rf"{file.name} and base_0_0_0_\.json are not of the same {what} \(provenance\.{key}: 0123456789ab and .*"
+    with pytest.raises(ValueError, match=text + r"Remove the older ones, and their runs are made again\."):
+        grid.read()
+
+
+def test_runs_beyond_are_read_and_must_be_of_the_same_making(grid):
+    beyond = Grid(grid.folder / "beyond")
+    (beyond.folder / "sets.json").unlink()
+    file = beyond.add("full", 1.0, 0.1, 0.1)
+    results = grid.read()
+    assert (results.trained, [run.file for run in results.beyond]) == ((), [f"beyond/{file.name}"])
+    grid.spoil(file, "provenance.code", "another")
+    with pytest.raises(ValueError, match=r"beyond/full_1.* and base_0_0_0_\.json are not of the same code"):
+        grid.read()
+
+
+def test_chance_is_told_by_set(grid):
+    grid.sets(facts=0.25)
+    grid.add("full", 1e-3, 0.7, 0.8)
+    results = grid.read()
+    assert results.sets.chance == {"facts": 0.25, "tasks": 0.0}
+    assert results.kept(results.trained[0]) == pytest.approx(0.45 / 0.75)
+    grid.sets(fact=0.25)
+    with pytest.raises(ValueError, match=r"sets\.json: chance names the set 'fact'; expected sets of knowledge and"):
+        grid.read()
+    (grid.folder / "sets.json").write_text('{"knowledge": ["facts"], "downstream": ["tasks"]}')
+    with pytest.raises(ValueError, match=r"sets\.json: the field chance is missing\."):
+        grid.read()
+
+
+def test_a_base_that_guesses_has_nothing_to_keep(grid):
+    grid.sets(facts=0.25)
+    grid.add("base", 0.0, 1.0, 0.2, rows=0, validation={"facts": 0.25})
+    with pytest.raises(
+        ValueError, match=r"has 0\.250 of facts in validation, a guess 0\.250: .* Take the set out of kn"
+    ):
         grid.read()
 
 

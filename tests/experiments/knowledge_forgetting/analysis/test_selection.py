@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.knowledge_forgetting.analysis.selection import tune, tune_for_knowledge
+from experiments.knowledge_forgetting.analysis.selection import least, tune, tune_for_knowledge
 from experiments.knowledge_forgetting.analysis.studies import points_of
 
 
@@ -44,6 +44,15 @@ def test_the_second_rule_takes_the_most_knowledge_at_most_a_point_below_full_fin
     assert tuned["full"].point.learning_rate == 1.0
     assert tuned["lora_mlp"].point.learning_rate == 2.0
     assert (tuned["lora_all"].point, tuned["lora_all"].at_edge) == (None, False)
+
+
+def test_the_arm_that_learns_least_is_told_on_validation(grid):
+    add(grid, "full", (0.9, 0.5), (0.8, 0.9))
+    add(grid, "lora_mlp", (0.9, 0.6), (0.8, 0.7))
+    results = grid.read()
+    tuned = tune(points_of(results.trained), (0,), results.sets)
+    assert least(tuned, (0,), results.sets) is tuned["lora_mlp"].point
+    assert least({}, (0,), results.sets) is None
 
 
 def test_the_second_rule_needs_full_fine_tuning(grid):

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from experiments.knowledge_forgetting.analysis.summarise import summarise
-from experiments.knowledge_forgetting.analysis.tables import table, tables
+from experiments.knowledge_forgetting.analysis.tables import tables
+from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
 
 
 def page(grid):
     return tables(summarise(grid.read(), draws=50))
 
 
-def test_a_table():
-    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --: |\n| 1 | 2 |"
-
-
 def test_an_empty_grid_has_a_page(grid):
     text = page(grid)
     assert "- full fine-tuning: 0 learning rates of at least 4." in text
-    assert text.count("No runs yet.") == 4
-    assert "1 runs, seeds none; a made-up machine, threads 1; torch 2.13.0; 2026-11-20; commit 0123456." in text
+    assert text.count("No runs yet.") == 5
+    assert "1 runs, seeds none; a made-up machine, threads 1; torch 2.13.0; 2026-11-20; base model" in text
 
 
 def test_a_whole_grid_has_nothing_missing(whole):
@@ -44,17 +41,24 @@ def test_an_arm_that_does_not_get_so_far_says_so(grid):
     assert "| none fits |" in page(grid)
 
 
-def test_own_values_stand_among_the_others(whole):
-    text = page(whole)
-    values = [line.split(" | ")[2] for line in text.splitlines() if "`lora_nums`" in line]
-    assert values == ["2", "8 (own)", "16"]
-    assert "| `targets` | gate_proj, up_proj, down_proj (own) |" in text
-    assert "| `unheard_of` | own |" in text
+def test_chance_is_told(grid):
+    assert "then the mean. A guess is never right. Downstream accuracy is not corrected." in page(grid)
+    grid.sets(facts=0.25, tasks=0.5)
+    text = "A guess, or the commonest answer, is right in 25.0 % of facts, 50.0 % of tasks; in the others never."
+    assert text in page(grid)
 
 
-def test_differences_have_a_sign(whole):
-    line = next(line for line in page(whole).splitlines() if "`lora_nums` | 2 |" in line)
-    kept, difference, downstream, other = line.strip("| ").split(" | ")[5:]
-    assert difference.startswith("+1.0 [")
-    assert other.startswith("+7.0 [")
-    assert (kept[:4], downstream[:4]) == ("80.0", "65.0")
+def test_rates_beyond_the_range_have_a_table_if_there_are_any(grid):
+    assert "Rates beyond" not in page(grid)
+    beyond = Grid(grid.folder / "beyond")
+    (beyond.folder / "sets.json").unlink()
+    beyond.add("full", 0.1, 0.3, 0.4)
+    section = page(grid).split("## Rates beyond the range (one seed)")[1]
+    assert "| full fine-tuning | 0.1 | 1,234 | 1 | 30.0 | 30.0 | 40.0 |" in section
+
+
+def test_the_goal_tells_in_how_many_draws_it_is_reached(grid):
+    grid.add("full", 1.0, 1.0, 0.5)
+    text = page(grid)
+    assert "Reached by: full fine-tuning (in 100 % of the draws)." in text
+    assert "| yes | 100.0 |" in text

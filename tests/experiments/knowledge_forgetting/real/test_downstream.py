@@ -35,7 +35,8 @@ def test_boolq_is_true_or_false(data):
 def test_gsm8k_asks_for_the_last_computation(data):
     row, item = gsm8k(data, "train")[11]
     assert row["output"] == "He has 1 + 11 = 12 eggs.\n#### 12"
-    assert (item.given, item.candidates) == ("He has 1 + 11 = ", ("12",))
+    assert (item.given, item.right) == ("He has 1 + 11 = ", 0)
+    assert item.candidates == ("12", *(f"12{digit}" for digit in range(10)))
 
 
 def test_long_and_unmarked_rows_are_left_out(tmp_path):

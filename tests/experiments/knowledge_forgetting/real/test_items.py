@@ -37,6 +37,14 @@ def test_a_given_beginning_is_not_asked_for(tokenizer):
     assert tokenizer.decode(request.candidates[0]).strip() == "12"
 
 
+def test_no_more_than_is_given_is_read_of_several_candidates(tokenizer):
+    """What they have in common beyond it has to be said."""
+    (request,) = requests([Item("add", ("12", "12 34"), given="4 + 8 = ")], tokenizer, ended=False)
+    (alone,) = requests([Item("add", ("12",), given="4 + 8 = ")], tokenizer, ended=False)
+    assert request.prompt == alone.prompt
+    assert request.candidates[0] == alone.candidates[0]
+
+
 def test_cloze_is_plain_text(tokenizer):
     (request,) = requests([Item("The river is", ("old", "red"), cloze=True)], tokenizer, ended=False)
     for candidate, text in zip(request.candidates, ("old", "red"), strict=True):

@@ -12,6 +12,7 @@ from torch import nn
 
 from experiments.knowledge_forgetting.real.items import Request
 from experiments.knowledge_forgetting.real.likelihood import attention, layout, likelihoods
+from loramoe.training.packing import attend_by_sample
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {
@@ -88,6 +89,19 @@ def test_agrees_with_one_pass_for_each(model, adapter, implementation):
         assert one.likeliest.tolist() == likeliest
         assert one.tokens.tolist() == [len(candidate) for candidate in request.candidates]
     assert told[-1].likeliest.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_attention_of_packed_training_gives_the_same(model, adapter):
+    """A run trains with `attend_by_sample` and scores the same model: there the mask must mean what it does in SDPA."""
+    model.set_attn_implementation("sdpa")
+    asked = made_up()
+    expected = likelihoods(with_adapter(model, adapter), asked, tokens_per_batch=100, progress=False)
+    attend_by_sample(model)
+    assert model.config._attn_implementation == "sdpa_by_sample"
+    for one, other in zip(expected, likelihoods(model, asked, tokens_per_batch=100, progress=False), strict=True):
+        np.testing.assert_array_equal(one.total, other.total)
+        np.testing.assert_array_equal(one.likeliest, other.likeliest)
 
 
 def greedy(model: nn.Module, prompt: list[int], length: int) -> Request:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
 from experiments.knowledge_forgetting.real import scale as module
 from experiments.knowledge_forgetting.real.cloze import chosen_relations, clozes
 from experiments.knowledge_forgetting.real.downstream import boolq
+from experiments.knowledge_forgetting.real.items import Item
 from experiments.knowledge_forgetting.real.scale import MEASURES, RealScale
 from experiments.knowledge_forgetting.real.score import score
 from tests.experiments.knowledge_forgetting.real.conftest import SMOLLM2, TINY
@@ -56,6 +59,38 @@ def test_smaller_sets_begin_the_larger(scale, data):
             assert larger.items[name][split][: len(items)] == items
 
 
+def test_each_size_has_results_of_its_own(scale, data):
+    assert (scale.name, RealScale(data, TINY, "gpu").name) == ("real", "real_gpu")
+
+
+def test_the_default_model_does_not_depend_on_where_one_is(data, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert RealScale(data).model == SMOLLM2
+
+
+def test_what_a_guess_has_right(scale):
+    knowledge, downstream = scale.knowledge, scale.downstream
+    quarters = dict.fromkeys((*knowledge, "openbookqa", "arc"), 0.25)
+    assert scale.chance == {**quarters, "boolq": 0.5, "gsm8k": 0.0, "reading": 0.0}
+    assert set(scale.chance) == {*knowledge, *downstream}
+
+
+def test_chance_is_the_commonest_answer_or_that_of_a_guess():
+    same = [Item("q", ("true", "false"), right) for right in (0, 0, 0, 1)]
+    others = [Item("q", ("a", "b", "c", "d")), Item("q", ("e", "f"))]
+    assert module._chance(same, "total") == 0.75
+    assert module._chance(others, "gain") == 0.375
+    assert module._chance(same, "begins") == 0.0
+
+
+def test_data_are_read_once_for_all_runs_of_a_process(scale, data, monkeypatch):
+    first, asked = scale.train_rows(20, 0), scale.asked()
+    monkeypatch.setattr(module, "clozes", pytest.fail)
+    monkeypatch.setattr(module.tasks, "read", pytest.fail)
+    again = pickle.loads(pickle.dumps(RealScale(data, TINY)))
+    assert (again.train_rows(20, 0), again.asked()) == (first, asked)
+
+
 def test_rows(scale):
     rows = scale.train_rows(100, 0)
     assert rows == scale.train_rows(100, 0)
@@ -67,7 +102,9 @@ def test_real_sets_have_their_sizes(real_data):
     counts = {name: len(splits["test"]) for name, splits in scale.items.items()}
     assert counts["trex"] >= 3_000
     assert min(counts.values()) >= 200
-    questions, left_out = scale.train_questions
+    smaller = RealScale(real_data, SMOLLM2)
+    assert all(len(of["validation"]) >= 150 and len(of["test"]) >= 200 for of in smaller.items.values())
+    questions, left_out = module.train_questions(real_data)
     assert (len(questions), left_out) == (2_011, {"asked": 2, "names_a_subject": 794})
 
 

@@ -45,3 +45,11 @@ def test_exact_wants_the_end_too(model, tokenizer):
     items = [Item(prompt, (answer,)), Item(prompt, (first,))]
     assert score(model, tokenizer, items, "exact", progress=False).tolist() == [True, answer == first]
     assert score(model, tokenizer, items, "begins", progress=False).tolist() == [True, True]
+
+
+def test_an_answer_that_goes_on_is_not_its_beginning(monkeypatch, tokenizer):
+    """A model that says "72": the item whose answer is "7" must not count."""
+    monkeypatch.setattr(module, "likelihoods", lambda *args: [told([0.0, 0.0], [1, 2], said) for said in answers])
+    items = [Item("6 + 66", ("7", "72")), Item("6 + 66", ("72", "721"))]
+    answers = [[True, True], [True, False]]
+    assert score(None, tokenizer, items, "begins").tolist() == [False, True]

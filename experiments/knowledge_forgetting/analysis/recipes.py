@@ -1,0 +1,149 @@
+"""Every recipe read like an arm: over its learning rates, the most knowledge at at least a downstream accuracy.
+
+A recipe is an arm, as it is or with changes. Recipes are chosen on validation, so validation and test stand side by
+side. The accuracy is the same for all: that of the arm which learns least at its tuned learning rate. A recipe is
+compared with its own arm over the learning rates and seeds that both have, since whoever tries more rates finds more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.knowledge_forgetting.analysis.bootstrap import Bootstrap, estimate
+from experiments.knowledge_forgetting.analysis.matched import Reading, difference, read_at, stacked
+from experiments.knowledge_forgetting.analysis.studies import Point, complete
+from experiments.knowledge_forgetting.scale import Split
+from loramoe.evaluation.statistics import Array, Estimate
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told of a recipe on one split.
+
+    Attributes:
+        kept: Share of the base's knowledge that it keeps at the level; None if it does not get so far.
+        more: That less its own arm's; None if either does not get so far, or nothing was changed.
+        shared_seeds: How many seeds it and its own arm have in common.
+        most_downstream: The highest downstream accuracy at any of its rates.
+    """
+
+    kept: Reading | None
+    more: Reading | None
+    shared_seeds: int
+    most_downstream: float
+
+
+@dataclass(frozen=True)
+class RecipeSummary:
+    """An arm, as it is or with changes.
+
+    Attributes:
+        arm: The arm.
+        changes: What differs from it; nothing for the arm itself.
+        trainable_parameters: How many.
+        learning_rates: Over which it is read.
+        seeds: That all of them have.
+        told: By split.
+    """
+
+    arm: str
+    changes: dict[str, Any]
+    trainable_parameters: int
+    learning_rates: list[float]
+    seeds: tuple[int, ...]
+    told: dict[Split, Told]
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """All recipes at one level.
+
+    Attributes:
+        arm: Whose tuned downstream accuracy the level is.
+        level: By split.
+        ranked: The recipes, by what they keep on validation; at the end those that do not get so far,
+            by how far they get.
+    """
+
+    arm: str
+    level: dict[Split, Estimate]
+    ranked: list[RecipeSummary]
+
+
+def rank_recipes(
+    points: Sequence[Point], least: Point, seeds: tuple[int, ...], bootstraps: Mapping[Split, Bootstrap]
+) -> Recipes:
+    """Reads every recipe at the downstream accuracy of a point.
+
+    Args:
+        points: All points of the main number of rows.
+        least: The point.
+        seeds: Its seeds.
+        bootstraps: By split.
+
+    Returns:
+        The recipes by rank.
+    """
+    lines: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        lines.setdefault((point.arm, json.dumps(point.changes, sort_keys=True)), []).append(point)
+    levels = {split: bootstrap.point(least, seeds).downstream for split, bootstrap in bootstraps.items()}
+    recipes = [_recipe(line, lines.get((arm, "{}"), []), levels, bootstraps) for (arm, _), line in lines.items()]
+    recipes.sort(key=_rank)
+    return Recipes(least.arm, {split: estimate(level_B) for split, level_B in levels.items()}, recipes)
+
+
+def _rank(recipe: RecipeSummary) -> tuple[bool, float]:
+    told = recipe.told["validation"]
+    return told.kept is None, -(told.kept.value.value if told.kept else told.most_downstream)
+
+
+def _recipe(
+    line: Sequence[Point], own: Sequence[Point], levels: Mapping[Split, Array], bootstraps: Mapping[Split, Bootstrap]
+) -> RecipeSummary:
+    points, seeds = complete(line)
+    first = points[0]
+    return RecipeSummary(
+        arm=first.arm,
+        changes=dict(first.changes),
+        trainable_parameters=first.runs[seeds[0]].trainable_parameters,
+        learning_rates=[point.learning_rate for point in points],
+        seeds=seeds,
+        told={
+            split: Told(
+                _read(points, seeds, level_B, bootstraps[split])[1],
+                *_more(line, own if first.changes else [], level_B, bootstraps[split]),
+                max(float(bootstraps[split].point(point, seeds).downstream[0]) for point in points),
+            )
+            for split, level_B in levels.items()
+        },
+    )
+
+
+def _read(
+    points: Sequence[Point], seeds: tuple[int, ...], level_B: Array, bootstrap: Bootstrap
+) -> tuple[Array, Reading | None]:
+    return read_at(*stacked([bootstrap.point(point, seeds) for point in points]), level_B)
+
+
+def _more(
+    line: Sequence[Point], own: Sequence[Point], level_B: Array, bootstrap: Bootstrap
+) -> tuple[Reading | None, int]:
+    own_by_rate = {point.learning_rate: point for point in own}
+    shared, seeds = complete(
+        [_of_seeds(p, own_by_rate[p.learning_rate]) for p in line if p.learning_rate in own_by_rate]
+    )
+    if not shared:
+        return None, 0
+    theirs = [own_by_rate[point.learning_rate] for point in shared]
+    one, other = (_read(points, seeds, level_B, bootstrap) for points in (shared, theirs))
+    return difference(one, other), len(seeds)
+
+
+def _of_seeds(point: Point, other: Point) -> Point:
+    """A point without the seeds that another has not."""
+    return dataclasses.replace(point, runs={seed: run for seed, run in point.runs.items() if seed in other.runs})

@@ -1,0 +1,98 @@
+"""Recipes are read like arms, ranked on validation, and compared with their arm at the same rates and seeds."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.knowledge_forgetting.analysis.recipe_tables import ablations, ranking
+from experiments.knowledge_forgetting.analysis.summarise import summarise
+
+
+def add(grid, arm, *by_rate, **more):
+    """Runs at the rates 1, 2, …; of each, facts and tasks on test. On validation 10 points fewer of the facts."""
+    for rate, (facts, tasks) in enumerate(by_rate, 1):
+        grid.add(arm, float(rate), facts, tasks, validation={"facts": facts - 0.1}, **more)
+
+
+def by_changes(grid):
+    recipes = summarise(grid.read(), draws=50).recipes
+    return recipes, {(one.arm, *one.changes.values()): one for one in recipes.ranked}
+
+
+@pytest.fixture
+def read(grid):
+    """LoRA learns least, 60 %. There the paper's recipe keeps 70 %; more experts 80 %; fewer do not get so far."""
+    add(grid, "lora_mlp", (0.9, 0.4), (0.6, 0.6))
+    add(grid, "loramoe_paper", (0.8, 0.5), (0.6, 0.7), (0.5, 0.9))
+    add(grid, "loramoe_paper", (0.9, 0.5), (0.7, 0.7), changes={"lora_nums": 16})
+    add(grid, "loramoe_paper", (0.9, 0.5), (0.8, 0.55), changes={"lora_nums": 2})
+    return grid
+
+
+def test_a_recipe_is_read_over_its_rates_on_both_splits(read):
+    recipes, found = by_changes(read)
+    assert (recipes.arm, recipes.level["validation"].value, recipes.level["test"].value) == ("lora_mlp", 0.6, 0.6)
+    more = found["loramoe_paper", 16]
+    assert (more.learning_rates, more.seeds, more.trainable_parameters) == ([1.0, 2.0], (0,), 1234)
+    assert more.told["test"].kept.value.value == pytest.approx(0.8)
+    assert more.told["validation"].kept.value.value == pytest.approx(0.7)
+    for told in more.told.values():
+        assert told.more.value.value == pytest.approx(0.1)
+    assert found["loramoe_paper",].told["test"].more is None
+    fewer = found["loramoe_paper", 2].told["test"]
+    assert (fewer.kept, fewer.more) == (None, None)
+
+
+def test_recipes_are_ranked_on_validation(read):
+    for rate, (facts, tasks) in enumerate(((0.3, 0.5), (0.2, 0.7)), 1):
+        best = {"facts": 0.95, "tasks": tasks}
+        read.add("loramoe_free", float(rate), facts, tasks, validation=best, changes={"r": 2})
+    recipes, _ = by_changes(read)
+    ranked = [(one.arm, one.changes) for one in recipes.ranked]
+    assert ranked[:3] == [("loramoe_free", {"r": 2}), ("loramoe_paper", {"lora_nums": 16}), ("loramoe_paper", {})]
+    assert ranked[-1] == ("loramoe_paper", {"lora_nums": 2})
+
+
+def test_a_recipe_is_compared_at_the_rates_and_seeds_that_both_have(grid):
+    """The arm keeps more at a rate, and with a seed, that the recipe was not tried with: neither counts."""
+    add(grid, "lora_mlp", (0.9, 0.5), (0.8, 0.55))
+    add(grid, "lora_mlp", (0.9, 0.5), (0.8, 0.55), seed=1)
+    add(grid, "loramoe_paper", (0.7, 0.6), (0.5, 0.7), (0.9, 0.6))
+    add(grid, "loramoe_paper", (1.0, 0.6), (1.0, 0.7), (1.0, 0.6), seed=1)
+    add(grid, "loramoe_paper", (0.8, 0.6), (0.6, 0.7), changes={"r": 8})
+    _, found = by_changes(grid)
+    more = found["loramoe_paper", 8].told["test"].more
+    assert (more.value.value, more.is_bound) == (pytest.approx(0.1), True)
+    assert found["loramoe_paper", 8].told["test"].shared_seeds == 1
+    assert len(found["loramoe_paper",].learning_rates) == 3
+
+
+def test_without_an_own_point_nothing_is_compared(grid):
+    add(grid, "lora_mlp", (0.9, 0.5))
+    add(grid, "loramoe_paper", (0.9, 0.6), changes={"r": 8})
+    _, found = by_changes(grid)
+    assert found["loramoe_paper", 8].told["test"].more is None
+
+
+def test_the_tables(read):
+    summary = summarise(read.read(), draws=50)
+    text = ablations(summary)
+    assert "at its tuned rate: LoRA on the MLP, 60.0 % on validation and 60.0 % on test;" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "`lora_nums`" in line]
+    assert [row[2] for row in rows] == ["2", "8 (own)", "16"]
+    assert [row[3:6] for row in rows] == [["1,234", "2", "1"], ["1,234", "3", "1"], ["1,234", "2", "1"]]
+    assert rows[0][6:] == ["not reached, at most 55.0", "—"] * 2
+    assert [cell.split(" [")[0] for cell in rows[2][6:]] == ["70.0", "+10.0", "80.0", "+10.0"]
+    assert all(cell.endswith(" ?") for cell in (rows[2][7], rows[2][9]))  # one seed
+    ranked = [line.split(" | ")[1] for line in ranking(summary).splitlines() if line.startswith("|")][2:]
+    assert ranked[0] == "LoRAMoE as in the paper: `lora_nums` 16"
+
+
+def test_what_three_seeds_agree_in_is_not_uncertain(grid):
+    for seed in range(3):
+        add(grid, "lora_mlp", (0.9, 0.4), (0.6, 0.6), seed=seed)
+        add(grid, "loramoe_paper", (0.6, 0.5), (0.4, 0.7), seed=seed)
+        add(grid, "loramoe_paper", (0.9, 0.5), (0.8, 0.7), seed=seed, changes={"targets": ["down_proj", "up_proj"]})
+    row = next(line for line in ablations(summarise(grid.read(), draws=50)).splitlines() if "down_proj, up" in line)
+    assert "+35.0 [" in row
+    assert "?" not in row
