@@ -222,16 +222,19 @@ def _packing(result: Result) -> str:
 
 
 def live() -> str:
-    """What is logged of the experts, as a share of a training step: at every step, and at every tenth."""
+    """What is logged of the experts, as a share of a training step: timed by itself, and as a difference of steps."""
     return _of_devices("live", _live)
 
 
 def _live(result: Result) -> str:
     head = ["model", "layers", "rows × tokens", "step, ms", "figures", "at every 10th step", "at every step"]
+    head.append("whole step, with / without")
     rows = []
     for setting in result["settings"]:
         shares = (setting[f"share_every_{often}"] for often in ("10", "step"))
         spans = [f"{one['p50']:.2%} ({one['p20']:.2%}–{one['p80']:.2%})" for one in shares]
+        whole = setting["with_over_without"]
+        spans.append(f"{whole['p50']:.2f} ({whole['p20']:.2f}–{whole['p80']:.2f})")
         size = [setting["layers"], f"{setting['rows']} × {setting['length']}", f"{setting['step_ms']:.0f}"]
         rows.append([setting["model"], *size, setting["figures"], *spans])
     return table(head, rows)

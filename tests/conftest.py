@@ -202,6 +202,7 @@ class TinyTask:
             "save_steps": 3,
             "use_cpu": "true",
             "disable_tqdm": "true",
+            "experts_page": "false",  # tests of it ask for it: it takes as long as such a run
             **changes,
         }
         return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]

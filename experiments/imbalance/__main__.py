@@ -1,6 +1,6 @@
 """Train what is missing, then write the table and the figure.
 
-python -m experiments.imbalance           # about 8 minutes on one CPU core
+python -m experiments.imbalance           # about 12 minutes on one CPU core
 python -m experiments.imbalance --report  # the table and the figure alone, from results/
 """
 

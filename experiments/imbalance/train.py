@@ -21,6 +21,7 @@ from tqdm import tqdm
 from benchmarks.harness import hardware
 from loramoe.report import Shares
 from loramoe.training.arguments import parse
+from loramoe.training.files import write_json
 from loramoe.training.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,11 +60,11 @@ KEPT = ("step", "loss", "blc", "cov", "share/", "routing/cov/")  # beginnings of
 
 def train_missing() -> None:
     """Train every arm with every seed that has no result yet; an interrupted grid goes on where it was."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # its matrices are too small to share out among threads
     todo = [(arm, seed) for arm in ARMS for seed in SEEDS if not result_file(arm, seed).exists()]
     for arm, seed in tqdm(todo, desc="runs", unit="run"):
-        body = measure(arm, seed)
-        result_file(arm, seed).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        write_json(result_file(arm, seed), measure(arm, seed))
 
 
 def result_file(arm: str, seed: int) -> Path:

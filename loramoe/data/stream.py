@@ -178,6 +178,22 @@ class StreamedRows(Dataset[dict[str, Any]]):
             for index, row, code in zip(indices, rows, encoded, strict=True)
         ]
 
+    def own(self, index: int) -> dict[str, Any] | None:
+        """Reads a row without another standing in for it.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            The row; None if its prompt leaves no room for an answer.
+
+        Raises:
+            DatasetError: If a file was changed since its rows were checked.
+            IndexError: If there is no row of that number.
+        """
+        row = self._read(index)
+        return self._sample(row, self._encoder.encode([row])[0])
+
     def select(self, indices: npt.NDArray[np.int64]) -> StreamedRows:
         """Makes a dataset of some of the rows.
 
@@ -205,8 +221,7 @@ class StreamedRows(Dataset[dict[str, Any]]):
             )
         self.replaced += 1
         for step in range(1, len(self)):
-            row = self._read((index + step) % len(self))
-            if sample := self._sample(row, self._encoder.encode([row])[0]):
+            if sample := self.own((index + step) % len(self)):
                 return sample
         raise DatasetError(
             f"none of the {len(self):,} rows has room for an answer, because every prompt alone has "

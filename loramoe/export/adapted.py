@@ -100,7 +100,8 @@ def in_evaluation(model: Any) -> Iterator[None]:
     finally:
         model.train(training)
         for weight, requires_grad in trained:
-            weight.requires_grad_(requires_grad)
+            if weight.requires_grad != requires_grad:  # of ZeRO-3's it must not even be asked for
+                weight.requires_grad_(requires_grad)
 
 
 def run(model: Any, batch: Mapping[str, Any]) -> Tensor:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader
 
 from loramoe.data import TEMPLATES, SftCollator, stream_dataset
@@ -19,6 +18,7 @@ from loramoe.report.measures import MIN_COUNT, TOP, measure
 from loramoe.report.page import Source
 from loramoe.report.pictures import shares_in_words
 from loramoe.report.routing import observe, routed
+from loramoe.report.rows import ReportRows
 from loramoe.report.tokens import text_of
 from loramoe.report.write import PAGE, check_folder, write_pages
 from loramoe.training.model_arguments import ModelArguments
@@ -48,14 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _batches(arguments: argparse.Namespace, tokenizer: Any) -> DataLoader[Any]:
+def _rows(arguments: argparse.Namespace, tokenizer: Any) -> ReportRows:
     rows, told = stream_dataset(
         arguments.data, tokenizer, template=arguments.prompt_template, max_seq_length=arguments.max_seq_length
     )
     print(f"{arguments.data}: {told}")
-    if arguments.rows is not None and len(rows) > arguments.rows:
-        rows = rows.select(np.linspace(0, len(rows) - 1, arguments.rows).round().astype(np.int64))
-    return DataLoader(rows, batch_size=arguments.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
+    return ReportRows(rows, arguments.rows)
 
 
 def _report(arguments: argparse.Namespace) -> str:
@@ -67,14 +65,16 @@ def _report(arguments: argparse.Namespace) -> str:
     name = base_name(arguments.model, [arguments.adapter])
     loading = ModelArguments(name, torch_dtype=arguments.torch_dtype, load_in_kbits=arguments.load_in_kbits)
     tokenizer = load_tokenizer(name, [arguments.adapter])
-    batches = _batches(arguments, tokenizer)
+    rows = _rows(arguments, tokenizer)
+    batches: DataLoader[Any] = DataLoader(rows, arguments.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
     with attached(load_base(loading, arguments.device), arguments.adapter) as model:
         config = routed(model).config
         routing = observe(model, batches)
     measures = measure(routing, partial(text_of, tokenizer), arguments.min_count, arguments.top)
     source = Source(public_name(arguments.adapter), public_name(name), Path(arguments.data).resolve().name, config)
     write_pages(measures, source, arguments.out)
-    return f"constraint in training: {source.constraint}\n{shares_in_words(measures)}\nwrote {arguments.out / PAGE}"
+    said = [rows.told(), f"constraint in training: {source.constraint}", shares_in_words(measures)]
+    return "\n".join([*filter(None, said), f"wrote {arguments.out / PAGE}"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from loramoe.report.routing import Routing
 
 MIN_COUNT: Final = 5  # occurrences of a token before it is told of
 TOP: Final = 8  # tokens of each expert and band
+LIKED: Final = 1.05  # least ratio to the expert's mean gate: below, it would read ×1.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class BandTokens:
     Attributes:
         layers: The band, as `0–3`.
         gate_E: Mean gate of each expert there.
-        liked: For each expert the tokens of highest ratio, above 1, from high to low.
+        liked: For each expert the tokens of highest ratio, from LIKED on, from high to low.
     """
 
     layers: str
@@ -157,14 +158,14 @@ def liked_tokens(gate_VE: Tensor, count_V: Tensor, min_count: int, top: int) -> 
         top: Most tokens of each expert.
 
     Returns:
-        For each expert, ids and ratios above 1, from high to low; equal ones by id.
+        For each expert, ids and ratios from LIKED on, from high to low; equal ones by id.
     """
     often = (count_V >= min_count).nonzero().squeeze(-1)
     mean_E = gate_VE.sum(dim=0) / count_V.sum()
     ratio_VE = gate_VE[often] / count_V[often, None] / mean_E
     ratio_EV, order_EV = ratio_VE.T.sort(dim=-1, descending=True, stable=True)
     best = zip(ratio_EV[:, :top].tolist(), often[order_EV[:, :top]].tolist(), strict=True)
-    return [[(id, ratio) for ratio, id in zip(*each, strict=True) if ratio > 1] for each in best]
+    return [[(id, ratio) for ratio, id in zip(*each, strict=True) if ratio >= LIKED] for each in best]
 
 
 def measure(routing: Routing, text_of: Callable[[int], str], min_count: int = MIN_COUNT, top: int = TOP) -> Measures:

@@ -79,16 +79,21 @@ def facts(measures: Measures, source: Source) -> dict[str, str]:
     """What stands at the head of a page, by name."""
     tokens = zip(measures.task_types, measures.tokens_T, strict=True)
     kinds = {group: [e for e, kind in enumerate(measures.expert_types) if kind == group] for group in measures.groups}
+    beside = f"beside each of {len(measures.linears)} linears in {len(measures.layers)} layers"
     return {
         "adapter": source.adapter,
         "base model": source.base_model,
-        "experts": f"{len(measures.expert_types)} of rank {source.config.r} beside each of {len(measures.linears)} "
-        f"linears in {len(measures.layers)} layers; "
+        "experts": f"{len(measures.expert_types)} of rank {_ranks(source.config)} {beside}; "
         + ", ".join(f"type {group}: {_joined(experts)}" for group, experts in kinds.items()),
         "constraint in training": source.constraint,
         "rows": f"{measures.rows:,} of {source.data}",
         "tokens": ", ".join(f"type {task_type}: {count:,}" for task_type, count in tokens),
     }
+
+
+def _ranks(config: LoraMoeConfig) -> str:
+    others = ", ".join(f"{name}: {rank}" for name, rank in config.rank_pattern.items())
+    return f"{config.r} ({others}, by rank_pattern)" if others else str(config.r)
 
 
 def _joined(numbers: Sequence[int]) -> str:

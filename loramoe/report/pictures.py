@@ -164,7 +164,7 @@ def _draw_entropy(measures: Measures) -> Figure:
 
 def _draw_variation(measures: Measures) -> Figure:
     figure, axes = _panel()
-    axes.plot(measures.variation_N, color="black", linewidth=2.5, label="all rows")
+    axes.plot(measures.variation_N, color="black", marker="*", markersize=8, linewidth=2.5, label="all rows")
     for t, task_type in enumerate(measures.task_types):
         _draw_line(axes, measures.variation_TN[t], t, t + 1, f"rows of type {task_type}")
     _finish_lines(figure, axes, measures.layers, "coefficient of variation")
@@ -183,7 +183,19 @@ def _panel(height: float = 3.1) -> tuple[Figure, Axes]:
 def _draw_line(axes: Axes, values: Sequence[float], t: int, d: int, label: str) -> None:
     """A line whose colour and marker tell the task type, and whose dash tells the rest."""
     look: dict[str, Any] = {"color": _COLOURS[t % len(_COLOURS)], "marker": _MARKERS[t % len(_MARKERS)]}
-    axes.plot(values, linestyle=_DASHES[d % len(_DASHES)], markersize=5, label=label, **look)
+    axes.plot(values, linestyle=dash(d), markersize=5, label=label, **look)
+
+
+def dash(d: int) -> str | tuple[int, tuple[int, ...]]:
+    """The dashes of a line, as matplotlib takes them: from the fifth on a stroke and ever more dots.
+
+    Args:
+        d: Number of the line among those that its dashes have to tell apart.
+
+    Returns:
+        No two are alike.
+    """
+    return _DASHES[d] if d < len(_DASHES) else (0, (5, *(1,) * (2 * d - 3)))
 
 
 def _finish_lines(

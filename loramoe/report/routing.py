@@ -14,8 +14,7 @@ tokens of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from loramoe.config import LoraMoeConfig
-from loramoe.export.adapted import Adapted, real_tokens
+from loramoe.export.adapted import Adapted, in_evaluation, real_tokens
 from loramoe.export.gates import gates_kept
 from loramoe.layer import LoraMoeLayer
 from loramoe.report.layers import Layer, bands_of, layers_of
@@ -112,8 +111,8 @@ class RoutingMeter:
         Raises:
             ValueError: If there was no token, or gates are not finite.
         """
-        task_types = tuple(sorted(self._sums))
-        if not any(self._sums[task_type][2] for task_type in task_types):
+        task_types = tuple(sorted(kind for kind, (_, _, tokens) in self._sums.items() if tokens > 0))
+        if not task_types:
             raise ValueError("there is no token to report on: the rows are empty. Give at least one row.")
         Q, entropy, tokens = zip(*(self._sums[task_type] for task_type in task_types), strict=True)
         Q_TLE = torch.stack(Q).cpu()
@@ -146,35 +145,27 @@ def observe(model: Any, batches: Iterable[Mapping[str, Tensor]], *, progress: bo
         The sums.
 
     Raises:
-        ValueError: If the adapter has no experts to tell apart, a batch lacks something, a linear saw other tokens than
-            the batch has, there were none at all, or gates are not finite.
+        ValueError: If no adapter is active, or it has no experts to tell apart, a batch lacks something, a linear saw
+            other tokens than the batch has, there were none at all, or gates are not finite.
     """
     adapter = routed(model)
     base = model.get_base_model()
     trunk = _trunk(base, adapter)
     vocabulary = base.config.get_text_config().vocab_size
     meter = RoutingMeter(tuple(adapter.layers), adapter.config.types_of_experts, vocabulary, model.device)
-    with _in_evaluation(model), torch.no_grad():  # in inference mode ZeRO-3 would gather weights that no one can train
+    with in_evaluation(model), torch.no_grad():  # in inference mode ZeRO-3 would gather weights that no one can train
         for batch in tqdm(batches, desc="observing the experts", disable=not progress, leave=False):
             _check_batch(batch)
             ids_BS, task_types = batch["input_ids"].to(model.device), batch["task_types"]
             real_BS = real_tokens(batch).to(model.device)
+            places_P = real_BS.flatten().nonzero().squeeze(-1)  # once: an accelerator has to be waited for
             with gates_kept(adapter):
                 trunk(input_ids=ids_BS, attention_mask=real_BS.long(), use_cache=False)
-                gates = [_gates_of(adapter, linear, real_BS) for linear in adapter.layers]
+                gates = [_gates_of(adapter, linear, real_BS.shape, places_P) for linear in adapter.layers]
             types_BS = task_types.to(model.device)[:, None].expand_as(ids_BS)
-            meter.add(gates, ids_BS[real_BS], types_BS[real_BS], task_types.tolist())
+            ids_P, types_P = (each_BS.flatten().index_select(0, places_P) for each_BS in (ids_BS, types_BS))
+            meter.add(gates, ids_P, types_P, task_types.tolist())
     return meter.result()
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def routed(model: Any) -> Adapted:
@@ -187,14 +178,18 @@ def routed(model: Any) -> Adapted:
         The first active adapter.
 
     Raises:
-        ValueError: If the model has none, or it is not of LoRAMoE, or has a single expert.
+        ValueError: If the model has none, none is active, or it is not of LoRAMoE, or has a single expert.
     """
     if not isinstance(model, PeftModel):
         raise ValueError(
             f"the experts of a PeftModel can be observed; got {type(model).__name__}. Load the adapter with "
             "PeftModel.from_pretrained(base, adapter)."
         )
-    name = next(iter(model.active_adapters))
+    name = next(iter(model.active_adapters), None)
+    if name is None:
+        raise ValueError(
+            f"no adapter is active; the model has {sorted(model.peft_config)}. Choose one with model.set_adapter(name)."
+        )
     config = model.peft_config[name]
     if not isinstance(config, LoraMoeConfig):
         raise ValueError(
@@ -225,13 +220,13 @@ def _check_batch(batch: Mapping[str, Tensor]) -> None:
         )
 
 
-def _gates_of(adapter: Adapted, linear: str, real_BS: Tensor) -> Tensor:
-    """Gates [P, E] of the P real tokens; some architectures flatten rows and tokens into one dimension."""
+def _gates_of(adapter: Adapted, linear: str, shape: torch.Size, places_P: Tensor) -> Tensor:
+    """Gates [P, E] of the P real tokens of a batch [B, S]; some architectures flatten that into one dimension."""
     gates = adapter.layers[linear].gates.get(adapter.name)
     seen = 0 if gates is None else gates.shape[:-1].numel()
-    if gates is None or seen != real_BS.numel():
+    if gates is None or seen != shape.numel():
         raise ValueError(
-            f"{linear} saw {seen} tokens, the batch has {list(real_BS.shape)} = {real_BS.numel()}: whose gates are "
+            f"{linear} saw {seen} tokens, the batch has {list(shape)} = {shape.numel()}: whose gates are "
             "whose cannot be told. Adapters on linears that see each token once can be reported on, and no others."
         )
-    return gates.reshape(seen, -1)[real_BS.flatten().to(gates.device)]
+    return gates.reshape(seen, -1).index_select(0, places_P.to(gates.device))

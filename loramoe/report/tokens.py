@@ -16,14 +16,15 @@ def text_of(tokenizer: Any, id: int) -> str:
         id: Id of the token; models may have more of them than their tokenizer.
 
     Returns:
-        Its text; of a token that is a part of a character, or unknown to the tokenizer, its name there.
+        Its text; of a token that is a part of a character its name there; of an id that the tokenizer does not have,
+        as vocabularies have gaps, `<id>`.
     """
-    piece = str(tokenizer.convert_ids_to_tokens(id)) if id < len(tokenizer) else f"<{id}>"
-    if id >= len(tokenizer):
-        return piece
+    piece = tokenizer.convert_ids_to_tokens(id) if id < len(tokenizer) else None
+    if piece is None:
+        return f"<{id}>"
     text: str = tokenizer.decode([id], clean_up_tokenization_spaces=False)
     if not text or "\ufffd" in text:
-        return piece.replace(WORD_BEGINS, " ")
+        return str(piece).replace(WORD_BEGINS, " ")
     return f" {text}" if piece.startswith(WORD_BEGINS) and not text.startswith(" ") else text
 
 

@@ -1,10 +1,15 @@
-"""The files of a report, written whole or not at all."""
+"""The files of a report: each is there whole or not, and where the page is, so is all that it shows.
+
+`experts.json` keeps to ASCII, as names of files may hold bytes that are no text.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +23,10 @@ PAGE: Final = "experts.html"
 TEXT: Final = "experts.md"
 NUMBERS: Final = "experts.json"
 
+# Not the Trainer's: a report may be written into the folder of a run that saves a checkpoint meanwhile.
+_DRAFT = ".experts.incomplete"
+_OURS = re.compile(r"experts(\.html|\.md|\.json|_(gates_type-?\d+|shares|shares_by_layer|entropy|variation)\.png)")
+
 
 def write_pages(measures: Measures, source: Source, folder: Path) -> None:
     """Writes experts.html, experts.md, experts.json and the pictures; files of other names in the folder stay.
@@ -28,15 +37,32 @@ def write_pages(measures: Measures, source: Source, folder: Path) -> None:
         folder: Where to; is made if it is not there.
 
     Raises:
-        OSError: If it cannot be written; then it is as it was.
+        OSError: If they cannot be written; what was there before stays.
     """
-    with filled_then_moved(folder, writer=True) as draft:
+    with filled_then_moved(folder, writer=True, draft_name=_DRAFT, last=PAGE) as draft:
         pictures = draw_all(measures, draft)
         (draft / PAGE).write_text(html(measures, source, pictures, draft), encoding="utf-8")
         (draft / TEXT).write_text(markdown(measures, source, pictures), encoding="utf-8")
         (draft / NUMBERS).write_text(_as_json(measures, source), encoding="utf-8")
-    for old in {*folder.glob("experts_gates_type*.png")} - {folder / picture.file for picture in pictures}:
-        old.unlink()  # of an earlier report on rows of other task types
+    for old in _written(folder) - {PAGE, TEXT, NUMBERS, *(picture.file for picture in pictures)}:
+        (folder / old).unlink()  # of an earlier report on rows of other task types
+
+
+def remove_pages(folder: Path) -> None:
+    """Removes what `write_pages` has left in a folder, cut off or not; all else stays.
+
+    Args:
+        folder: The folder, if there is one.
+    """
+    for name in sorted(_written(folder), key=lambda name: name != PAGE):  # the page first, as it was written last
+        (folder / name).unlink()
+    shutil.rmtree(folder / _DRAFT, ignore_errors=True)
+
+
+def _written(folder: Path) -> set[str]:
+    """Names of the files that are ours."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return {file.name for file in there if file.is_file() and _OURS.fullmatch(file.name)}
 
 
 def check_folder(folder: Path) -> None:
@@ -67,4 +93,4 @@ def _as_json(measures: Measures, source: Source) -> str:
         "blc_alpha": config.blc_alpha,
         **dataclasses.asdict(measures),
     }
-    return json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(told, indent=1, allow_nan=False) + "\n"

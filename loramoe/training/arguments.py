@@ -120,6 +120,9 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
             "batch out, and count it."
         },
     )
+    experts_page: bool = field(
+        default=True, metadata={"help": "Leave a page on what each expert does, of at most 512 rows to evaluate on."}
+    )
     group_by_length: bool = field(
         default=False, metadata={"help": "Draw rows of similar length together, so that they need little padding."}
     )

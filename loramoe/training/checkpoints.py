@@ -5,7 +5,9 @@ output_dir/checkpoint-N/           state of the Trainer, and sft_lora_model/, th
 output_dir/checkpoint-N/complete   written last, with size and hash of every file of the checkpoint: one without it was
                                    cut off, one that does not agree with it was damaged; neither is resumed from
 output_dir/sft_lora_model/         the trained adapter
-output_dir/metrics.json            written last of all: the run has finished
+output_dir/expert_shares.*         which expert served which task type in the last evaluation
+output_dir/metrics.json            written last of all that makes a run: it has finished
+output_dir/report/                 the page on the experts, made after that
 """
 
 from __future__ import annotations
@@ -224,8 +226,6 @@ def clear(output_dir: Path, start: Path | None = None) -> None:
     (output_dir / METRICS).unlink(missing_ok=True)  # first: a run half removed must not look finished
     for name in _LEFT:
         (output_dir / name).unlink(missing_ok=True)
-    for page in (output_dir / PAGES).glob("experts*"):
-        page.unlink()
     for folder in _not_before(output_dir, start):
         remove_checkpoint(folder)
 

@@ -38,17 +38,21 @@ def _draft_of(file: Path) -> Path:
 
 
 @contextlib.contextmanager
-def filled_then_moved(folder: Path, writer: bool) -> Iterator[Path]:
-    """Fills a hidden folder and moves its entries into place once they are whole and on disk.
+def filled_then_moved(
+    folder: Path, writer: bool, draft_name: str = ".incomplete", last: str | None = None
+) -> Iterator[Path]:
+    """Fills a hidden folder and moves its entries into place, one by one, once all are whole and on disk.
 
     Args:
         folder: Where the entries go; entries of other names stay.
         writer: Whether this process is the one that writes; the others only take part in what saving gathers.
+        draft_name: Name of the hidden folder; two that write into one folder at once need two.
+        last: Name of the entry that is moved last: where it is, the others are.
 
     Yields:
         The hidden folder, of the same name in all processes.
     """
-    draft = folder / ".incomplete"
+    draft = folder / draft_name
     if writer:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -61,7 +65,7 @@ def filled_then_moved(folder: Path, writer: bool) -> Iterator[Path]:
     if not writer:
         return
     sync_all(draft)
-    for entry in list(draft.iterdir()):
+    for entry in sorted(draft.iterdir(), key=lambda entry: entry.name == last):
         _replace(entry, folder / entry.name)
     draft.rmdir()
     sync(folder)

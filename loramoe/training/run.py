@@ -15,11 +15,13 @@ from loramoe import LoraMoeConfig
 from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_fingerprint
 from loramoe.recall import Probe, read_probes
 from loramoe.report.card import write_card
+from loramoe.report.write import remove_pages
 from loramoe.training import checkpoints
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.card import Origin, describe
 from loramoe.training.engines import gather_where_used, start_engine
 from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.training.experts_page import leave_page
 from loramoe.training.files import SEAL, write_json
 from loramoe.training.hub import open_repository, push
 from loramoe.training.lock import RunLock
@@ -28,14 +30,7 @@ from loramoe.training.packing import attend_by_sample
 from loramoe.training.paths import check_paths
 from loramoe.training.rows import load_data, make_collator
 from loramoe.training.signals import StopAtSignal
-from loramoe.training.summary import (
-    before_and_after,
-    closing_words,
-    observe_experts,
-    table,
-    write_page,
-    write_report,
-)
+from loramoe.training.summary import before_and_after, closing_words, table, write_report
 from loramoe.training.trainer import LoraMoeTrainer
 
 # Flags that do not shape the trajectory, by the beginning of their names; all others must be the same to resume.
@@ -43,7 +38,7 @@ _HARMLESS: tuple[str, ...] = ("output_dir", "overwrite_output_dir", "resume_from
 _HARMLESS += ("log", "report_to", "project", "trackio_", "disable_tqdm", "debug", "include_", "skip_memory_metrics")
 _HARMLESS += ("save_", "eval_", "per_device_eval_batch_size", "batch_eval_metrics", "hub_", "push_to_hub", "enable_jit")
 _HARMLESS += ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch")
-_HARMLESS += ("preprocessing_num_workers", "ddp_", "local_rank", "on_nonfinite")
+_HARMLESS += ("preprocessing_num_workers", "ddp_", "local_rank", "on_nonfinite", "experts_page")
 
 
 def run(arguments: Arguments) -> dict[str, dict[str, float]]:
@@ -221,7 +216,9 @@ def _open_output_dir(
             checkpoints.check_new(output_dir)
         if args.overwrite_output_dir:
             checkpoints.clear(output_dir, resume_from)
-        (output_dir / checkpoints.METRICS).unlink(missing_ok=True)  # a finished run that is resumed is none any more
+        for name in (checkpoints.METRICS, checkpoints.FIGURE, checkpoints.SHARES):
+            (output_dir / name).unlink(missing_ok=True)  # a finished run that is resumed is none any more
+        remove_pages(output_dir / checkpoints.PAGES)
         write_json(output_dir / checkpoints.ARGUMENTS, trajectory)
     if args.should_log:
         trainer.model.print_trainable_parameters()
@@ -263,14 +260,14 @@ def _finish(
     trainer.measure_recall()
     trainer.save_state()
     metrics = before_and_after(trainer.state.log_history)
-    routing = observe_experts(trainer) if args.do_eval else None  # all processes: each may hold a part of the weights
     if args.should_save:
         if trainer.eval_shares is not None:
             write_report(trainer.eval_shares, output_dir, config.blc_target, config.blc_weight)
-        if routing is not None:
-            write_page(routing, trainer, arguments)
         write_card(describe(trainer, arguments, metrics, origin), adapter, figure if figure.is_file() else None)
         write_json(output_dir / checkpoints.METRICS, metrics)
+    if args.do_eval and args.experts_page:  # the run is finished: without a page, too
+        leave_page(trainer, arguments)
+    if args.should_save:
         print(closing_words(arguments, metrics))
         if origin.repository is not None:
             print(f"Pushed: {push(origin.repository, adapter, args)}")

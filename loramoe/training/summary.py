@@ -5,31 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-from torch.utils.data import DataLoader
-
-from loramoe.data import SftCollator
-from loramoe.decoding import pad_id
 from loramoe.report import draw_shares, write_shares
-from loramoe.report.card import public_name
-from loramoe.report.measures import measure
-from loramoe.report.page import Source
-from loramoe.report.routing import Routing, observe
 from loramoe.report.shares import Shares
-from loramoe.report.tokens import text_of
-from loramoe.report.write import PAGE, write_pages
+from loramoe.report.write import PAGE
 from loramoe.training.arguments import Arguments
 from loramoe.training.checkpoints import ADAPTER, FIGURE, PAGES, SHARES
 from loramoe.training.files import write_json
 
 logger = logging.getLogger(__name__)
-
-PAGE_ROWS: Final = 512
-"""Most rows that it is made from: enough for shares, and a small part of an evaluation."""
 
 _NAMES = {"loss": "evaluation loss", "perplexity": "perplexity", "recall": "recall"}
 
@@ -77,51 +63,20 @@ def _earlier_results(file: Path) -> dict[str, Any]:
 
 
 def write_report(shares: Shares, output_dir: Path, blc_target: str, blc_weight: float) -> None:
-    """Writes the figure of the experts' shares, and the JSON beside it."""
-    write_shares(shares, output_dir / SHARES, blc_target=blc_target, blc_weight=blc_weight)
-    draw_shares(shares, output_dir / FIGURE, blc_target, blc_weight)
-
-
-def observe_experts(trainer: Any) -> Routing | None:
-    """Runs at most PAGE_ROWS of the rows to evaluate on through the model, evenly spaced, for the page on its experts.
-
-    Every process of a run has to call it: under ZeRO-3 each holds a part of the weights. All run the same rows.
+    """Writes the JSON of the experts' shares, and the figure of it; a run whose figure cannot be drawn is finished too.
 
     Args:
-        trainer: The Trainer, after the training.
-
-    Returns:
-        What the routers did; None where that cannot be told, and a warning says why. The run is finished all the same.
+        shares: What the experts did.
+        output_dir: Folder of the run.
+        blc_target: Direction of the constraint.
+        blc_weight: Weight of the constraint.
     """
-    if trainer.is_fsdp_enabled:  # which gathers the weights for its own forward alone
-        logger.warning("no page on the experts: FSDP shards the model. Make one with python -m loramoe.report.")
-        return None
-    rows, args = trainer.eval_dataset, trainer.args
-    chosen = np.linspace(0, len(rows) - 1, min(PAGE_ROWS, len(rows))).round().astype(int).tolist()
-    collate = SftCollator(pad_id(trainer.tokenizer_to_save))
-    chosen_rows: Any = [rows[index] for index in chosen]
-    batches: DataLoader[Any] = DataLoader(chosen_rows, args.per_device_eval_batch_size, collate_fn=collate)
     try:
-        return observe(trainer.model, batches, progress=args.should_log and not args.disable_tqdm)
-    except ValueError as error:
-        logger.warning("no page on the experts: %s", error)
-        return None
-
-
-def write_page(routing: Routing, trainer: Any, arguments: Arguments) -> None:
-    """Writes the page on the experts, as `python -m loramoe.report` does, into the folder PAGES of output_dir.
-
-    Args:
-        routing: What the routers did.
-        trainer: The Trainer.
-        arguments: What the run was started with.
-    """
-    model, data, training = arguments
-    rows = Path(data.validation_file).resolve().name if data.validation_file else "the rows set aside"
-    config = trainer.model.peft_config[ADAPTER]
-    source = Source(ADAPTER, public_name(model.model_name_or_path), rows, config)
-    measures = measure(routing, partial(text_of, trainer.tokenizer_to_save))
-    write_pages(measures, source, Path(training.output_dir) / PAGES)
+        write_shares(shares, output_dir / SHARES, blc_target=blc_target, blc_weight=blc_weight)
+        draw_shares(shares, output_dir / FIGURE, blc_target, blc_weight)
+    except Exception as error:  # of a drawing library, too
+        (output_dir / FIGURE).unlink(missing_ok=True)  # it may be half a figure
+        logger.warning("no figure of the experts' shares: %s: %s", type(error).__name__, error)
 
 
 def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]]) -> str:

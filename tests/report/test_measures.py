@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from loramoe.report.layers import bands_of, layers_of
-from loramoe.report.measures import group_shares, liked_tokens, measure, normalised_entropy, variation
+from loramoe.report.measures import LIKED, group_shares, liked_tokens, measure, normalised_entropy, variation
 from loramoe.report.routing import Routing
 
 LINEARS = ("h.0.up", "h.0.down", "h.1.up", "head")
@@ -65,6 +65,13 @@ def test_a_token_seen_once_does_not_win():
     assert liked_tokens(gate_VE, count_V, min_count=99, top=3) == [[], []]
 
 
+def test_a_token_that_would_read_as_once_the_mean_is_not_liked():
+    gate_VE = torch.tensor([[1.04, 0.9], [0.96, 1.1]], dtype=torch.float64)
+    first, second = liked_tokens(gate_VE, torch.ones(2, dtype=torch.int64), min_count=1, top=2)
+    assert first == []
+    assert [id for id, _ in second] == [1]
+
+
 def test_equal_tokens_come_by_id():
     gate_VE = torch.tensor([[1.0, 0.0]] + [[0.0, 1.0]] * 3, dtype=torch.float64)
     assert [id for id, _ in liked_tokens(gate_VE, torch.ones(4, dtype=torch.int64), 1, 2)[1]] == [1, 2]
@@ -110,4 +117,4 @@ def test_liked_tokens_are_told_with_their_numbers():
                 assert token.text == f"token {token.id}"
                 assert token.gate == pytest.approx(float(routing.Q_KVE[k, token.id, e]) / token.count)
                 assert token.ratio == pytest.approx(token.gate / band.gate_E[e])
-                assert token.ratio > 1
+                assert token.ratio >= LIKED

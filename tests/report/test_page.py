@@ -106,6 +106,11 @@ def test_the_direction_of_the_constraint_is_told(options: dict[str, object], wor
     assert told["rows"] == "12 of adapter.json"
 
 
+def test_other_ranks_are_told():
+    told = facts(make_measures(), make_source(r=4, rank_pattern={"down_proj": 8, "up_proj": 2}))
+    assert told["experts"].startswith("4 of rank 4 (down_proj: 8, up_proj: 2, by rank_pattern) beside each of 6")
+
+
 def test_experts_without_frequent_tokens_have_none(tmp_path: Path):
     measures = make_measures(vocabulary=4)  # of which none occurs 5 times
     assert "<small>none</small>" in page_of(measures, tmp_path)

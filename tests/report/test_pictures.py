@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from loramoe.report.pictures import _COLOURS, draw_all
+from loramoe.report.pictures import _COLOURS, dash, draw_all
 from tests.report.reports import make_measures
 
 
@@ -59,10 +59,17 @@ def test_lines_and_bars_differ_without_colour(drawn: dict[str, Figure], tmp_path
     draw_all(make_measures(task_types=(0, 1, 2), expert_types=(0, 1, 2, 2)), tmp_path)
     for name in ("experts_shares_by_layer.png", "experts_entropy.png", "experts_variation.png"):
         lines = drawn[name].axes[0].lines
-        looks = {(line.get_linestyle(), line.get_marker(), line.get_linewidth()) for line in lines}
+        looks = {(line.get_linestyle(), line.get_marker()) for line in lines}
         assert len(looks) == len(lines) > 1
+        assert all(line.get_marker() != "None" for line in lines)
     hatches = {bar.get_hatch() for bar in drawn["experts_shares.png"].axes[0].patches}
     assert len(hatches) == 3
+
+
+def test_no_two_dashes_are_alike():
+    dashes = [dash(d) for d in range(12)]
+    assert len(set(dashes)) == 12
+    assert all(len(pattern) % 2 == 0 for _, pattern in dashes[4:])  # else matplotlib would turn strokes and gaps round
 
 
 def test_many_layers_experts_and_types(drawn: dict[str, Figure], tmp_path: Path):

@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Pieces:
-    """A tokenizer as sentencepiece (▁), or one of bytes, that knows four pieces."""
+    """A tokenizer as sentencepiece (▁), or one of bytes, that knows four pieces, and none of id 4."""
 
-    pieces = ("▁city", "city", "<0xE4>", "Ġword")
-    texts = ("city", "city", "\ufffd", " word")
+    pieces = ("▁city", "city", "<0xE4>", "Ġword", None)
+    texts = ("city", "city", "\ufffd", " word", "")
 
     def __len__(self) -> int:
         return len(self.pieces)
 
-    def convert_ids_to_tokens(self, id: int) -> str:
+    def convert_ids_to_tokens(self, id: int) -> str | None:
         return self.pieces[id]
 
     def decode(self, ids: list[int], **_: object) -> str:
@@ -29,8 +29,8 @@ class Pieces:
 
 
 def test_the_space_before_a_word_is_kept_and_parts_of_characters_have_a_name():
-    texts = [text_of(Pieces(), id) for id in range(5)]
-    assert texts == [" city", "city", "<0xE4>", " word", "<4>"]
+    texts = [text_of(Pieces(), id) for id in range(6)]
+    assert texts == [" city", "city", "<0xE4>", " word", "<4>", "<5>"]
 
 
 def test_words_of_the_embedded_tokenizer():

@@ -1,4 +1,4 @@
-"""The files of a report are there whole, or what was there before is."""
+"""Each file of a report is there whole, or what was there before is; and the page comes last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from loramoe.report import write
-from loramoe.report.write import check_folder, write_pages
+from loramoe.report.write import check_folder, remove_pages, write_pages
+from loramoe.training import files
 from tests.report.reports import make_measures, make_source
 
 FILES = {"experts.html", "experts.md", "experts.json", "experts_shares.png", "experts_shares_by_layer.png"}
@@ -40,6 +41,45 @@ def test_what_fails_half_way_leaves_the_report_that_was_there(tmp_path: Path, mo
     with pytest.raises(OSError, match="no space left"):
         write_pages(make_measures(task_types=(0,)), make_source("other"), tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_the_page_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    moved: list[str] = []
+    replace = files._replace
+    monkeypatch.setattr(files, "_replace", lambda new, target: (moved.append(target.name), replace(new, target)))
+    write_pages(make_measures(), make_source(), tmp_path)
+    assert set(moved) == FILES
+    assert moved[-1] == "experts.html"
+
+
+def test_the_draft_of_a_checkpoint_is_left_alone(tmp_path: Path):
+    (tmp_path / ".incomplete").mkdir()
+    (tmp_path / ".incomplete" / "adapter").touch()
+    write_pages(make_measures(), make_source(), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {*FILES, ".incomplete"}
+    assert (tmp_path / ".incomplete" / "adapter").is_file()
+
+
+def test_names_that_are_no_text_can_be_told(tmp_path: Path):
+    """As Python gives those of files whose bytes are no UTF-8."""
+    write_pages(make_measures(), make_source("caf\udce9"), tmp_path)
+    assert json.loads((tmp_path / "experts.json").read_text())["data"] == "caf\udce9.json"
+    assert "caf\\udce9" in (tmp_path / "experts.html").read_text(encoding="utf-8")
+
+
+def test_only_what_a_report_writes_is_removed(tmp_path: Path):
+    write_pages(make_measures(task_types=(-1, 0)), make_source(), tmp_path)
+    for folder in ("experts_old", ".experts.incomplete"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "experts.html").touch()
+    for name in ("experts_notes.txt", "experts_gates_type1_mine.png"):
+        (tmp_path / name).touch()
+    remove_pages(tmp_path)
+    mine = {"experts_old", "experts_notes.txt", "experts_gates_type1_mine.png"}
+    assert {file.name for file in tmp_path.iterdir()} == mine
+    remove_pages(tmp_path / "not there")
+    remove_pages(tmp_path / "experts_notes.txt")
+    assert {file.name for file in tmp_path.iterdir()} == mine
 
 
 def test_a_folder_that_cannot_be_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

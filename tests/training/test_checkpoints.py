@@ -167,12 +167,8 @@ def test_clear_removes_a_run_and_nothing_else(tmp_path: Path):
     kept = ["notes.txt", ADAPTER]
     for name in ("expert_shares.png", "expert_shares.json", "trainer_state.json", "all_results.json", *kept):
         (tmp_path / name).write_text("mine")
-    (tmp_path / "report").mkdir()
-    for name in ("experts.html", "experts_gates.png", "mine.txt"):
-        (tmp_path / "report" / name).write_text("")
     clear(tmp_path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [*kept, "report"]
-    assert [entry.name for entry in (tmp_path / "report").iterdir()] == ["mine.txt"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == kept
 
 
 def test_clear_keeps_the_way_to_a_checkpoint(tmp_path: Path):

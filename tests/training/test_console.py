@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ def test_totals_are_printed_and_everything_is_kept(
 ):
     monkeypatch.setattr(trainer, "live_figures", lambda shares: FIGURES)
     train(tmp_path, disable_tqdm=disable_tqdm, max_steps=2)
-    printed = "".join(capsys.readouterr())
-    for line in ("'cov': '0.5', 'share/type0/group0': '0.75'", "'eval_cov': '0.5', 'eval_share/type0/group0': '0.75'"):
+    printed = re.sub(r"'([\d.]+)'", r"\1", "".join(capsys.readouterr()))  # transformers 4.57 has no quotes there
+    for line in ("'cov': 0.5, 'share/type0/group0': 0.75", "'eval_cov': 0.5, 'eval_share/type0/group0': 0.75"):
         assert line in printed
     assert "routing/" not in printed
     assert "total_flos" not in printed

@@ -102,6 +102,7 @@ def test_what_shapes_the_trajectory_is_remembered(tiny_task, tmp_path: Path):
 
     before = trajectory()
     assert trajectory(eval_strategy="steps", save_steps=1, logging_steps=1, dataloader_num_workers=1) == before
+    assert trajectory(experts_page="true") == before
     changes = {"label_smoothing_factor": 0.1, "max_grad_norm": 2.0, "adam_beta1": 0.5, "max_seq_length": 16}
     now = trajectory(**changes)
     assert {name for name in now if now[name] != before[name]} == {*changes, "training data"}
@@ -224,6 +225,7 @@ def test_a_run_leaves_numbers_and_a_figure(train, tiny_task, tmp_path: Path, cap
 def test_two_processes_equal_two_accumulated_batches(train, tiny_task, tmp_path: Path):
     # Rank r takes every second batch, so one process sees the same batches in the same order.
     flags = {"lora_dropout": 0, "max_steps": 5, "blc_weight": 0.5, "save_strategy": "no", "max_grad_norm": 0}
+    flags |= {"experts_page": "true"}
     flags["per_device_eval_batch_size"] = 6  # a batch that is not full would be filled up, and count its rows twice
     train(tmp_path / "one", gradient_accumulation_steps=2, **flags)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "train.py"]
@@ -233,6 +235,8 @@ def test_two_processes_equal_two_accumulated_batches(train, tiny_task, tmp_path:
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-4, atol=1e-6)
     one, two = (json.loads((tmp_path / name / METRICS).read_text())["after"]["loss"] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
+    gates = [json.loads((tmp_path / name / "report/experts.json").read_text())["gate_TLE"] for name in ("one", "two")]
+    torch.testing.assert_close(torch.tensor(gates[1]), torch.tensor(gates[0]), rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_resumed_at_its_last_step_ends_with_the_best_weights_too(train, tmp_path: Path):

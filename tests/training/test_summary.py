@@ -74,8 +74,9 @@ def test_results_of_all_splits_gather_in_one_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize("left", ["", '{"train_loss": ', "[1]"])
-def test_results_that_a_killed_run_cut_off_are_written_anew(tmp_path: Path, left: str, caplog: pytest.LogCaptureFixture):
+def test_results_that_a_killed_run_cut_off_are_written_anew(tmp_path: Path, caplog, left: str):
     (tmp_path / "all_results.json").write_text(left)
     save_results(tmp_path, "eval", {"eval_loss": 1.5})
     assert json.loads((tmp_path / "all_results.json").read_text()) == {"eval_loss": 1.5}
-    assert "all_results.json was damaged, and is written anew; what was in it is in the files of each split." in caplog.text
+    words = "all_results.json was damaged, and is written anew; what was in it is in the files of each split."
+    assert words in caplog.text
