@@ -16,7 +16,6 @@ class Provenance:
         runs: How many there are, with the base's.
         seeds: Of the trained ones.
         hardware: The machines.
-        threads: How many each run had.
         versions: By name.
         base: Fingerprint of the base model's weights, the same for all runs.
         commits: Of this repository.
@@ -27,7 +26,6 @@ class Provenance:
     runs: int
     seeds: list[int]
     hardware: list[str]
-    threads: list[str]
     versions: dict[str, list[str]]
     base: str
     commits: list[str]
@@ -40,7 +38,7 @@ class Provenance:
         changed = f" ({self.dirty} runs with uncommitted changes)" if self.dirty else ""
         return (
             f"{self.runs} runs, seeds {', '.join(map(str, self.seeds)) or 'none'}; {' / '.join(self.hardware)}, "
-            f"threads {' / '.join(self.threads)}; {versions}; {' to '.join(self.dates)}; "
+            f"one thread a run; {versions}; {' to '.join(self.dates)}; "
             f"base model {self.base[:12]}; commit {', '.join(commit[:7] for commit in self.commits)}{changed}."
         )
 
@@ -60,7 +58,6 @@ def of(runs: Sequence[Run]) -> Provenance:
         runs=len(runs),
         seeds=sorted({run.seed for run in runs if run.arm != "base"}),
         hardware=_values(runs, "hardware"),
-        threads=_values(runs, "threads"),
         versions={
             name: sorted({str(of_run[name]) for of_run in versions if name in of_run})
             for name in sorted({name for of_run in versions for name in of_run})

@@ -62,7 +62,7 @@ class Run:
         accuracy: By split and set, as shares.
         items: By split and set, which items were right, in the scale's fixed order.
         routing: What the experts did, if there are any.
-        provenance: Base model, code, items, commit, versions, hardware, threads and date.
+        provenance: Base model, code, items, commit, versions, hardware and date.
     """
 
     file: str

@@ -58,7 +58,6 @@ class Grid:
                 "commit": "0123456789abcdef",
                 "versions": {"torch": "2.13.0"},
                 "hardware": "a made-up machine",
-                "threads": 1,
                 "date": f"2026-11-{20 + seed}",
             },
         }

@@ -13,6 +13,6 @@ def test_everything_that_occurs_is_told(grid):
     grid.spoil(other, "provenance.dirty", True)
     results = grid.read()
     assert of([results.base, *results.trained]).line() == (
-        "3 runs, seeds 1, 2; a made-up machine, threads 1; peft 0.21.2, torch 2.12.0 / 2.13.0; "
+        "3 runs, seeds 1, 2; a made-up machine, one thread a run; peft 0.21.2, torch 2.12.0 / 2.13.0; "
         "2026-11-20 to 2026-11-22; base model ba5eba5eba5e; commit 0123456, fedcba9 (1 runs with uncommitted changes)."
     )

@@ -15,7 +15,7 @@ def test_an_empty_grid_has_a_page(grid):
     text = page(grid)
     assert "- full fine-tuning: 0 learning rates of at least 4." in text
     assert text.count("No runs yet.") == 5
-    assert "1 runs, seeds none; a made-up machine, threads 1; torch 2.13.0; 2026-11-20; base model" in text
+    assert "1 runs, seeds none; a made-up machine, one thread a run; torch 2.13.0; 2026-11-20; base model" in text
 
 
 def test_a_whole_grid_has_nothing_missing(whole):
