@@ -115,4 +115,4 @@ def test_workers_end_with_a_grid_that_was_killed(tmp_path: Path):
     time.sleep(5)
     grid.kill()
     grid.wait()
-    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    assert psutil.wait_procs(workers, timeout=180)[1] == []
