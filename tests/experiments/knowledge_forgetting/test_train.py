@@ -27,11 +27,15 @@ def trained(name: str, rate: float = 1e-2, packing: bool = False, **changes) -> 
 
 @pytest.mark.parametrize("name", [name for name in ARMS if name != "base"])
 def test_rows_are_learnt(name: str):
-    result, hits = trained(name, rate=1e-2 if name == "full" else 2e-2)
+    result, _ = trained(name, rate=1e-2 if name == "full" else 2e-2)
     assert result.steps == 40
     assert [step for step, _ in result.curve] == list(range(2, 41, 2))
     assert result.curve[-1][1] < 0.75 * result.curve[0][1]
-    assert hits["colours"].any() or name != "full"
+
+
+def test_what_is_learnt_is_answered():
+    hits = trained("full")[1]
+    assert hits["colours"].sum() >= 2, "one colour for everything is right once"
 
 
 @pytest.mark.parametrize("name", ["full", "lora_mlp", "loramoe_paper"])
