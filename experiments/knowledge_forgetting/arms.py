@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from loramoe import LoraMoeConfig, LoraMoeLayer
+from loramoe.mixture import mixture, route
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -38,9 +40,12 @@ class Recipe:
         zero_experts: So many experts, of type 1 (the first ones), whose B stays zero: where they are chosen, the base
             answers.
         router_scale: Factor of the router's weights at the start; 0: all gates equal.
-        router_rate: Learning rate of the routers, in learning rates.
+        router_rate: Learning rate of the routers, in learning rates. Both at 1 / T are a router of temperature T:
+            AdamW's steps know nothing of a gradient's size.
         rate_B: Learning rate of B, in learning rates (LoRA+, arXiv 2402.12354, has 16 or so).
         use_rslora: Scale by lora_alpha / sqrt(r) (arXiv 2312.03732).
+        detached: Whether the router's input is detached, so that it teaches nothing to the layers before it.
+        replay: Share of the rows of type 1 that tell facts as the base model has read them, in place of questions.
         grouped: Whether a step's rows are of about one length. If not, they are as they come; the constraint then
             pushes both types of rows to the same experts, as rows of type 1 are the shorter ones (docs/direction.md).
     """
@@ -59,6 +64,8 @@ class Recipe:
     router_rate: float = 1.0
     rate_B: float = 1.0
     use_rslora: bool = False
+    detached: bool = False
+    replay: float = 0.0
     grouped: bool = True
 
 
@@ -146,6 +153,8 @@ def prepare(model: Any, kind: Kind, recipe: Recipe) -> Any:
         router.data.mul_(recipe.router_scale)
         if recipe.zero_experts:
             B.register_hook(_ZeroFirst(recipe.zero_experts * layer.r["default"]))  # type: ignore[no-untyped-call]
+        if recipe.detached:
+            layer.add_mixture = partial(_add_detached, layer)  # type: ignore[method-assign]
     return model
 
 
@@ -159,6 +168,15 @@ class _ZeroFirst:
         gradient = gradient.clone()
         gradient[:, : self.columns] = 0
         return gradient
+
+
+def _add_detached(layer: LoraMoeLayer, adapter_name: str, y: Tensor, x: Tensor) -> Tensor:
+    """`LoraMoeLayer.add_mixture`, with no gradient from the gates to x."""
+    router, A, B = layer.weights(adapter_name)
+    gates = route(x.detach(), router)
+    if layer.watched:
+        layer.gates[adapter_name] = gates
+    return y + mixture(layer.loramoe_dropout[adapter_name](x), gates, A, B, layer.scaling[adapter_name]).to(y.dtype)
 
 
 def _layers(model: nn.Module) -> list[LoraMoeLayer]:

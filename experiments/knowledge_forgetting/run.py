@@ -71,7 +71,7 @@ def run(settings: Settings, scale: Scale, provenance: dict[str, Any], progress: 
     model = prepare(model, arm.kind, recipe)
     trained = Trained(0, [], None, 0.0)
     if arm.kind != "base":
-        rows = scale.train_rows(settings.rows, settings.seed)
+        rows = scale.train_rows(settings.rows, settings.seed, recipe.replay)
         trained = train(model, tokenizer, rows, scale, recipe, settings.learning_rate, progress)
     start = time.perf_counter()
     hits = {"validation": scale.score(model, tokenizer, "validation"), "test": scale.score(model, tokenizer, "test")}

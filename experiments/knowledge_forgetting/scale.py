@@ -61,8 +61,15 @@ class Scale(Protocol):
     def base(self) -> tuple[Any, Any]:
         """The base model, in float32 and evaluation mode, and its tokenizer."""
 
-    def train_rows(self, count: int, seed: int) -> list[Row]:
-        """`count` rows of all tasks and of questions, shuffled; the same ones for the same seed."""
+    def train_rows(self, count: int, seed: int, replay: float = 0.0) -> list[Row]:
+        """`count` rows of all tasks and of questions, shuffled; the same ones for the same seed.
+
+        Args:
+            count: How many.
+            seed: Of the draw.
+            replay: Share of the rows of type 1 that tell facts as the base model has read them, in place of questions;
+                facts about subjects that no item asks for.
+        """
 
     def score(self, model: Any, tokenizer: Any, split: Split) -> dict[str, NDArray[np.bool_]]:
         """Which items of each set the model answers rightly, always in the same order."""

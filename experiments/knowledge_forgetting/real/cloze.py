@@ -1,8 +1,9 @@
 """T-REx facts as clozes with four candidates: "The capital of Egypt is" Cairo, Lima, Oslo or Rome?
 
 Subjects, not facts, are split into parts, so that nothing of a subject is in two of them. A 135M model does not know
-all relations: those are kept on which the base model is clearly above chance in the part `selection`, which is used for
-nothing else. `relations.py` makes that choice and writes it down.
+all relations: those are kept on which the base model is clearly above chance in the part `selection`, which no set of
+items contains; its facts are those that a recipe with `replay` trains on. `relations.py` makes that choice and writes
+it down.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final, Literal
 
 from experiments.knowledge_forgetting.real.files import read, shuffled
 from experiments.knowledge_forgetting.real.items import Item
+from experiments.knowledge_forgetting.scale import Row
 
 Part = Literal["selection", "validation", "test"]
 SHARES: Final[dict[Part, float]] = {"selection": 0.15, "validation": 0.15, "test": 0.70}
@@ -46,6 +48,21 @@ def clozes(data: Path, relations: Sequence[str], part: Part) -> list[Item]:
     """Items of some relations, in turn, so that any beginning of the list has all of them equally."""
     turns = zip_longest(*(relation_items(data, relation, part) for relation in relations))
     return [item for item in chain.from_iterable(turns) if item is not None]
+
+
+def statement_rows(data: Path, relations: Sequence[str]) -> list[Row]:
+    """Facts as rows of training, of task type 1: those of the part `selection`, about whose subjects no set asks.
+
+    Left out are those that tell such a fact from the other side: that Cairo is the capital of Egypt.
+    """
+    known = [(relation, subject, answer) for relation in relations for subject, answer in facts(data, relation).items()]
+    asked = {(subject, answer) for _, subject, answer in known if part_of(subject) != "selection"}
+    beginnings = {relation: pattern(read(data, f"trex/patterns/{relation}.jsonl")) for relation in relations}
+    return [
+        Row(instruction=str(beginnings[relation]).replace("[X]", subject), input="", output=answer, task_type=1)
+        for relation, subject, answer in known
+        if part_of(subject) == "selection" and (answer, subject) not in asked
+    ]
 
 
 def relation_items(data: Path, relation: str, part: Part) -> list[Item]:

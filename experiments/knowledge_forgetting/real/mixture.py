@@ -17,6 +17,7 @@ def mixture(
     count: int,
     seed: int,
     share: float = QUESTION_SHARE,
+    replayed: Sequence[Row] = (),
 ) -> list[Row]:
     """Draws rows of training.
 
@@ -25,7 +26,8 @@ def mixture(
         downstream: Rows of task type 0, by task. All tasks get the same number of rows, or one more.
         count: How many rows.
         seed: Of the draw. With the same seed, the rows of a smaller count are among those of a larger one.
-        share: Share of the questions, 0 to 1.
+        share: Share of the rows of task type 1, 0 to 1.
+        replayed: Rows of task type 1 that stand in place of as many questions.
 
     Returns:
         The rows, shuffled. A task that has too few is gone through again.
@@ -36,7 +38,7 @@ def mixture(
     if not 0 <= share <= 1:
         raise ValueError(f"share of questions must be between 0 and 1; got {share}. Pass such as {QUESTION_SHARE}.")
     asked = round(count * share)
-    rows = _first(questions, asked, seed, "questions")
+    rows = [*replayed[:asked], *_first(questions, asked - len(replayed[:asked]), seed, "questions")]
     for number, (task, its) in enumerate(sorted(downstream.items())):
         rest, tasks = count - asked, len(downstream)
         rows += _first(its, rest // tasks + (number < rest % tasks), seed, task)

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from experiments.knowledge_forgetting.real import downstream as tasks
-from experiments.knowledge_forgetting.real.cloze import chosen_relations, clozes, subjects
+from experiments.knowledge_forgetting.real.cloze import chosen_relations, clozes, statement_rows, subjects
 from experiments.knowledge_forgetting.real.files import shuffled
 from experiments.knowledge_forgetting.real.items import Item, Measure
-from experiments.knowledge_forgetting.real.mixture import mixture
+from experiments.knowledge_forgetting.real.mixture import QUESTION_SHARE, mixture
 from experiments.knowledge_forgetting.real.questions import (
     Question,
     natural_questions,
@@ -100,10 +100,11 @@ class RealScale:
         model = AutoModelForCausalLM.from_pretrained(self.model, dtype=torch.float32)
         return model.eval(), AutoTokenizer.from_pretrained(self.model)
 
-    def train_rows(self, count: int, seed: int) -> list[Row]:
+    def train_rows(self, count: int, seed: int, replay: float = 0.0) -> list[Row]:
         """`count` rows of all tasks and of questions, shuffled; the same ones for the same seed."""
         rows = {name: [row for row, _ in train] for name, (train, _) in _tasks(self.data).items()}
-        return mixture(question_rows(train_questions(self.data)[0]), rows, count, seed)
+        replayed = shuffled(_statements(self.data), seed, "replay")[: round(count * QUESTION_SHARE * replay)]
+        return mixture(question_rows(train_questions(self.data)[0]), rows, count, seed, replayed=replayed)
 
     def score(self, model: Any, tokenizer: Any, split: Split) -> dict[str, NDArray[np.bool_]]:
         """Which items of each set the model answers rightly, always in the same order."""
@@ -139,6 +140,11 @@ def train_questions(data: Path) -> tuple[list[Question], dict[str, int]]:
     asked = [*web_questions(data, "val"), *web_questions(data, "test"), *natural_questions(data)]
     named = subjects(data, chosen_relations())
     return without_overlap(web_questions(data, "trainmodel"), asked, named)
+
+
+@cache
+def _statements(data: Path) -> list[Row]:
+    return statement_rows(data, chosen_relations())
 
 
 @cache

@@ -48,7 +48,7 @@ class MadeUpScale:
         )
         return LlamaForCausalLM(config).eval(), AutoTokenizer.from_pretrained(TOKENIZER)
 
-    def train_rows(self, count: int, seed: int) -> list[Any]:
+    def train_rows(self, count: int, seed: int, replay: float = 0.0) -> list[Any]:
         rng = random.Random(seed)
         return [self._row(rng.randrange(4), rng.randrange(2)) for _ in range(count)]
 
@@ -65,7 +65,7 @@ class MadeUpScale:
 class FailingScale(MadeUpScale):
     """One that has no rows for seed 1."""
 
-    def train_rows(self, count: int, seed: int) -> list[Any]:
+    def train_rows(self, count: int, seed: int, replay: float = 0.0) -> list[Any]:
         if seed == 1:
             raise OSError("the disk is full")
-        return super().train_rows(count, seed)
+        return super().train_rows(count, seed, replay)

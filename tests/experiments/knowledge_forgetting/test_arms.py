@@ -71,6 +71,39 @@ def test_the_routers_can_start_even():
     assert not router.any()
 
 
+def test_a_detached_router_computes_the_same_and_sends_no_gradient_to_the_layers_before_it():
+    layers, gradients = [], []
+    for detached in (False, True):
+        torch.manual_seed(0)
+        base = MadeUpScale().base()[0]
+        model = prepare(base, "loramoe", Recipe(detached=detached, lora_dropout=0.0)).double()
+        layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+        torch.nn.init.ones_(layer.weights("default")[2])
+        x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        layers.append((y, layer.weights("default")[0].grad))
+        gradients.append(x.grad)
+    torch.testing.assert_close(layers[0], layers[1])
+    router, A, B = layer.weights("default")
+    held = torch.softmax(x.detach() @ router.T, -1).repeat_interleave(4, -1) * 8
+    alone = x.detach().requires_grad_()
+    (layer.base_layer(alone) + ((alone @ A.T) * held) @ B.T).square().sum().backward()
+    torch.testing.assert_close(gradients[1], alone.grad)
+    assert not torch.allclose(gradients[0], gradients[1], rtol=1e-2)
+
+
+def test_a_detached_router_is_held_to_the_constraint():
+    scale, recipe = MadeUpScale(), recipe_of("loramoe_paper", {"detached": True})
+    base, tokenizer = scale.base()
+    model = prepare(base, "loramoe", recipe)
+    router = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj").weights("default")[0]
+    before = router.detach().clone()
+    shares = train(model, tokenizer, scale.train_rows(16, 0), scale, recipe, 1e-2).shares
+    assert shares is not None
+    assert not torch.equal(router, before)
+
+
 def test_each_part_has_its_learning_rate():
     recipe = Recipe(router_rate=0.1, rate_B=16.0)
     model = prepare(MadeUpScale().base()[0], "loramoe", recipe)

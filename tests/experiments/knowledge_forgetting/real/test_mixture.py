@@ -24,6 +24,15 @@ def test_shares():
     assert all(row["task_type"] == 0 for row in mixture(QUESTIONS, TASKS, 20, 0, share=0.0))
 
 
+def test_what_is_replayed_stands_in_place_of_questions():
+    drawn = Counter(
+        row["instruction"].split()[0] for row in mixture(QUESTIONS, TASKS, 100, 0, replayed=rows("told", 10, 1))
+    )
+    assert drawn == {"question": 15, "told": 10, "a": 25, "b": 25, "c": 25}
+    more = mixture(QUESTIONS, TASKS, 100, 0, replayed=rows("told", 40, 1))
+    assert sum(row["task_type"] for row in more) == 25
+
+
 def test_small_tasks_are_repeated_evenly():
     drawn = Counter(row["instruction"] for row in mixture(QUESTIONS, TASKS, 100, 0))
     assert sorted(drawn[row["instruction"]] for row in TASKS["b"]) == [2] * 5 + [3] * 5

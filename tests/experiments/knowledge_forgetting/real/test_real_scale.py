@@ -97,6 +97,15 @@ def test_rows(scale):
     assert sum(row["task_type"] for row in rows) == 25
 
 
+def test_replayed_facts_are_of_subjects_that_no_set_asks_for(scale):
+    rows = scale.train_rows(100, 0, replay=0.4)
+    told = [row for row in rows if not row["instruction"].startswith("Answer the question: ") and row["task_type"] == 1]
+    assert len(told) == 10
+    prompts = {item.prompt for items in scale.items["trex"].values() for item in items}
+    assert not prompts & {row["instruction"] for row in told}
+    assert sum(row["task_type"] for row in rows) == 25
+
+
 def test_real_sets_have_their_sizes(real_data):
     scale = RealScale(real_data, SMOLLM2, "gpu")
     counts = {name: len(splits["test"]) for name, splits in scale.items.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from experiments.knowledge_forgetting.tiny.scale import ITEMS_PER_TASK, TinyScale
+from experiments.knowledge_forgetting.tiny.scale import ITEMS_PER_TASK, TinyScale, cloze, question
 from experiments.knowledge_forgetting.tiny.skills import LETTERS, LIST_LENGTH, SKILLS
 from experiments.knowledge_forgetting.tiny.tasks import INSTRUCTIONS, TASKS
 from loramoe.data import ReleaseTemplate
@@ -35,6 +35,17 @@ def test_a_quarter_of_the_rows_are_questions_and_every_task_has_its_share(scale:
 def test_rows_follow_from_the_seed(scale: TinyScale):
     assert scale.train_rows(100, 1) == scale.train_rows(100, 1)
     assert scale.train_rows(100, 1) != scale.train_rows(100, 2)
+
+
+def test_what_is_replayed_stands_in_place_of_questions_and_is_told_as_in_pretraining(scale: TinyScale):
+    rows = [row for row in scale.train_rows(800, 0, replay=0.5) if row["task_type"] == 1]
+    said = Counter(row["instruction"] for row in rows)
+    assert sum(said.values()) == 200
+    replayed = {tell(fact): fact.answer for fact in scale.split.asked for tell in (cloze, question)}
+    again = [row for row in rows if row["instruction"] in replayed]
+    assert len(again) == 100
+    assert all(replayed[row["instruction"]] == row["output"] for row in again)
+    assert 30 < sum(row["instruction"].endswith("?") for row in again) < 70
 
 
 def test_items_and_rows_are_the_same_in_every_process(scale: TinyScale):
