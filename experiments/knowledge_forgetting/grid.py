@@ -71,6 +71,14 @@ RECIPES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("loramoe_all", {"lora_dropout": 0.0}),
     ("loramoe_all", {"replay": 0.5}),
     ("loramoe_free", {"zero_experts": 4, **STRONG}),
+    # A second round, from what the first one told: experts that stay zero, replay, slow routers, attention alone.
+    ("loramoe_all", {"zero_experts": 4, "blc_weight": 0.0, "replay": 0.5}),
+    ("loramoe_all", {"zero_experts": 4, "replay": 0.5}),
+    ("loramoe_all", {"router_rate": 0.25, "replay": 0.5}),
+    ("loramoe_all", {"zero_experts": 4, "detached": True, "replay": 0.5, **STRONG}),
+    ("loramoe_all", {"blc_target": "match", "replay": 0.5}),
+    ("loramoe_all", {"targets": ATTENTION, "r": 5, "lora_alpha": 40.0, "replay": 0.5}),
+    ("loramoe_all", {"targets": ATTENTION, "r": 5, "lora_alpha": 40.0, "zero_experts": 4, "replay": 0.5}),
     ("lora_all", {}),
     ("lora_all", {"replay": 0.5}),
     ("full", {}),
@@ -112,22 +120,20 @@ def ablations(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS) -> list[Setting
         for arm, keys in ABLATIONS.items()
         for change in ({}, *({key: value} for key, values in keys.items() for value in values))
     ]
-    return _variants(scale, changes, seeds, slice(1, 3))
+    return _variants(scale, changes, seeds)
 
 
 def recipes(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS) -> list[Settings]:
-    """`RECIPES`, at all but the lowest learning rate."""
-    return _variants(scale, RECIPES, seeds, slice(1, None))
+    """`RECIPES`, at the learning rates of the ablations."""
+    return _variants(scale, RECIPES, seeds)
 
 
-def _variants(
-    scale: Scale, changes: Sequence[tuple[str, dict[str, Any]]], seeds: Sequence[int], rates: slice
-) -> list[Settings]:
+def _variants(scale: Scale, changes: Sequence[tuple[str, dict[str, Any]]], seeds: Sequence[int]) -> list[Settings]:
     return [
         Settings(scale.name, arm, rate, scale.rows, seed, change)
         for seed in seeds
         for arm, change in changes
-        for rate in scale.learning_rates[ARMS[arm].kind][rates]
+        for rate in scale.learning_rates[ARMS[arm].kind][1:3]
     ]
 
 
