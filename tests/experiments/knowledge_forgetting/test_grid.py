@@ -14,7 +14,17 @@ import pytest
 
 from experiments.knowledge_forgetting import __main__ as program
 from experiments.knowledge_forgetting.arms import recipe_of
-from experiments.knowledge_forgetting.grid import RECIPE_SEEDS, SEEDS, STUDIES, check_alike, frontier, work_through
+from experiments.knowledge_forgetting.grid import (
+    FINALISTS,
+    RECIPE_SEEDS,
+    RECIPES,
+    SEEDS,
+    STUDIES,
+    check_alike,
+    frontier,
+    recipes,
+    work_through,
+)
 from experiments.knowledge_forgetting.provenance import provenance_of
 from experiments.knowledge_forgetting.run import Settings, plain
 from tests.experiments.knowledge_forgetting.made_up import FailingScale, MadeUpScale
@@ -41,6 +51,13 @@ def test_recipes_are_chosen_with_seeds_that_no_published_comparison_has():
     assert {one.seed for study in ("recipes", "ablations") for one in STUDIES[study](MadeUpScale())} == set(
         RECIPE_SEEDS
     )
+
+
+def test_finalists_are_among_the_recipes():
+    assert all(finalist in RECIPES for finalist in FINALISTS)
+    assert {(one.arm, one.seed) for one in recipes(MadeUpScale()) if one.seed != RECIPE_SEEDS[0]} == {
+        ("loramoe_all", 11)
+    }
 
 
 def test_the_flags_choose_runs_and_the_base_is_always_there():
