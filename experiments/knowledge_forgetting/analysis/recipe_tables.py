@@ -14,40 +14,42 @@ from experiments.knowledge_forgetting.analysis.summary import Setting, Summary
 
 _LEVEL: Final = (
     "Read as arms are above: over the recipe's learning rates, the most knowledge (kept, % of the base's) at at least "
-    "the downstream accuracy of the arm that learns least at its tuned rate: {arm}, {validation} % on validation and "
-    "{test} % on test; one that does not get so far tells how far it gets. “more”: than its own arm as it is, in "
-    "points, over the learning rates and seeds that both have; “?”: uncertain, since the interval has 0 in it, or one "
-    "seed alone tells nothing of the seeds' spread, or all rates of either learn more than the level, so that the "
-    "difference is one of lower bounds."
+    "the downstream accuracy of another arm at its tuned rate, {levels}; one that does not get so far tells how far it "
+    "gets. “more”: than its own arm as it is, in points, over the learning rates and seeds that both have; “?”: "
+    "uncertain, since the interval has 0 in it, or one seed alone tells nothing of the seeds' spread, or all rates of "
+    "either learn more than the level, so that the difference is one of lower bounds. The settings of an arm are read "
+    "at the last of these accuracies that it reaches itself."
+)
+_RANKED: Final = (
+    "The same figures, ranked by what is kept on validation, on which a recipe is to be chosen; those that do not "
+    "get as far as the level stand last. The first of many looks better on validation than it is: test tells."
 )
 _COLUMNS: Final = ["parameters", "rates", "seeds", *(f"{what}, {of}" for of in SPLITS for what in ("kept", "more"))]
 
 
 def ablations(summary: Summary) -> str:
     """Each setting that was changed alone, with the arm as it is among its values."""
-    recipes = summary.recipes
-    if recipes is None or not summary.ablations:
+    if not summary.recipes or not summary.ablations:
         return "No runs yet."
     rows = [
         [words(arm), f"`{key}`", setting_text(setting), *_cells(recipe)]
         for (arm, key), settings in _by_setting(summary).items()
         for setting in settings
-        if (recipe := _find(recipes, arm, {} if setting.is_own else {key: setting.value}))
+        if (recipe := _find(_reached(summary.recipes, arm), arm, {} if setting.is_own else {key: setting.value}))
     ]
-    return f"{_level(recipes)}\n\n{table(['arm', 'setting', 'value', *_COLUMNS], rows)}"
+    levels = _LEVEL.format(levels=" or ".join(map(_level, summary.recipes)))
+    return f"{levels}\n\n{table(['arm', 'setting', 'value', *_COLUMNS], rows)}"
 
 
 def ranking(summary: Summary) -> str:
     """All recipes by what they keep on validation."""
-    recipes = summary.recipes
-    if recipes is None:
+    if not summary.recipes:
         return "No runs yet."
-    text = (
-        "The same figures, ranked by what is kept on validation, on which a recipe is to be chosen; those that do not "
-        "get as far as the level stand last. The first of many looks better on validation than it is: test tells."
-    )
-    rows = [[f"{n}", _name(recipe), *_cells(recipe)] for n, recipe in enumerate(recipes.ranked, 1)]
-    return f"{text}\n\n{table(['rank', 'recipe', *_COLUMNS], rows)}"
+    parts = [_RANKED]
+    for recipes in summary.recipes:
+        rows = [[f"{n}", _name(recipe), *_cells(recipe)] for n, recipe in enumerate(recipes.ranked, 1)]
+        parts += [f"As {_level(recipes)}:", table(["rank", "recipe", *_COLUMNS], rows)]
+    return "\n\n".join(parts)
 
 
 def setting_text(setting: Setting) -> str:
@@ -83,9 +85,19 @@ def _find(recipes: Recipes, arm: str, changes: dict[str, Any]) -> RecipeSummary 
     return next((one for one in recipes.ranked if (one.arm, one.changes) == (arm, changes)), None)
 
 
+def _reached(levels: Sequence[Recipes], arm: str) -> Recipes:
+    """The last level that an arm reaches as it is, on both splits; the first one, if none."""
+    reached = [
+        recipes
+        for recipes in levels
+        if (own := _find(recipes, arm, {})) and all(told.kept for told in own.told.values())
+    ]
+    return reached[-1] if reached else levels[0]
+
+
 def _level(recipes: Recipes) -> str:
     levels = {split: percent(estimate.value) for split, estimate in recipes.level.items()}
-    return _LEVEL.format(arm=words(recipes.arm), **levels)
+    return f"{words(recipes.arm)} ({levels['validation']} % on validation, {levels['test']} % on test)"
 
 
 def _name(recipe: RecipeSummary) -> str:

@@ -1,8 +1,8 @@
 """Every recipe read like an arm: over its learning rates, the most knowledge at at least a downstream accuracy.
 
 A recipe is an arm, as it is or with changes. Recipes are chosen on validation, so validation and test stand side by
-side. The accuracy is the same for all: that of the arm which learns least at its tuned learning rate. A recipe is
-compared with its own arm over the learning rates and seeds that both have, since whoever tries more rates finds more.
+side. The accuracy is the same for all: that of an arm at its tuned learning rate (`selection.recipe_levels`). A recipe
+is compared with its own arm over the learning rates and seeds that both have: whoever tries more rates finds more.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from experiments.knowledge_forgetting.analysis.results import Sets
 from experiments.knowledge_forgetting.analysis.studies import Point
 
 GIVEN_UP: Final = 0.01
+STRONGEST: Final = "lora_all"
 BY_DOWNSTREAM: Final = "the highest downstream accuracy on validation; of equals, the most knowledge"
 BY_KNOWLEDGE: Final = (
     "the most knowledge on validation among those at most one point of downstream accuracy below full fine-tuning, "
@@ -75,8 +76,8 @@ def tune_for_knowledge(points: Sequence[Point], seeds: tuple[int, ...], sets: Se
     return chosen
 
 
-def least(tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets) -> Point | None:
-    """What learns least: every arm gets as far at one learning rate at least.
+def recipe_levels(tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets) -> list[Point]:
+    """The points at whose downstream accuracy recipes are read.
 
     Args:
         tuned: What `tune` chose.
@@ -84,10 +85,15 @@ def least(tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets) -> Poi
         sets: Which sets count as what.
 
     Returns:
-        Of the chosen points the one with the lowest downstream accuracy on validation; None if there are none.
+        What learns least of the chosen points by validation, as every arm gets so far; and that of `STRONGEST`, if
+        it learns more, as that is what a recipe for every linear is up against.
     """
     points = [one.point for one in tuned.values() if one.point]
-    return min(points, key=lambda point: _validation(point, seeds, sets), default=None)
+    if not points:
+        return []
+    least = min(points, key=lambda point: _validation(point, seeds, sets))
+    strongest = [point for point in points if point.arm == STRONGEST != least.arm]
+    return [least, *strongest]
 
 
 def _by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:

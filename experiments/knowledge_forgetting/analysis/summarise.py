@@ -111,20 +111,21 @@ class _Summariser:
         settings = [Setting(point.changes[ablation.key], False, self._point(point)) for point in ablation.points]
         if ablation.own:
             own = dataclasses.asdict(ARMS[ablation.arm].recipe).get(ablation.key) if ablation.arm in ARMS else None
-            settings.append(Setting(own, True, self._point(ablation.own)))
+            seeds = {seed for point in ablation.points for seed in point.runs} & set(ablation.own.runs)
+            settings.append(Setting(own, True, self._point(ablation.own, tuple(sorted(seeds)) or None)))
         settings.sort(key=lambda setting: studies.order(setting.value))
         return AblationSummary(ablation.arm, ablation.key, ablation.learning_rate, settings)
 
-    def _recipes(self) -> Recipes | None:
-        least = selection.least(self.tuned, self.seeds, self.results.sets)
-        if least is None:
-            return None
-        points = [point for point in self.points if point.rows == least.rows]
+    def _recipes(self) -> list[Recipes]:
+        levels = selection.recipe_levels(self.tuned, self.seeds, self.results.sets)
+        if not levels:
+            return []
         bootstraps: dict[Split, Bootstrap] = {
             "validation": Bootstrap(self.results, self.draws, "validation"),
             "test": self.bootstrap,
         }
-        return rank_recipes(points, least, self.seeds, bootstraps)
+        points = [point for point in self.points if point.rows == levels[0].rows]
+        return [rank_recipes(points, level, self.seeds, bootstraps) for level in levels]
 
 
 def _measured(values_B: Array, by_seed: dict[int, float]) -> Measured:

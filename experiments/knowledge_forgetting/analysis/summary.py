@@ -130,7 +130,7 @@ class Summary:
         goal: How near each arm came to the goal.
         rows_study: For each arm and learning rate, its points by number of rows.
         ablations: Every setting that was changed alone, at each learning rate.
-        recipes: Every arm and what was changed in it, over the learning rates; None if there are no runs.
+        recipes: Every arm and what was changed in it, over the learning rates; at each level of downstream accuracy.
         beyond: Points at learning rates beyond those that arms are compared at.
         missing: What the grid does not hold yet, in words.
         provenance: Hardware, versions, commits, dates, and number of runs.
@@ -149,7 +149,7 @@ class Summary:
     goal: list[Goal]
     rows_study: list[list[PointSummary]]
     ablations: list[AblationSummary]
-    recipes: Recipes | None
+    recipes: list[Recipes]
     beyond: list[PointSummary]
     missing: list[str]
     provenance: Provenance

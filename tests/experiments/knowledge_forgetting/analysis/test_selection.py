@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.knowledge_forgetting.analysis.selection import least, tune, tune_for_knowledge
+from experiments.knowledge_forgetting.analysis.selection import recipe_levels, tune, tune_for_knowledge
 from experiments.knowledge_forgetting.analysis.studies import points_of
 
 
@@ -51,8 +51,8 @@ def test_the_arm_that_learns_least_is_told_on_validation(grid):
     add(grid, "lora_mlp", (0.9, 0.6), (0.8, 0.7))
     results = grid.read()
     tuned = tune(points_of(results.trained), (0,), results.sets)
-    assert least(tuned, (0,), results.sets) is tuned["lora_mlp"].point
-    assert least({}, (0,), results.sets) is None
+    assert recipe_levels(tuned, (0,), results.sets) == [tuned["lora_mlp"].point]
+    assert recipe_levels({}, (0,), results.sets) == []
 
 
 def test_the_second_rule_needs_full_fine_tuning(grid):
