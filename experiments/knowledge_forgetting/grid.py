@@ -27,28 +27,28 @@ from loramoe.training.files import write_json
 
 SEEDS = (0, 1, 2)
 RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validation items: what wins is then measured anew
+REPLAY_ARMS = ("full", "lora_all", "loramoe_all")
 ROWS_ARMS = ("full", "lora_all", "loramoe_paper", "loramoe_all")
 
-# One value at a time. What shapes the experts and the constraint is changed in the paper's recipe; what may be better
-# than it, each by itself, in the recipe without the constraint; strength and schedule in the other direction too.
+# One value at a time, in the arm that keeps most. The scaling is lora_alpha / r: with another r it is another.
 ABLATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "loramoe_paper": {
+    "loramoe_all": {
         "lora_nums": (2, 4, 16),
-        "r": (1, 2, 8, 16),
-        "blc_weight": (0.01, 1.0, 10.0),
+        "r": (1, 4, 8),
+        "lora_alpha": (4.0, 64.0),
+        "use_rslora": (True,),
+        "lora_dropout": (0.0, 0.2),
+        "targets": (MLP, ATTENTION),
+        "blc_weight": (0.0, 0.01, 1.0, 10.0),
         "blc_alpha": (0.0, 0.5, 0.8),
-        "targets": (("down_proj",), ("gate_proj", "up_proj"), (*ATTENTION, *MLP)),
-        "grouped": (False,),
-    },
-    "loramoe_match": {"blc_weight": (1.0, 10.0), "blc_alpha": (0.5, 0.8), "blc_warmup": (0.5,), "grouped": (False,)},
-    "loramoe_free": {
+        "blc_target": ("match",),
+        "blc_warmup": (0.5,),
         "zero_experts": (4,),
         "router_scale": (0.0, 4.0),
-        "router_rate": (0.1, 10.0),
+        "router_rate": (0.25, 10.0),
         "rate_B": (0.25, 4.0),
-        "lora_alpha": (8.0, 128.0),
-        "lora_dropout": (0.0, 0.2),
-        "use_rslora": (True,),
+        "detached": (True,),
+        "replay": (0.5,),
         "grouped": (False,),
     },
 }
@@ -136,6 +136,11 @@ def rows_study(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
     ]
 
 
+def replay(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
+    """Half of the questions replaced by facts as the base has read them, at the two middle learning rates."""
+    return _variants(scale, [(name, {"replay": 0.5}) for name in REPLAY_ARMS], seeds)
+
+
 def ablations(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS) -> list[Settings]:
     """An arm with one value changed, at the two middle learning rates, with the arm itself beside it."""
     changes = [
@@ -160,7 +165,13 @@ def _variants(scale: Scale, changes: Sequence[tuple[str, dict[str, Any]]], seeds
     ]
 
 
-STUDIES = {"frontier": frontier, "rows": rows_study, "recipes": recipes, "ablations": ablations}
+STUDIES = {
+    "frontier": frontier,
+    "rows": rows_study,
+    "replay": replay,
+    "recipes": recipes,
+    "ablations": ablations,
+}
 
 
 def work_through(settings: Iterable[Settings], scale: Scale, folder: Path, workers: int) -> None:

@@ -1,6 +1,6 @@
 """How arms are called and drawn, the same in every table and figure.
 
-Colours are Okabe and Ito's, their yellow darkened; each arm also has its own marker and dashes, so that figures read in
+Colours are Okabe and Ito's, without their yellow; each arm also has its own marker and dashes, so that figures read in
 black and white.
 """
 
@@ -40,8 +40,7 @@ LOOKS: Final = {  # in the order in which they are told
     "loramoe_free": Look("#56B4E9", "^", (0, (1, 1))),
     "loramoe_paper": Look("#CC79A7", "v", (0, (3, 1, 1, 1, 1, 1))),
     "loramoe_match": Look("#009E73", ">", (0, (8, 2))),
-    "loramoe_all": Look("#A89B00", "P", (0, (6, 1, 1, 1, 1, 1))),
-    "loramoe_best": Look("#0072B2", "o", "-"),
+    "loramoe_all": Look("#0072B2", "o", "-"),
 }
 _OTHER: Final = Look("#767676", "X", (0, (2, 1)))
 

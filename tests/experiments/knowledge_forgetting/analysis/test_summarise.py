@@ -32,7 +32,7 @@ def test_a_point_tells_means_and_each_seed(grid):
 
 
 def test_the_goal_is_reached_or_how_near(grid):
-    for arm, line in {"full": ((1.0, 0.6), (0.5, 0.8)), "loramoe_best": ((1.0, 0.7), (0.99, 0.9))}.items():
+    for arm, line in {"full": ((1.0, 0.6), (0.5, 0.8)), "loramoe_all": ((1.0, 0.7), (0.99, 0.9))}.items():
         for rate, (facts, tasks) in enumerate(line, 1):
             grid.add(arm, float(rate), facts, tasks)
     full, best = summarise(grid.read(), draws=50).goal
