@@ -27,7 +27,6 @@ from loramoe.training.files import write_json
 
 SEEDS = (0, 1, 2)
 RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validation items: what wins is then measured anew
-REPLAY_ARMS = ("full", "lora_all", "loramoe_all")
 ROWS_ARMS = ("full", "lora_all", "loramoe_paper", "loramoe_all")
 
 # One value at a time, in the arm that keeps most. The scaling is lora_alpha / r: with another r it is another.
@@ -52,6 +51,14 @@ ABLATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "grouped": (False,),
     },
 }
+# Half of the questions replaced by facts as the base has read them, which helps every arm; and equal gates that are not
+# trained, which make of the experts one LoRA of their size and scaling.
+CONTROLS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("full", {"replay": 0.5}),
+    ("lora_all", {"replay": 0.5}),
+    ("loramoe_all", {"replay": 0.5}),
+    ("loramoe_all", {"router_scale": 0.0, "router_rate": 0.0, "blc_weight": 0.0}),
+)
 # What may be the best, most of it beside every linear, and what tells why. A strong constraint separates the types;
 # with experts for type 1 that stay zero, questions then reach the base. Equal gates that are not trained make of the
 # experts one LoRA of their size. What a recipe wins by replay, LoRA and full fine-tuning may win, too.
@@ -136,9 +143,9 @@ def rows_study(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
     ]
 
 
-def replay(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
-    """Half of the questions replaced by facts as the base has read them, at the two middle learning rates."""
-    return _variants(scale, [(name, {"replay": 0.5}) for name in REPLAY_ARMS], seeds)
+def controls(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
+    """What an arm wins by other things than routing: `CONTROLS`, at the two middle learning rates."""
+    return _variants(scale, CONTROLS, seeds)
 
 
 def ablations(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS) -> list[Settings]:
@@ -168,7 +175,7 @@ def _variants(scale: Scale, changes: Sequence[tuple[str, dict[str, Any]]], seeds
 STUDIES = {
     "frontier": frontier,
     "rows": rows_study,
-    "replay": replay,
+    "controls": controls,
     "recipes": recipes,
     "ablations": ablations,
 }

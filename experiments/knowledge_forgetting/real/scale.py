@@ -49,15 +49,18 @@ MEASURES: Final[dict[str, Measure]] = {
 }
 """How each set is judged. Where there was a choice, it was made on validation data and on rows kept from training."""
 MOST_ITEMS: Final[dict[Size, dict[Split, dict[str, int]]]] = {
-    "cpu": {"validation": {"trex": 320}, "test": {"trex": 960, "webquestions": 300, "natural_questions": 300}},
+    "cpu": {
+        "validation": {"trex": 200, "webquestions": 100, "natural_questions": 100},
+        "test": {"trex": 640, "webquestions": 200, "natural_questions": 200},
+    },
     "gpu": {"validation": {"trex": 1_000}, "test": {"trex": 3_200, "webquestions": 2_000, "natural_questions": 3_000}},
 }
 MOST_OTHERS: Final[dict[Size, dict[Split, int]]] = {
-    "cpu": {"validation": 150, "test": 200},
+    "cpu": {"validation": 80, "test": 120},
     "gpu": {"validation": 300, "test": 1_000},
 }
 """Most items of each set that `MOST_ITEMS` does not name."""
-ROW_COUNTS: Final[dict[Size, tuple[int, ...]]] = {"cpu": (200, 400, 800, 2_000), "gpu": (800, 2_400, 8_000, 24_000)}
+ROW_COUNTS: Final[dict[Size, tuple[int, ...]]] = {"cpu": (100, 200, 400, 1_000), "gpu": (800, 2_400, 8_000, 24_000)}
 """The last but one is the main grid's. One core trains on two to three rows a second."""
 HELD_OUT: Final = 300  # rows of a task that are kept from training for its validation items
 READING_SHARES: Final = (27, 8)  # articles of XQuAD's 48 for training and validation

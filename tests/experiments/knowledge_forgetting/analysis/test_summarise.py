@@ -16,7 +16,7 @@ def test_a_base_alone(grid):
     summary = summarise(grid.read(), draws=20)
     assert (summary.base.kept.value, summary.base.downstream.value) == (1.0, 0.2)
     assert (summary.rows, summary.frontier, summary.tuned, summary.levels, summary.goal) == (None, [], [], [], [])
-    assert len(summary.missing) == 8
+    assert len(summary.missing) == 7
     assert (summary.recipes, summary.beyond) == ([], [])
 
 
@@ -87,5 +87,5 @@ def test_the_summary_is_json_with_everything_that_is_told(whole):
     summary = summarise(whole.read(), draws=50)
     content = json.loads(summary.json(), parse_constant=pytest.fail)
     assert content["provenance"]["dates"] == ["2026-11-20", "2026-11-22"]
-    assert (len(content["frontier"]), len(content["rows_study"]), len(content["ablations"])) == (32, 8, 3)
+    assert (len(content["frontier"]), len(content["rows_study"]), len(content["ablations"])) == (28, 7, 3)
     assert (content["seeds"], content["missing"], content["draws"]) == ([0, 1, 2], [], 50)

@@ -112,7 +112,7 @@ def test_real_sets_have_their_sizes(real_data):
     assert counts["trex"] >= 3_000
     assert min(counts.values()) >= 200
     smaller = RealScale(real_data, SMOLLM2)
-    assert all(len(of["validation"]) >= 150 and len(of["test"]) >= 200 for of in smaller.items.values())
+    assert all(len(of["validation"]) >= 80 and len(of["test"]) >= 120 for of in smaller.items.values())
     questions, left_out = module.train_questions(real_data)
     assert (len(questions), left_out) == (2_011, {"asked": 2, "names_a_subject": 794})
 
