@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from experiments.knowledge_forgetting.analysis.drawing import (
@@ -14,10 +15,10 @@ from experiments.knowledge_forgetting.analysis.drawing import (
     new_figure,
     percents,
 )
-from experiments.knowledge_forgetting.analysis.labels import label_lines
-from experiments.knowledge_forgetting.analysis.matched import Level
-from experiments.knowledge_forgetting.analysis.style import look, words
-from experiments.knowledge_forgetting.analysis.summary import GOAL_KEPT, Summary
+from experiments.knowledge_forgetting.analysis.labels import Points, label_lines
+from experiments.knowledge_forgetting.analysis.matched import MOSTLY_KEPT, Level
+from experiments.knowledge_forgetting.analysis.style import LOOKS, look, words
+from experiments.knowledge_forgetting.analysis.summary import GOAL_KEPT, PointSummary, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,29 +28,59 @@ _WIDE: Final = 4  # panels beside each other
 
 
 def frontier(summary: Summary) -> Figure:
-    """What is kept against what is learnt: one line per arm through its learning rates, each seed a faint point."""
-    figure = new_figure(9.0, 6.2)
-    axes = figure.subplots()
-    base = summary.base
+    """What is kept against what is learnt: one line per arm through its learning rates, each seed a faint point.
+
+    Where rates that are too high have cost most of the knowledge, a panel of its own shows all, the large one the rest.
+    """
+    shown = [point for point in summary.frontier if point.kept.value >= MOSTLY_KEPT]
+    is_cut = 0 < len(shown) < len(summary.frontier)
+    figure = new_figure(13.0 if is_cut else 9.0, 6.2)
+    figure.suptitle("Each point is a learning rate: the mean over seeds, faint the single seeds", fontsize=10)
+    panels = figure.subplots(1, 2, width_ratios=(5, 2)) if is_cut else [figure.subplots()]
+    for axes in panels:
+        _frontier_lines(axes, summary)
+    if is_cut:
+        panels[1].set_title("all learning rates", fontsize=10)
+        _zoom(panels[0], _seeds(shown))
+    _goal_corner(panels[0], summary)
+    _frontier_labels(figure, panels[0], summary, shown if is_cut else summary.frontier)
+    return figure
+
+
+def _frontier_lines(axes: Axes, summary: Summary) -> None:
     axes.axhline(100, color=GREY, linestyle=":", linewidth=1)
-    axes.plot(100 * base.downstream.value, 100, "*", color="black", markersize=15, linestyle="none")
-    lines = {words("base"): [(100 * base.downstream.value, 100.0)]}
-    colours, marks = {words("base"): "black"}, [(float(x), 100.0) for x in range(0, 101)]
+    axes.plot(100 * summary.base.downstream.value, 100, "*", color="black", markersize=15, linestyle="none")
     for arm, points in lines_of(summary.frontier).items():
-        seeds = [(100 * p.downstream.by_seed[s], 100 * p.kept.by_seed[s]) for p in points for s in p.kept.by_seed]
-        axes.plot(*zip(*seeds, strict=True), look(arm).marker, color=look(arm).colour, alpha=0.3, markersize=3.5)
-        marks += seeds
-        line = list(zip(percents(points, "downstream"), percents(points, "kept"), strict=True))
-        axes.plot(*zip(*line, strict=True), **line_style(arm), markeredgecolor="white", markeredgewidth=0.6)
-        lines[words(arm)], colours[words(arm)] = line, look(arm).dark
+        faint = {"color": look(arm).colour, "alpha": 0.3, "markersize": 3.5, "linestyle": "none"}
+        axes.plot(*zip(*_seeds(points), strict=True), marker=look(arm).marker, **faint)
+        line = percents(points, "downstream"), percents(points, "kept")
+        axes.plot(*line, **line_style(arm), markeredgecolor="white", markeredgewidth=0.6)
     axes.set_xlabel(DOWNSTREAM)
     axes.set_ylabel(KEPT)
     axes.margins(x=0.06, y=0.08)
     axes.grid(alpha=0.25)
-    _goal_corner(axes, summary)
-    axes.set_title("Each point is a learning rate: the mean over seeds, faint the single seeds", fontsize=10)
+
+
+def _seeds(points: Sequence[PointSummary]) -> Points:
+    return [(100 * p.downstream.by_seed[s], 100 * p.kept.by_seed[s]) for p in points for s in p.kept.by_seed]
+
+
+def _zoom(axes: Axes, points: Points) -> None:
+    """Shows these points, and the line at 100 %, with some room around them."""
+    across, along = zip(*points, strict=True)
+    left, right, bottom = min(across), max(across), min(along)
+    axes.set_xlim(left - 0.04 * (right - left), right + 0.04 * (right - left))
+    axes.set_ylim(bottom - 0.04 * (100 - bottom), 100 + 0.08 * (100 - bottom))
+
+
+def _frontier_labels(figure: Figure, axes: Axes, summary: Summary, shown: Sequence[PointSummary]) -> None:
+    (left, right), base = axes.get_xlim(), 100 * summary.base.downstream.value
+    lines = {words("base"): [(base, 100.0)]} if left < base < right else {}
+    for arm, points in lines_of(shown).items():
+        lines[words(arm)] = list(zip(percents(points, "downstream"), percents(points, "kept"), strict=True))
+    colours = {words(arm): look(arm).dark for arm in LOOKS}
+    marks = [(float(x), 100.0) for x in range(0, 101)] + _seeds(shown)
     label_lines(figure, axes, lines, colours, marks)
-    return figure
 
 
 def _goal_corner(axes: Axes, summary: Summary) -> None:

@@ -21,6 +21,7 @@ from loramoe.evaluation.statistics import Array, Estimate
 
 REFERENCES: Final = ("lora_mlp", "lora_all", "loramoe_free")
 LEVEL_ARMS: Final = ("full", "lora_mlp", "lora_all")
+MOSTLY_KEPT: Final = 0.6  # below, a learning rate was too high, and its downstream accuracy is of no interest
 _STEPS: Final = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 _FEWEST_LEVELS: Final = 3
 _MOST_LEVELS: Final = 5
@@ -144,10 +145,10 @@ def match(lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures]) 
         The levels of arms first, then fixed ones.
     """
     levels = [_level(arm, tuned[arm].downstream, lines) for arm in LEVEL_ARMS if arm in tuned]
-    every = [point.downstream for points in lines.values() for point in points]
-    observed = [float(downstream_B[0]) for downstream_B in every]
+    every = [point for points in lines.values() for point in points]
+    observed = [float(point.downstream[0]) for point in every if point.kept[0] >= MOSTLY_KEPT]
     fixed = fixed_levels(min(observed), max(observed)) if observed else []
-    return levels + [_level("fixed", np.full_like(every[0], level), lines) for level in fixed]
+    return levels + [_level("fixed", np.full_like(every[0].downstream, level), lines) for level in fixed]
 
 
 def stacked(points: Sequence[Figures]) -> tuple[Array, Array]:

@@ -56,7 +56,7 @@ class _Summariser:
             rows=studies.main_rows(self.points),
             seeds=self.seeds,
             base=self._base(),
-            frontier=[self._point(point) for point in self.frontier],
+            frontier=[self._point(point, self.seeds if point in self.compared else None) for point in self.frontier],
             compared=[(point.arm, point.learning_rate) for point in self.compared],
             tuned=self._told(self.tuned),
             tuned_for_knowledge=self._told(selection.tune_for_knowledge(self.compared, self.seeds, sets)),

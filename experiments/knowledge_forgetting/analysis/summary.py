@@ -122,7 +122,8 @@ class Summary:
         rows: The main number of rows.
         seeds: Those over which arms are compared: what every learning rate of `compared` has.
         base: The base model.
-        frontier: Every arm and learning rate at the main number of rows.
+        frontier: Every arm and learning rate at the main number of rows; those compared with the common seeds alone, as
+            others may have served to choose a recipe.
         compared: Which of them, as (arm, learning rate), were tuned and matched.
         tuned: By the first rule of `selection`.
         tuned_for_knowledge: By the second.
