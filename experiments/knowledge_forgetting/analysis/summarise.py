@@ -62,7 +62,7 @@ class _Summariser:
             tuned_for_knowledge=self._told(selection.tune_for_knowledge(self.compared, self.seeds, sets)),
             levels=match(lines, tuned),
             goal=[_goal(arm, line, tuned["full"].downstream) for arm, line in lines.items()] if "full" in tuned else [],
-            rows_study=[[self._point(p) for p in line] for line in studies.rows_study(self.points)],
+            rows_study=[self._line(line) for line in studies.rows_study(self.points)],
             ablations=[self._ablation(ablation) for ablation in studies.ablations(self.points)],
             recipes=self._recipes(),
             beyond=[self._point(point) for point in studies.points_of(self.results.beyond)],
@@ -107,6 +107,10 @@ class _Summariser:
             share=_share(list(runs.values())),
         )
 
+    def _line(self, line: Sequence[Point]) -> list[PointSummary]:
+        shared = tuple(sorted(set.intersection(*(set(point.runs) for point in line))))
+        return [self._point(point, shared or None) for point in line]
+
     def _ablation(self, ablation: Ablation) -> AblationSummary:
         settings = [Setting(point.changes[ablation.key], False, self._point(point)) for point in ablation.points]
         if ablation.own:
@@ -144,11 +148,14 @@ def _variation(runs: dict[int, Run]) -> Measured | None:
 
 
 def _share(runs: Sequence[Run]) -> dict[str, list[float]] | None:
+    """Of each type of rows, over the runs whose last steps had such rows: of few steps, some have none."""
     shares = [run.routing["share"] for run in runs if run.routing]
     if not shares:
         return None
+    kinds = sorted({kind for share in shares for kind in share})
     return {
-        kind: [_mean(group) for group in zip(*(share[kind] for share in shares), strict=True)] for kind in shares[0]
+        kind: [_mean(group) for group in zip(*(share[kind] for share in shares if kind in share), strict=True)]
+        for kind in kinds
     }
 
 

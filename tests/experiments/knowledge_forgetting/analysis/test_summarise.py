@@ -45,6 +45,20 @@ def test_the_goal_is_reached_or_how_near(grid):
     assert best.behind.value.value == pytest.approx(0.1)
 
 
+def test_a_line_of_the_rows_study_has_the_same_seeds_throughout(grid):
+    for seed, rows in ((0, 100), (0, 400), (1, 400), (1, 800), (0, 800)):
+        grid.add("full", 1.0, 0.9 - 0.1 * seed, 0.5, seed=seed, rows=rows)
+    (line,) = summarise(grid.read(), draws=20).rows_study
+    assert [list(point.kept.by_seed) for point in line] == [[0], [0], [0]]
+
+
+def test_shares_are_means_over_the_seeds_that_have_rows_of_the_type(grid):
+    for seed, share in enumerate(({"0": [0.6, 0.4]}, {"0": [0.4, 0.6], "1": [0.3, 0.7]})):
+        grid.add("loramoe_paper", 1.0, 0.9, 0.5, seed=seed, routing={"coefficient_of_variation": 0.1, "share": share})
+    (point,) = summarise(grid.read(), draws=20).frontier
+    assert point.share == {"0": [0.5, 0.5], "1": [0.3, 0.7]}
+
+
 def test_the_goal_may_be_reached_by_chance(grid):
     """It is uncertain where what an arm has right, and what the base has, are other items."""
     half = np.arange(100) % 2 == 0
