@@ -70,6 +70,8 @@ def test_levels_are_of_arms_and_fixed():
     levels = match(lines, {arm: line[-1] for arm, line in lines.items()})
     assert [(level.name, level.downstream.value) for level in levels[:2]] == [("full", 0.9), ("lora_mlp", 0.7)]
     assert [level.downstream.value for level in levels[2:]] == [0.6, 0.7, 0.8, 0.9]
+    lines["lora_all"] = [point(0.1, 0.3)]  # its rate was too high: no levels for its sake
+    assert [level.downstream.value for level in match(lines, {}) if level.name == "fixed"] == [0.6, 0.7, 0.8, 0.9]
     at_full, at_lora, at_6 = levels[:3]
     assert at_full.kept["lora_mlp"] is None
     assert at_full.differences["lora_mlp"] == {"full": None, "loramoe_free": None}
