@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments.knowledge_forgetting.analysis.figures import digest, digest_of, draw_all, figures
+from experiments.knowledge_forgetting.analysis.frontier_figures import frontier
 from experiments.knowledge_forgetting.analysis.labels import label_lines
 from experiments.knowledge_forgetting.analysis.summarise import summarise
 
@@ -54,3 +55,13 @@ def test_names_neither_meet_nor_leave_the_axes(count):
     assert [text.get_text() for text in axes.texts] == list(lines)
     assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
     assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
+
+
+def test_rates_that_were_too_high_stand_in_a_panel_beside_the_others(grid):
+    grid.add("full", 1.0, 0.9, 0.5)
+    grid.add("full", 2.0, 0.8, 0.6)
+    assert len(frontier(summarise(grid.read(), draws=20)).axes) == 1
+    grid.add("full", 3.0, 0.1, 0.3)
+    large, whole = frontier(summarise(grid.read(), draws=20)).axes
+    assert large.get_ylim()[0] > 70
+    assert whole.get_ylim()[0] < 10

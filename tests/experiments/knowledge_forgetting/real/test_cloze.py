@@ -61,3 +61,20 @@ def test_relations_were_chosen_by_the_rule():
     told = json.loads(cloze.CHOICE.read_text(encoding="utf-8"))
     good = [name for name, of in told["selection"].items() if of["items"] >= 20 and of["accuracy"] >= 0.5]
     assert chosen_relations() == good
+
+
+def test_replayed_facts_tell_nothing_that_is_asked_from_the_other_side(tmp_path):
+    names = [f"name {n}" for n in range(200)]
+    kept, other = (next(n for n in names if cloze.part_of(n) == part) for part in ("selection", "test"))
+    free = next(n for n in names if cloze.part_of(n) == "selection" and n != kept)
+    for folder, relation, lines in (
+        ("facts", "P1", [{"sub_label": kept, "obj_label": other}, {"sub_label": free, "obj_label": "x"}]),
+        ("facts", "P2", [{"sub_label": other, "obj_label": kept}]),
+        ("patterns", "P1", [{"pattern": "[X] is the capital of [Y]."}]),
+        ("patterns", "P2", [{"pattern": "The capital of [X] is [Y]."}]),
+    ):
+        file = tmp_path / "trex" / folder / f"{relation}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = cloze.statement_rows(tmp_path, ["P1", "P2"])
+    assert row == {"instruction": f"{free} is the capital of", "input": "", "output": "x", "task_type": 1}
