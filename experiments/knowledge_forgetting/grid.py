@@ -28,6 +28,10 @@ from loramoe.training.files import write_json
 SEEDS = (0, 1, 2)
 RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validation items: what wins is then measured anew
 ROWS_ARMS = ("full", "lora_all", "loramoe_paper", "loramoe_all")
+# Of the tiny scale the second learning rate, at which every arm still keeps most of what it knew. The real model lost
+# nothing on the rows of its main grid, so its study takes the third rate, tuned on them, and ten times as many rows.
+ROWS_RATE: Mapping[str, int] = {"real": 2}
+MORE_ROWS: Mapping[str, tuple[int, ...]] = {"real": (4_000,)}
 
 # One value at a time, in the arm that keeps most. The scaling is lora_alpha / r: with another r it is another.
 ABLATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -134,11 +138,12 @@ def frontier(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
 
 
 def rows_study(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
-    """Some arms on more and fewer rows, at the second learning rate of each."""
+    """Some arms on more and fewer rows, at one learning rate of each: `ROWS_RATE`, where it names none the second."""
+    rate = ROWS_RATE.get(scale.name, 1)
     return [
-        Settings(scale.name, name, scale.learning_rates[ARMS[name].kind][1], rows, seed)
+        Settings(scale.name, name, scale.learning_rates[ARMS[name].kind][rate], rows, seed)
         for seed in seeds
-        for rows in scale.row_counts
+        for rows in (*scale.row_counts, *MORE_ROWS.get(scale.name, ()))
         for name in ROWS_ARMS
     ]
 

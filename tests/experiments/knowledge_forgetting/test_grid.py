@@ -23,9 +23,11 @@ from experiments.knowledge_forgetting.grid import (
     check_alike,
     frontier,
     recipes,
+    rows_study,
     work_through,
 )
 from experiments.knowledge_forgetting.provenance import provenance_of
+from experiments.knowledge_forgetting.real import RealScale
 from experiments.knowledge_forgetting.run import Settings, plain
 from tests.experiments.knowledge_forgetting.made_up import FailingScale, MadeUpScale
 
@@ -58,6 +60,23 @@ def test_finalists_are_among_the_recipes():
     assert {(one.arm, one.seed) for one in recipes(MadeUpScale()) if one.seed != RECIPE_SEEDS[0]} == {
         ("loramoe_all", 11)
     }
+
+
+def test_the_real_scale_is_asked_on_ten_times_its_rows_at_the_third_rate(tmp_path: Path):
+    runs = rows_study(RealScale(tmp_path), seeds=[0])
+    assert sorted({one.rows for one in runs}) == [100, 200, 400, 1_000, 4_000]
+    assert {(one.arm, one.learning_rate) for one in runs} == {
+        ("full", 1e-4),
+        ("lora_all", 1e-3),
+        ("loramoe_paper", 1e-3),
+        ("loramoe_all", 1e-3),
+    }
+
+
+def test_a_scale_of_which_no_more_is_said_is_asked_on_its_own_rows_at_the_second_rate():
+    runs = rows_study(MadeUpScale(), seeds=[0])
+    assert sorted({one.rows for one in runs}) == [16, 64]
+    assert {one.learning_rate for one in runs} == {3e-3, 1e-2}
 
 
 def test_the_flags_choose_runs_and_the_base_is_always_there():
