@@ -28,10 +28,14 @@ from loramoe.training.files import write_json
 SEEDS = (0, 1, 2)
 RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validation items: what wins is then measured anew
 ROWS_ARMS = ("full", "lora_all", "loramoe_paper", "loramoe_all")
-# Of the tiny scale the second learning rate, at which every arm still keeps most of what it knew. The real model lost
-# nothing on the rows of its main grid, so its study takes the third rate, tuned on them, and ten times as many rows.
+# The rows study takes the second learning rate of an arm, at which those of the tiny scale still keep most of what they
+# knew. The real model lost nothing on the rows of its main grid: its study takes the third rate, the best of most arms,
+# and ten times as many rows; and its main grid a fifth rate, as the fourth was the best of one arm.
 ROWS_RATE: Mapping[str, int] = {"real": 2}
 MORE_ROWS: Mapping[str, tuple[int, ...]] = {"real": (4_000,)}
+MORE_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "real": {"full": (1e-3,), "lora": (1e-2,), "loramoe": (1e-2,)},
+}
 
 # One value at a time, in the arm that keeps most. The scaling is lora_alpha / r: with another r it is another.
 ABLATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -133,7 +137,7 @@ def frontier(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
         for seed in seeds
         for name, arm in ARMS.items()
         if arm.kind != "base"
-        for rate in scale.learning_rates[arm.kind]
+        for rate in (*scale.learning_rates[arm.kind], *MORE_RATES.get(scale.name, {}).get(arm.kind, ()))
     ]
 
 

@@ -35,16 +35,18 @@ class Sets:
         knowledge: What the base knew, and what fine-tuning may have overwritten.
         downstream: What fine-tuning was for.
         chance: For each set, the share of its items that a guess has right; 0 where there is nothing to choose from.
+        uncounted: Downstream sets that no arm has learnt: told, but in no mean; see `learnt`.
     """
 
     knowledge: tuple[str, ...]
     downstream: tuple[str, ...]
     chance: Mapping[str, float]
+    uncounted: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """All of them, knowledge first."""
-        return self.knowledge + self.downstream
+        return self.knowledge + self.downstream + self.uncounted
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from experiments.knowledge_forgetting.analysis import provenance, selection, studies
 from experiments.knowledge_forgetting.analysis.bootstrap import DRAWS, Bootstrap, Figures, estimate
+from experiments.knowledge_forgetting.analysis.learnt import without_unlearnt
 from experiments.knowledge_forgetting.analysis.matched import match, read_at, stacked
 from experiments.knowledge_forgetting.analysis.recipes import Recipes, rank_recipes
 from experiments.knowledge_forgetting.analysis.results import Results, Run
@@ -36,7 +37,7 @@ def summarise(results: Results, draws: int = DRAWS) -> Summary:
     Returns:
         All that is told of them.
     """
-    return _Summariser(results, draws).summary()
+    return _Summariser(without_unlearnt(results), draws).summary()
 
 
 class _Summariser:

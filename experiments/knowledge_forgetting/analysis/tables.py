@@ -41,6 +41,7 @@ _MATCHED: Final = (
     "difference, those in which both arms do. The maximum over learning rates is taken on the test items themselves, "
     "which makes it a little too high."
 )
+_EVERY: Final = "downstream, all sets"
 
 
 def tables(summary: Summary) -> str:
@@ -74,10 +75,19 @@ def _head(summary: Summary) -> str:
     return (
         f"{summary.provenance.line()}\n\n"
         f"Knowledge is the mean accuracy over {', '.join(sets.knowledge)}; "
-        f"downstream over {', '.join(sets.downstream)}. "
+        f"downstream over {', '.join(sets.downstream)}{_uncounted(summary)}. "
         f"The base model has {percent(base.knowledge.value)} % of the knowledge and "
         f"{percent(base.downstream.value)} % downstream. {_chance(summary)} "
         f"{_INTERVALS.format(draws=summary.draws)}"
+    )
+
+
+def _uncounted(summary: Summary) -> str:
+    if not summary.sets.uncounted:
+        return ""
+    return (
+        f"; not over {', '.join(summary.sets.uncounted)}, in which no arm is better than by chance on validation (with "
+        f"that: the column “{_EVERY}”)"
     )
 
 
@@ -103,11 +113,15 @@ def _frontier(summary: Summary) -> str:
     head = ["arm", "learning rate", "parameters", "seeds", "knowledge, %", "kept, % of base", "downstream, %"]
     rows = [_frontier_row(point, summary) for point in [summary.base, *summary.frontier]]
     text = f"{summary.rows:,} training rows, test split; mean ± standard deviation over seeds, sets as means."
-    return f"{text}\n\n{table([*head, *summary.sets.names], rows)}"
+    every = [_EVERY] if summary.sets.uncounted else []
+    return f"{text}\n\n{table([*head, *summary.sets.names, *every], rows)}"
 
 
 def _frontier_row(point: PointSummary, summary: Summary) -> list[str]:
-    return [*point_cells(point), *three_spreads(point), *(percent(point.by_set[name]) for name in summary.sets.names)]
+    sets = summary.sets
+    every = [point.by_set[name] for name in (*sets.downstream, *sets.uncounted)]
+    by_set = [point.by_set[name] for name in sets.names] + ([sum(every) / len(every)] if sets.uncounted else [])
+    return [*point_cells(point), *three_spreads(point), *map(percent, by_set)]
 
 
 def _tuned(summary: Summary) -> str:

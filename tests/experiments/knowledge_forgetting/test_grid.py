@@ -62,6 +62,19 @@ def test_finalists_are_among_the_recipes():
     }
 
 
+def test_every_arm_of_the_real_scale_has_a_fifth_rate(tmp_path: Path):
+    runs = frontier(RealScale(tmp_path), seeds=[0])
+    rates = {
+        name: [one.learning_rate for one in runs if one.arm == name] for name in ("full", "lora_mlp", "loramoe_all")
+    }
+    assert rates == {
+        "full": [1e-5, 3e-5, 1e-4, 3e-4, 1e-3],
+        "lora_mlp": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+        "loramoe_all": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+    }
+    assert len(runs) == 7 * 5
+
+
 def test_the_real_scale_is_asked_on_ten_times_its_rows_at_the_third_rate(tmp_path: Path):
     runs = rows_study(RealScale(tmp_path), seeds=[0])
     assert sorted({one.rows for one in runs}) == [100, 200, 400, 1_000, 4_000]
