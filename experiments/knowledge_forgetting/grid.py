@@ -29,8 +29,8 @@ SEEDS = (0, 1, 2)
 RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validation items: what wins is then measured anew
 ROWS_ARMS = ("full", "lora_all", "loramoe_paper", "loramoe_all")
 # The rows study takes the second learning rate of an arm, at which those of the tiny scale still keep most of what they
-# knew. The real model lost nothing on the rows of its main grid: its study takes the third rate, the best of most arms,
-# and ten times as many rows; and its main grid a fifth rate, as the fourth was the best of one arm.
+# knew. The real model loses nothing on the 400 rows of its main grid at the rates that are best for them. So its rows
+# study takes the third rate, which is the best, and ten times as many rows; and its main grid a fifth rate, too high.
 ROWS_RATE: Mapping[str, int] = {"real": 2}
 MORE_ROWS: Mapping[str, tuple[int, ...]] = {"real": (4_000,)}
 MORE_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {

@@ -68,9 +68,9 @@ def _seeds(points: Sequence[PointSummary]) -> Points:
 def _zoom(axes: Axes, points: Points) -> None:
     """Shows these points, and the line at 100 %, with some room around them."""
     across, along = zip(*points, strict=True)
-    left, right, bottom = min(across), max(across), min(along)
+    left, right, bottom, top = min(across), max(across), min(along), max(100.0, *along)
     axes.set_xlim(left - 0.04 * (right - left), right + 0.04 * (right - left))
-    axes.set_ylim(bottom - 0.04 * (100 - bottom), 100 + 0.08 * (100 - bottom))
+    axes.set_ylim(bottom - 0.04 * (top - bottom), top + 0.08 * (top - bottom))
 
 
 def _frontier_labels(figure: Figure, axes: Axes, summary: Summary, shown: Sequence[PointSummary]) -> None:

@@ -10,6 +10,7 @@ from experiments.knowledge_forgetting.analysis.figures import digest, digest_of,
 from experiments.knowledge_forgetting.analysis.frontier_figures import frontier
 from experiments.knowledge_forgetting.analysis.labels import label_lines
 from experiments.knowledge_forgetting.analysis.summarise import summarise
+from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
 
 ALL = {"frontier.png", "matched.png", "rows.png", "imbalance.png", "ablations_loramoe_paper.png"}
 
@@ -65,3 +66,14 @@ def test_rates_that_were_too_high_stand_in_a_panel_beside_the_others(grid):
     large, whole = frontier(summarise(grid.read(), draws=20)).axes
     assert large.get_ylim()[0] > 70
     assert whole.get_ylim()[0] < 10
+
+
+def test_who_knows_more_than_the_base_stands_within_the_large_panel(tmp_path):
+    grid = Grid(tmp_path)
+    grid.add("base", 0.0, 0.8, 0.2, rows=0)
+    for rate, (facts, tasks) in enumerate([(0.96, 0.5), (0.8, 0.6), (0.1, 0.3)], 1):
+        grid.add("full", float(rate), facts, tasks)
+    large, _ = frontier(summarise(grid.read(), draws=20)).axes
+    bottom, top = large.get_ylim()
+    assert 90 < bottom < 100
+    assert top > 120

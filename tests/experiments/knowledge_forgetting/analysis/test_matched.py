@@ -63,21 +63,21 @@ def test_bounds_and_reach_are_told():
 
 def test_levels_are_of_arms_and_fixed():
     lines = {
-        "full": [point(0.5, 0.95), point(0.9, 0.55)],
-        "lora_mlp": [point(0.5, 0.9), point(0.7, 0.5)],
-        "loramoe_free": [point(0.55, 0.8), point(0.7, 0.6)],
+        "full": [point(0.5, 0.975), point(0.9, 0.775)],
+        "lora_mlp": [point(0.5, 0.95), point(0.7, 0.75)],
+        "loramoe_free": [point(0.55, 0.9), point(0.7, 0.8)],
     }
     levels = match(lines, {arm: line[-1] for arm, line in lines.items()})
     assert [(level.name, level.downstream.value) for level in levels[:2]] == [("full", 0.9), ("lora_mlp", 0.7)]
     assert [level.downstream.value for level in levels[2:]] == [0.6, 0.7, 0.8, 0.9]
-    lines["lora_all"] = [point(0.1, 0.3)]  # its rate was too high: no levels for its sake
+    lines["lora_all"] = [point(0.1, 0.74)]  # its rate was too high: no levels for its sake
     assert [level.downstream.value for level in match(lines, {}) if level.name == "fixed"] == [0.6, 0.7, 0.8, 0.9]
     at_full, at_lora, at_6 = levels[:3]
     assert at_full.kept["lora_mlp"] is None
     assert at_full.differences["lora_mlp"] == {"full": None, "loramoe_free": None}
-    assert at_lora.kept["full"].value.value == pytest.approx(0.75)
-    assert at_lora.differences["lora_mlp"]["full"].value.value == pytest.approx(0.25)
-    assert at_6.differences["loramoe_free"]["lora_mlp"].value.value == pytest.approx(0.7 - (0.8 - 0.2 / 3))
+    assert at_lora.kept["full"].value.value == pytest.approx(0.875)
+    assert at_lora.differences["lora_mlp"]["full"].value.value == pytest.approx(0.125)
+    assert at_6.differences["loramoe_free"]["lora_mlp"].value.value == pytest.approx(0.85 - (0.9 - 0.1 / 3))
 
 
 def test_a_bound_is_not_compared():
