@@ -62,10 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arm", choices=list(ARMS), action="append", help="default: all of them")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of each study")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument(
+        "--again", action="store_true", help="in a folder SCALE_again: what was published, repeated from the start"
+    )
     options = parser.parse_args(arguments)
 
     scale = make_scale(options.scale, options.data, options.size)
-    folder = options.out / scale.name
+    folder = options.out / f"{scale.name}{'_again' * options.again}"
     folder.mkdir(parents=True, exist_ok=True)
     sets = {"knowledge": scale.knowledge, "downstream": scale.downstream, "chance": scale.chance}
     write_json(folder / "sets.json", sets)

@@ -14,10 +14,9 @@ import pytest
 
 from experiments.knowledge_forgetting import __main__ as program
 from experiments.knowledge_forgetting.arms import recipe_of
+from experiments.knowledge_forgetting.changes import FINALISTS, RECIPES
 from experiments.knowledge_forgetting.grid import (
-    FINALISTS,
     RECIPE_SEEDS,
-    RECIPES,
     SEEDS,
     STUDIES,
     check_alike,
@@ -50,7 +49,7 @@ def test_all_that_a_study_changes_can_be_changed(study: str):
 
 def test_recipes_are_chosen_with_seeds_that_no_published_comparison_has():
     assert not set(SEEDS) & set(RECIPE_SEEDS)
-    assert {one.seed for study in ("recipes", "ablations") for one in STUDIES[study](MadeUpScale())} == set(
+    assert {one.seed for study in ("recipes", "ablations", "larger") for one in STUDIES[study](MadeUpScale())} == set(
         RECIPE_SEEDS
     )
 
