@@ -1,0 +1,161 @@
+"""Each figure of README's sentences and of the claims' tables is the one that it is said to be.
+
+`test_published.py` asks whether a figure stands anywhere in a scale's tables. Here the figures of a sentence or of a
+table's row, in their order, are held to what `summary.json` has of that arm, level and number of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.experiments.knowledge_forgetting.test_published import RESULTS, ROOT
+
+SIGNED = re.compile(r"−?\d+\.\d+")
+Figures = list[str]
+
+
+@cache
+def summary(scale: str) -> dict[str, Any]:
+    return dict(json.loads((RESULTS / scale / "summary.json").read_text(encoding="utf-8")))
+
+
+def told(page: str, scale: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return text.split(f"<!-- figures:{scale} -->")[1].split("<!-- /figures -->")[0]
+
+
+def claims(scale: str) -> list[Figures]:
+    """The figures of each row of the table in docs/experiments.md, without its head."""
+    rows = [line for line in told("docs/experiments.md", scale).splitlines() if line.startswith("|")]
+    return [SIGNED.findall(row) for row in rows[2:]]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}".replace("-", "−")
+
+
+def with_interval(of: dict[str, float], sign: int = 1) -> Figures:
+    low, high = sorted((sign * of["low"], sign * of["high"]))
+    return [percent(sign * of["value"]), percent(low), percent(high)]
+
+
+def level(scale: str, name: str, downstream: float | None = None) -> dict[str, Any]:
+    levels = [one for one in summary(scale)["levels"] if one["name"] == name]
+    (found,) = [one for one in levels if downstream is None or one["downstream"]["value"] == downstream]
+    return dict(found)
+
+
+def kept(scale: str, name: str, arm: str) -> Figures:
+    """What an arm keeps at the level of another."""
+    return with_interval(level(scale, name)["kept"][arm]["value"])
+
+
+def tuned(scale: str, arm: str) -> dict[str, Any]:
+    (found,) = [one["point"] for one in summary(scale)["tuned"] if one["arm"] == arm]
+    return dict(found)
+
+
+def point(scale: str, arm: str, rate: float) -> dict[str, Any]:
+    (found,) = [p for p in summary(scale)["frontier"] if (p["arm"], p["learning_rate"]) == (arm, rate)]
+    return dict(found)
+
+
+def of_rows(arm: str, rows: int) -> dict[str, Any]:
+    (found,) = [p for line in summary("tiny")["rows_study"] for p in line if (p["arm"], p["rows"]) == (arm, rows)]
+    return dict(found)
+
+
+def shares(of: dict[str, Any]) -> Figures:
+    return [f"{share:.2f}" for task_type in ("0", "1") for share in of["share"][task_type]]
+
+
+def variations(arm: str) -> Figures:
+    values = [p["variation"]["value"] for p in summary("tiny")["frontier"] if p["arm"] == arm]
+    return [f"{min(values):.2f}", f"{max(values):.2f}"]
+
+
+def downstream(scale: str, *arms: str) -> Figures:
+    return [figure for arm in arms for figure in with_interval(tuned(scale, arm)["downstream"])]
+
+
+def of_the_constraint() -> Figures:
+    half = level("tiny", "fixed", 0.5)
+    return ["50.0", *with_interval(half["differences"]["loramoe_free"]["loramoe_paper"]["value"])]
+
+
+def at_full_level() -> Figures:
+    tuned_full = percent(level("tiny", "full")["downstream"]["value"])
+    return [tuned_full, *kept("tiny", "full", "loramoe_all"), *kept("tiny", "full", "full")]
+
+
+def over_lora() -> Figures:
+    more = level("tiny", "lora_all")["differences"]["lora_all"]["loramoe_all"]["value"]
+    return [percent(level("tiny", "lora_all")["downstream"]["value"]), *with_interval(more)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_readme_tells_of_the_tiny_scale_what_was_measured(page: str):
+    figures = SIGNED.findall(told(page, "tiny"))
+    beside_mlp = downstream("tiny", "loramoe_paper")
+    constraint = of_the_constraint()
+    # One language tells the level behind the difference, the other before it.
+    assert figures[:-4] == [*at_full_level(), *over_lora(), *beside_mlp]
+    assert figures[-4:] in ([*constraint[1:], constraint[0]], constraint)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_readme_tells_of_the_real_scale_what_was_measured(page: str):
+    of_arms = [one["point"]["kept"]["value"] for one in summary("real")["tuned"]]
+    assert SIGNED.findall(told(page, "real")) == [percent(min(of_arms)), percent(max(of_arms))]
+
+
+def test_each_claim_at_the_tiny_scale_has_its_own_figures():
+    more_rows = [
+        [
+            *(percent(of_rows(arm, rows)["kept"]["value"]) for rows in (640, 6_400)),
+            *with_interval(of_rows(arm, 20_000)["kept"]),
+        ]
+        for arm in ("full", "lora_all")
+    ]
+    learnt = [percent(of_rows(arm, 20_000)["downstream"]["value"]) for arm in ("loramoe_all", "full", "lora_all")]
+    paper = of_rows("loramoe_paper", 20_000)
+    assert claims("tiny") == [
+        [*more_rows[0], *more_rows[1]],
+        [
+            *with_interval(of_rows("loramoe_all", 20_000)["kept"]),
+            *learnt,
+            *with_interval(paper["kept"]),
+            percent(paper["downstream"]["value"]),
+        ],
+        [*at_full_level(), *over_lora()],
+        downstream("tiny", "loramoe_paper", "lora_mlp", "loramoe_all", "lora_all", "full"),
+        of_the_constraint(),
+        [*shares(tuned("tiny", "loramoe_paper")), *shares(tuned("tiny", "loramoe_free"))],
+        [*variations("loramoe_free"), *variations("loramoe_paper")],
+    ]
+
+
+def test_each_claim_at_the_real_scale_has_its_own_figures():
+    of_full = level("real", "full")
+    over = of_full["differences"]["lora_all"]
+    assert claims("real") == [
+        [
+            *with_interval(tuned("real", "full")["kept"]),
+            *with_interval(tuned("real", "lora_all")["kept"]),
+            percent(point("real", "full", 3e-4)["kept"]["value"]),
+        ],
+        [
+            *with_interval(tuned("real", "loramoe_paper")["kept"]),
+            *with_interval(tuned("real", "loramoe_all")["kept"]),
+            percent(of_full["downstream"]["value"]),
+            *with_interval(over["loramoe_paper"]["value"]),
+            *with_interval(over["loramoe_all"]["value"], sign=-1),
+        ],
+        downstream("real", "loramoe_paper", "loramoe_all", "lora_all", "full"),
+        [*shares(tuned("real", "loramoe_paper")), *shares(point("real", "loramoe_paper", 3e-3))],
+    ]
