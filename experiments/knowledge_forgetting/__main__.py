@@ -7,12 +7,14 @@ python -m experiments.knowledge_forgetting real --data FOLDER
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.knowledge_forgetting.analysis.remake import remake
 from experiments.knowledge_forgetting.arms import ARMS
 from experiments.knowledge_forgetting.grid import STUDIES, base_run, work_through
+from experiments.knowledge_forgetting.processor import warning
 from experiments.knowledge_forgetting.run import Settings
 from experiments.knowledge_forgetting.scale import Scale
 from loramoe.training.files import write_json
@@ -68,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     scale = make_scale(options.scale, options.data, options.size)
+    slow = warning(scale.bf16)
+    if slow:
+        print(slow, file=sys.stderr)
     folder = options.out / f"{scale.name}{'_again' * options.again}"
     folder.mkdir(parents=True, exist_ok=True)
     sets = {"knowledge": scale.knowledge, "downstream": scale.downstream, "chance": scale.chance}
