@@ -48,6 +48,7 @@ class Recipe:
         replay: Share of the rows of type 1 that tell facts as the base model has read them, in place of questions.
         grouped: Whether a step's rows are of about one length. If not, they are as they come; the constraint then
             pushes both types of rows to the same experts, as rows of type 1 are the shorter ones (docs/direction.md).
+        epochs: How often the rows are gone through, each time in another order, on one schedule.
     """
 
     targets: tuple[str, ...] = MLP
@@ -67,6 +68,7 @@ class Recipe:
     detached: bool = False
     replay: float = 0.0
     grouped: bool = True
+    epochs: int = 1
 
 
 @dataclass(frozen=True)

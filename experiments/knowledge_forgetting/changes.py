@@ -110,3 +110,15 @@ LARGER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("loramoe_all", {"lora_nums": 16, "r": 4, "lora_alpha": 32.0, "zero_experts": 8, "blc_target": "match"}),
     ("loramoe_all", {"lora_nums": 16, "replay": 0.5}),
 )
+# More steps on the same rows, at lower learning rates. Replayed facts keep what questions in other words cost, and slow
+# the learning down, which more steps may make good.
+LONGER: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("loramoe_all", {"epochs": 2}),
+    ("loramoe_all", {"epochs": 2, "replay": 0.5}),
+    ("loramoe_all", {"epochs": 3, "replay": 0.5}),
+    ("loramoe_all", {"epochs": 2, "replay": 0.5, "lora_nums": 16}),
+    ("lora_all", {"epochs": 2}),
+    ("lora_all", {"epochs": 2, "replay": 0.5}),
+    ("full", {"epochs": 2}),
+    ("full", {"epochs": 2, "replay": 0.5}),
+)

@@ -19,11 +19,11 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from experiments.knowledge_forgetting.arms import ARMS, recipe_of
-from experiments.knowledge_forgetting.changes import ABLATIONS, CONTROLS, FINALISTS, LARGER, RECIPES
+from experiments.knowledge_forgetting.arms import ARMS, Recipe, recipe_of
+from experiments.knowledge_forgetting.changes import ABLATIONS, CONTROLS, FINALISTS, LARGER, LONGER, RECIPES
 from experiments.knowledge_forgetting.provenance import provenance_of
 from experiments.knowledge_forgetting.run import Settings, plain, run
-from experiments.knowledge_forgetting.scale import Scale
+from experiments.knowledge_forgetting.scale import Scale, gone_through
 from loramoe.training.files import write_json
 
 SEEDS = (0, 1, 2)
@@ -91,12 +91,22 @@ def larger(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settin
     return _variants(scale, LARGER, seeds)
 
 
-def _variants(scale: Scale, changes: Sequence[tuple[str, dict[str, Any]]], seeds: Sequence[int]) -> list[Settings]:
+def longer(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settings]:
+    """`LONGER`, at the two lowest learning rates: with more steps, lower ones learn as much."""
+    return _variants(scale, LONGER, seeds, slice(0, 2))
+
+
+def _variants(
+    scale: Scale,
+    changes: Sequence[tuple[str, dict[str, Any]]],
+    seeds: Sequence[int],
+    rates: slice = slice(1, 3),  # the two in the middle
+) -> list[Settings]:
     return [
         Settings(scale.name, arm, rate, scale.rows, seed, change)
         for seed in seeds
         for arm, change in changes
-        for rate in scale.learning_rates[ARMS[arm].kind][1:3]
+        for rate in scale.learning_rates[ARMS[arm].kind][rates]
     ]
 
 
@@ -107,6 +117,7 @@ STUDIES = {
     "recipes": recipes,
     "ablations": ablations,
     "larger": larger,
+    "longer": longer,
 }
 
 
@@ -161,7 +172,8 @@ def check_alike(folder: Path, provenance: Mapping[str, Any]) -> None:
         result = json.loads(file.read_text(encoding="utf-8"))
         settings = result["settings"]
         same = {name: result["provenance"][name] == provenance[name] for name in ("code", "base", "items")}
-        same["recipe"] = result["recipe"] == plain(recipe_of(settings["arm"], settings["changes"]))
+        recipe = {**plain(Recipe()), **result["recipe"]}  # a value that there was not yet was what is now its default
+        same["recipe"] = recipe == plain(recipe_of(settings["arm"], settings["changes"]))
         changed = [name for name, is_same in same.items() if not is_same]
         if changed:
             raise ValueError(
@@ -187,4 +199,5 @@ def _end_with_parent() -> None:
 def _run_and_write(settings: Settings, scale: Scale, folder: Path, provenance: dict[str, Any]) -> None:
     file = folder / f"{settings.name}.json"
     if not file.is_file():  # another grid may have made it meanwhile
-        write_json(file, run(settings, scale, provenance, progress=False))
+        repeated = gone_through(scale, recipe_of(settings.arm, settings.changes).epochs)
+        write_json(file, run(settings, repeated, provenance, progress=False))

@@ -6,6 +6,8 @@ use. All else (arms, training, grid, analysis) is the same for both.
 
 from __future__ import annotations
 
+import copy
+import random
 from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -73,3 +75,24 @@ class Scale(Protocol):
 
     def score(self, model: Any, tokenizer: Any, split: Split) -> dict[str, NDArray[np.bool_]]:
         """Which items of each set the model answers rightly, always in the same order."""
+
+
+def gone_through(scale: Scale, epochs: int) -> Scale:
+    """A scale whose rows are gone through several times.
+
+    Args:
+        scale: The scale.
+        epochs: How often. Of one epoch the rows are as they were; of each further one in another order.
+
+    Returns:
+        A copy of the scale that gives `epochs` times as many rows as are asked for.
+    """
+
+    def train_rows(count: int, seed: int, replay: float = 0.0) -> list[Row]:
+        rows = scale.train_rows(count, seed, replay)
+        rng = random.Random(f"epochs {seed}")
+        return [*rows, *(row for _ in range(epochs - 1) for row in rng.sample(rows, len(rows)))]
+
+    repeated = copy.copy(scale)
+    repeated.train_rows = train_rows  # type: ignore[method-assign]
+    return repeated

@@ -49,9 +49,9 @@ def test_all_that_a_study_changes_can_be_changed(study: str):
 
 def test_recipes_are_chosen_with_seeds_that_no_published_comparison_has():
     assert not set(SEEDS) & set(RECIPE_SEEDS)
-    assert {one.seed for study in ("recipes", "ablations", "larger") for one in STUDIES[study](MadeUpScale())} == set(
-        RECIPE_SEEDS
-    )
+    assert {
+        one.seed for study in ("recipes", "ablations", "larger", "longer") for one in STUDIES[study](MadeUpScale())
+    } == set(RECIPE_SEEDS)
 
 
 def test_finalists_are_among_the_recipes():
@@ -142,6 +142,26 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path: Path, changed
         ValueError, match=f"was made with another {changed} than there is now. Remove it, and all like it"
     ):
         check_alike(tmp_path, today)
+
+
+def test_results_older_than_a_value_of_the_recipe_have_its_default(tmp_path: Path):
+    today, file = provenance_of(MadeUpScale()), tmp_path / "lora_mlp-lr0.01-rows16-seed0.json"
+    result = {
+        "settings": {"arm": "lora_mlp", "changes": {}},
+        "recipe": plain(recipe_of("lora_mlp", {})),
+        "provenance": today,
+    }
+    del result["recipe"]["epochs"]
+    file.write_text(json.dumps(result))
+    check_alike(tmp_path, today)
+
+
+def test_a_run_of_two_epochs_has_twice_the_steps(tmp_path: Path):
+    runs = [Settings("made_up", "lora_mlp", 1e-2, 16, 0, changes) for changes in ({}, {"epochs": 2})]
+    work_through(runs, MadeUpScale(), tmp_path, workers=1)
+    results = [json.loads((tmp_path / f"{one.name}.json").read_text()) for one in runs]
+    assert [result["steps"] for result in results] == [2, 4]
+    assert [result["settings"]["rows"] for result in results] == [16, 16]
 
 
 @pytest.mark.slow
