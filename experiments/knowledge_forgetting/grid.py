@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from experiments.knowledge_forgetting.arms import ARMS, Recipe, recipe_of
-from experiments.knowledge_forgetting.changes import ABLATIONS, CONTROLS, FINALISTS, LARGER, LONGER, RECIPES
+from experiments.knowledge_forgetting.changes import ABLATIONS, BEST, CONTROLS, FINALISTS, LARGER, LONGER, RECIPES
 from experiments.knowledge_forgetting.provenance import provenance_of
 from experiments.knowledge_forgetting.run import Settings, plain, run
 from experiments.knowledge_forgetting.scale import Scale, gone_through
@@ -96,6 +96,11 @@ def longer(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settin
     return _variants(scale, LONGER, seeds, slice(0, 2))
 
 
+def best(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
+    """`BEST`, at the learning rates of `longer`."""
+    return _variants(scale, BEST, seeds, slice(0, 2))
+
+
 def _variants(
     scale: Scale,
     changes: Sequence[tuple[str, dict[str, Any]]],
@@ -118,6 +123,7 @@ STUDIES = {
     "ablations": ablations,
     "larger": larger,
     "longer": longer,
+    "best": best,
 }
 
 

@@ -14,11 +14,12 @@ import pytest
 
 from experiments.knowledge_forgetting import __main__ as program
 from experiments.knowledge_forgetting.arms import recipe_of
-from experiments.knowledge_forgetting.changes import FINALISTS, RECIPES
+from experiments.knowledge_forgetting.changes import BEST, FINALISTS, LONGER, RECIPES
 from experiments.knowledge_forgetting.grid import (
     RECIPE_SEEDS,
     SEEDS,
     STUDIES,
+    best,
     check_alike,
     frontier,
     recipes,
@@ -52,6 +53,11 @@ def test_recipes_are_chosen_with_seeds_that_no_published_comparison_has():
     assert {
         one.seed for study in ("recipes", "ablations", "larger", "longer") for one in STUDIES[study](MadeUpScale())
     } == set(RECIPE_SEEDS)
+
+
+def test_the_best_recipe_is_one_that_was_tried_and_is_measured_with_seeds_that_chose_nothing():
+    assert all(recipe in LONGER for recipe in BEST)
+    assert {one.seed for one in best(MadeUpScale())} == set(SEEDS)
 
 
 def test_finalists_are_among_the_recipes():
