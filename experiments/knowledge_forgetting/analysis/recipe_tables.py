@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from experiments.knowledge_forgetting.analysis.cells import difference, percent, reading, table
+from experiments.knowledge_forgetting.analysis.cells import difference, interval, percent, reading, table
 from experiments.knowledge_forgetting.analysis.recipes import Recipes, RecipeSummary, Told
 from experiments.knowledge_forgetting.analysis.results import SPLITS
 from experiments.knowledge_forgetting.analysis.studies import order
@@ -50,6 +50,25 @@ def ranking(summary: Summary) -> str:
         rows = [[f"{n}", _name(recipe), *_cells(recipe)] for n, recipe in enumerate(recipes.ranked, 1)]
         parts += [f"As {_level(recipes)}:", table(["rank", "recipe", *_COLUMNS], rows)]
     return "\n\n".join(parts)
+
+
+def at_rates(summary: Summary) -> str:
+    """Every recipe with a change at each of its learning rates, test split."""
+    changed = [recipe for recipe in summary.recipes[0].ranked if recipe.changes] if summary.recipes else []
+    if not changed:
+        return "No runs yet."
+    rows = [
+        [
+            _name(recipe),
+            f"{at.learning_rate:g}",
+            str(len(recipe.seeds)),
+            interval(at.kept),
+            interval(at.downstream),
+        ]
+        for recipe in changed
+        for at in recipe.at_rates
+    ]
+    return table(["recipe", "learning rate", "seeds", "kept, % of base", "downstream, %"], rows)
 
 
 def setting_text(setting: Setting) -> str:
@@ -97,12 +116,12 @@ def _reached(levels: Sequence[Recipes], arm: str) -> Recipes:
 
 def _level(recipes: Recipes) -> str:
     levels = {split: percent(estimate.value) for split, estimate in recipes.level.items()}
-    return f"{words(recipes.arm)} ({levels['validation']} % on validation, {levels['test']} % on test)"
+    return f"{_name(recipes)} ({levels['validation']} % on validation, {levels['test']} % on test)"
 
 
-def _name(recipe: RecipeSummary) -> str:
-    changes = ", ".join(f"`{key}` {_value_text(value)}" for key, value in recipe.changes.items())
-    return f"{words(recipe.arm)}{': ' * bool(changes)}{changes}"
+def _name(of: RecipeSummary | Recipes) -> str:
+    changes = ", ".join(f"`{key}` {_value_text(value)}" for key, value in of.changes.items())
+    return f"{words(of.arm)}{': ' * bool(changes)}{changes}"
 
 
 def _cells(recipe: RecipeSummary) -> Sequence[str]:

@@ -38,6 +38,15 @@ class Told:
 
 
 @dataclass(frozen=True)
+class AtRate:
+    """What a recipe keeps and learns at one learning rate, test split, mean over its seeds."""
+
+    learning_rate: float
+    kept: Estimate
+    downstream: Estimate
+
+
+@dataclass(frozen=True)
 class RecipeSummary:
     """An arm, as it is or with changes.
 
@@ -48,6 +57,7 @@ class RecipeSummary:
         learning_rates: Over which it is read.
         seeds: That all of them have.
         told: By split.
+        at_rates: At each of its learning rates.
     """
 
     arm: str
@@ -56,6 +66,7 @@ class RecipeSummary:
     learning_rates: list[float]
     seeds: tuple[int, ...]
     told: dict[Split, Told]
+    at_rates: list[AtRate]
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,14 @@ class Recipes:
 
     Attributes:
         arm: Whose tuned downstream accuracy the level is.
+        changes: What differs from that arm; nothing for the arm itself.
         level: By split.
         ranked: The recipes, by what they keep on validation; at the end those that do not get so far,
             by how far they get.
     """
 
     arm: str
+    changes: dict[str, Any]
     level: dict[Split, Estimate]
     ranked: list[RecipeSummary]
 
@@ -94,7 +107,8 @@ def rank_recipes(
     levels = {split: bootstrap.point(least, seeds).downstream for split, bootstrap in bootstraps.items()}
     recipes = [_recipe(line, lines.get((arm, "{}"), []), levels, bootstraps) for (arm, _), line in lines.items()]
     recipes.sort(key=_rank)
-    return Recipes(least.arm, {split: estimate(level_B) for split, level_B in levels.items()}, recipes)
+    level = {split: estimate(level_B) for split, level_B in levels.items()}
+    return Recipes(least.arm, dict(least.changes), level, recipes)
 
 
 def _rank(recipe: RecipeSummary) -> tuple[bool, float]:
@@ -121,7 +135,13 @@ def _recipe(
             )
             for split, level_B in levels.items()
         },
+        at_rates=[_at_rate(point, seeds, bootstraps["test"]) for point in points],
     )
+
+
+def _at_rate(point: Point, seeds: tuple[int, ...], bootstrap: Bootstrap) -> AtRate:
+    figures = bootstrap.point(point, seeds)
+    return AtRate(point.learning_rate, estimate(figures.kept), estimate(figures.downstream))
 
 
 def _read(

@@ -96,6 +96,29 @@ def recipe_levels(tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets
     return [least, *strongest]
 
 
+def longest_full(
+    points: Sequence[Point], tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets
+) -> list[Point]:
+    """Full fine-tuning with changes, where it learns most: what a recipe beyond all arms is up against.
+
+    Args:
+        points: All points of the main number of rows.
+        tuned: What `tune` chose.
+        seeds: Over which means are taken.
+        sets: Which sets count as what.
+
+    Returns:
+        The point, by validation; nothing if none of those with all seeds learns more than every tuned arm.
+    """
+    others = [one.point for one in tuned.values() if one.point]
+    changed = [point for point in points if point.arm == "full" and point.changes and set(seeds) <= set(point.runs)]
+    if not others or not changed:
+        return []
+    most = max(changed, key=lambda point: _validation(point, seeds, sets))
+    beyond = all(_validation(most, seeds, sets)[0] > _validation(point, seeds, sets)[0] for point in others)
+    return [most] if beyond else []
+
+
 def _by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:
     arms = dict.fromkeys(point.arm for point in points)
     return {arm: [point for point in points if point.arm == arm] for arm in arms}

@@ -62,6 +62,7 @@ def tables(summary: Summary) -> str:
         "Knowledge against the number of training rows": _rows_study(summary),
         "Ablations": recipe_tables.ablations(summary),
         "Recipes, ranked on validation": recipe_tables.ranking(summary),
+        "Recipes, every learning rate": recipe_tables.at_rates(summary),
         "Imbalance of the experts": _routing(summary),
     }
     if summary.beyond:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.knowledge_forgetting.analysis.recipe_tables import ablations, ranking
+from experiments.knowledge_forgetting.analysis.recipe_tables import ablations, at_rates, ranking
 from experiments.knowledge_forgetting.analysis.summarise import summarise
 
 
@@ -119,3 +119,34 @@ def test_what_three_seeds_agree_in_is_not_uncertain(grid):
     row = next(line for line in ablations(summarise(grid.read(), draws=50)).splitlines() if "down_proj, up" in line)
     assert "+35.0 [" in row
     assert "?" not in row
+
+
+def test_recipes_are_read_where_full_fine_tuning_gets_with_changes_if_that_is_further(read):
+    add(read, "full", (0.9, 0.5), (0.5, 0.8), changes={"epochs": 2})
+    summary = summarise(read.read(), draws=50)
+    assert [(recipes.arm, recipes.changes) for recipes in summary.recipes] == [("lora_mlp", {})], "0.8 of 0.9"
+    add(read, "full", (0.9, 0.5), (0.5, 0.95), changes={"epochs": 3})
+    summary = summarise(read.read(), draws=50)
+    assert [(recipes.arm, recipes.changes) for recipes in summary.recipes][1:] == [("full", {"epochs": 3})]
+    assert "As full fine-tuning: `epochs` 3 (95.0 % on validation, 95.0 % on test):" in ranking(summary)
+
+
+def test_full_fine_tuning_with_changes_and_other_seeds_is_no_level(read):
+    add(read, "full", (0.9, 0.95), changes={"epochs": 2}, seed=10)
+    assert len(summarise(read.read(), draws=50).recipes) == 1
+
+
+def test_a_recipe_is_told_at_each_of_its_rates(read):
+    _, found = by_changes(read)
+    more = found["loramoe_paper", 16]
+    assert [at.learning_rate for at in more.at_rates] == [1.0, 2.0]
+    assert [at.kept.value for at in more.at_rates] == pytest.approx([0.9, 0.7])
+    assert [at.downstream.value for at in more.at_rates] == pytest.approx([0.5, 0.7])
+    text = at_rates(summarise(read.read(), draws=50))
+    assert "| LoRAMoE as in the paper: `lora_nums` 16 | 2 | 1 | 70.0 [" in text
+    assert "| LoRAMoE as in the paper |" not in text, "arms as they are have a table of their own"
+
+
+def test_no_recipes_no_rates(grid):
+    add(grid, "lora_mlp", (0.9, 0.5))
+    assert at_rates(summarise(grid.read(), draws=50)) == "No runs yet."

@@ -14,7 +14,7 @@ def page(grid):
 def test_an_empty_grid_has_a_page(grid):
     text = page(grid)
     assert "- full fine-tuning: 0 learning rates of at least 4." in text
-    assert text.count("No runs yet.") == 5
+    assert text.count("No runs yet.") == 6
     assert "1 runs, seeds none; a made-up machine, one thread a run; torch 2.13.0; 2026-11-20; base model" in text
 
 
