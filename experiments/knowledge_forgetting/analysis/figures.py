@@ -35,6 +35,8 @@ def figures(summary: Summary) -> dict[str, Callable[[], Figure]]:
         known["rows.png"] = partial(study_figures.rows, summary)
     if any(point.variation and point.share for point in summary.frontier):
         known["imbalance.png"] = partial(study_figures.imbalance, summary)
+    if study_figures.of_epochs(summary):
+        known["epochs.png"] = partial(study_figures.epochs, summary)
     for arm in dict.fromkeys(ablation.arm for ablation in summary.ablations):
         known[f"ablations_{arm}.png"] = partial(study_figures.ablations, summary, arm)
     return known

@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, Final
 
 from experiments.knowledge_forgetting.analysis.results import Run
@@ -117,12 +118,12 @@ def complete(points: Sequence[Point]) -> tuple[list[Point], tuple[int, ...]]:
     Returns:
         The points of the part with the most runs, and its seeds.
     """
-    counts = Counter(seed for point in points for seed in point.runs)
-    by_count = sorted(counts, key=lambda seed: (-counts[seed], seed))
-    parts = []
-    for count in range(1, len(by_count) + 1):
-        seeds = tuple(sorted(by_count[:count]))
-        parts.append(([point for point in points if set(seeds) <= set(point.runs)], seeds))
+    known = sorted({seed for point in points for seed in point.runs})
+    parts = [
+        ([point for point in points if set(seeds) <= set(point.runs)], seeds)
+        for count in range(1, len(known) + 1)
+        for seeds in combinations(known, count)
+    ]
     return max(parts, key=lambda part: (len(part[0]) * len(part[1]), len(part[1])), default=([], ()))
 
 

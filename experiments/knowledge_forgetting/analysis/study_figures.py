@@ -10,21 +10,31 @@ from typing import TYPE_CHECKING, Final
 from experiments.knowledge_forgetting.analysis import studies
 from experiments.knowledge_forgetting.analysis.drawing import (
     DOWNSTREAM,
+    GREY,
     KEPT,
     line_style,
     lines_of,
     new_figure,
     percents,
 )
+from experiments.knowledge_forgetting.analysis.matched import MOSTLY_KEPT
 from experiments.knowledge_forgetting.analysis.recipe_tables import setting_text
-from experiments.knowledge_forgetting.analysis.style import look, words
-from experiments.knowledge_forgetting.analysis.summary import AblationSummary, Measured, PointSummary, Summary
+from experiments.knowledge_forgetting.analysis.recipes import RecipeSummary
+from experiments.knowledge_forgetting.analysis.style import LOOKS, look, rank, words
+from experiments.knowledge_forgetting.analysis.summary import (
+    GOAL_KEPT,
+    AblationSummary,
+    Measured,
+    PointSummary,
+    Summary,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _WIDE: Final = 5  # settings beside each other
+_DASHES: Final = ("-", ":", "--", "-.")
 _SERIES: Final = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"), ("#CC79A7", "v", "-."))
 
 
@@ -139,6 +149,46 @@ def imbalance(summary: Summary) -> Figure:
     else:
         right.set_axis_off()
     return figure
+
+
+def of_epochs(summary: Summary) -> list[RecipeSummary]:
+    """Recipes that go through the rows several times, and their arms as they are, by arm and number of epochs."""
+    ranked = summary.recipes[0].ranked if summary.recipes else []
+    arms = {recipe.arm for recipe in ranked if "epochs" in recipe.changes}
+    shown = [one for one in ranked if one.arm in arms and ("epochs" in one.changes or not one.changes)]
+    return sorted(shown, key=lambda one: (rank(one.arm), one.changes.get("epochs", 1), len(one.changes)))
+
+
+def epochs(summary: Summary) -> Figure:
+    """What is kept against what is learnt, in one epoch (full marks) and in several (hollow ones)."""
+    figure = new_figure(11.0, 5.8)
+    axes = figure.subplots()
+    dashes = {arm: itertools.cycle(_DASHES) for arm in LOOKS}
+    for recipe in of_epochs(summary):
+        kept, learnt = ([getattr(at, name) for at in recipe.at_rates] for name in ("kept", "downstream"))
+        x, y = [100 * one.value for one in learnt], [100 * one.value for one in kept]
+        style = line_style(recipe.arm) | {"linestyle": next(dashes[recipe.arm])}
+        if recipe.changes:
+            style |= {"markerfacecolor": "white"}
+        axes.vlines(x, [100 * one.low for one in kept], [100 * one.high for one in kept], color=style["color"], lw=1)
+        axes.hlines(
+            y, [100 * one.low for one in learnt], [100 * one.high for one in learnt], color=style["color"], lw=1
+        )
+        axes.plot(x, y, **style, label=_epochs_name(recipe))
+    axes.axhline(100 * GOAL_KEPT, color=GREY, linestyle=":", linewidth=1)
+    axes.set_ylim(100 * MOSTLY_KEPT, 101)
+    axes.set_xlabel(f"{DOWNSTREAM}; each point is a learning rate, bars: 95 % intervals")
+    axes.set_ylabel(KEPT)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=4, frameon=False)
+    return figure
+
+
+def _epochs_name(recipe: RecipeSummary) -> str:
+    changes = {**recipe.changes, "epochs": recipe.changes.get("epochs", 1)}
+    told = [f"{changes.pop('epochs')} epochs".replace("1 epochs", "1 epoch")]
+    told += [f"{key} {value}" for key, value in changes.items()]
+    return f"{words(recipe.arm)},\n{', '.join(told)} ({len(recipe.seeds)} seeds)".replace("(1 seeds)", "(1 seed)")
 
 
 def _shares(axes: Axes, points: list[PointSummary]) -> None:

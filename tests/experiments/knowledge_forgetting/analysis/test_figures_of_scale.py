@@ -9,6 +9,7 @@ from PIL import Image
 from experiments.knowledge_forgetting.analysis.figures import digest, digest_of, draw_all, figures
 from experiments.knowledge_forgetting.analysis.frontier_figures import frontier
 from experiments.knowledge_forgetting.analysis.labels import label_lines
+from experiments.knowledge_forgetting.analysis.study_figures import epochs, of_epochs
 from experiments.knowledge_forgetting.analysis.summarise import summarise
 from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
 
@@ -34,6 +35,22 @@ def test_what_has_not_been_run_has_no_figure(grid):
     draw_all(summary, grid.folder)
     assert {file.name for file in grid.folder.glob("*.png")} == {"frontier.png", "matched.png"}
     assert digest_of(grid.folder / "rows.png") is None
+
+
+def test_several_epochs_are_drawn_beside_their_arm_as_it_is(grid):
+    for arm, changes, downstream in (("full", {}, 0.6), ("full", {"epochs": 2}, 0.8), ("lora_mlp", {}, 0.5)):
+        for rate, facts in ((1e-3, 0.95), (2e-3, 0.9)):
+            grid.add(arm, rate, facts, downstream, changes=changes)
+    summary = summarise(grid.read(), draws=20)
+    assert [(recipe.arm, recipe.changes) for recipe in of_epochs(summary)] == [("full", {}), ("full", {"epochs": 2})]
+    assert "epochs.png" in figures(summary)
+    (axes,) = epochs(summary).axes
+    one, two = axes.get_lines()[:2]
+    assert (list(one.get_xdata()), list(two.get_xdata())) == (pytest.approx([60, 60]), pytest.approx([80, 80]))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "full fine-tuning,\n1 epoch (1 seed)",
+        "full fine-tuning,\n2 epochs (1 seed)",
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])

@@ -40,6 +40,8 @@ def test_nothing_is_asked_of_an_empty_grid(grid):
         ({1: (0, 1, 2), 2: (0, 1, 2), 3: (0,)}, [1, 2], (0, 1, 2)),  # 6 runs are more than 3
         ({1: (0, 1, 2), 2: (0,), 3: (0,), 4: (0,)}, [1, 2, 3, 4], (0,)),  # 4 runs are more than 3
         ({1: (0, 1), 2: (1,)}, [1], (0, 1)),  # of equals the one with more seeds
+        # A seed that most points have, for another study, does not stand in the way of a larger part without it.
+        ({1: (0, 1, 2), 2: (0, 1, 2, 9), 3: (0, 1, 2), 4: (9,), 5: (9,), 6: (9,)}, [1, 2, 3], (0, 1, 2)),
     ],
 )
 def test_the_largest_part_with_all_seeds_is_compared(grid, seeds_by_rate, rates, seeds):
