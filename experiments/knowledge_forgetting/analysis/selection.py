@@ -96,10 +96,10 @@ def recipe_levels(tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets
     return [least, *strongest]
 
 
-def longest_full(
+def level_of_changed_arms(
     points: Sequence[Point], tuned: Mapping[str, Tuned], seeds: tuple[int, ...], sets: Sets
 ) -> list[Point]:
-    """Full fine-tuning with changes, where it learns most: what a recipe beyond all arms is up against.
+    """The point at whose accuracy a recipe beyond all arms is read: where arms with the same changes all get.
 
     Args:
         points: All points of the main number of rows.
@@ -108,15 +108,21 @@ def longest_full(
         sets: Which sets count as what.
 
     Returns:
-        The point, by validation; nothing if none of those with all seeds learns more than every tuned arm.
+        Of the changes with which full fine-tuning learns most, what learns least of the arms' best points, all by
+        validation. Nothing if there are no changes with which full fine-tuning learns more than every tuned arm.
     """
+
+    def learnt(point: Point) -> tuple[float, float]:
+        return _validation(point, seeds, sets)
+
+    changed = [point for point in points if point.changes and set(seeds) <= set(point.runs)]
+    of_full = [point for point in changed if point.arm == "full"]
     others = [one.point for one in tuned.values() if one.point]
-    changed = [point for point in points if point.arm == "full" and point.changes and set(seeds) <= set(point.runs)]
-    if not others or not changed:
+    most = max(of_full, key=learnt, default=None)
+    if most is None or not all(learnt(most)[0] > learnt(point)[0] for point in others):
         return []
-    most = max(changed, key=lambda point: _validation(point, seeds, sets))
-    beyond = all(_validation(most, seeds, sets)[0] > _validation(point, seeds, sets)[0] for point in others)
-    return [most] if beyond else []
+    alike = _by_arm([point for point in changed if point.changes == most.changes])
+    return [min((max(own, key=learnt) for own in alike.values()), key=learnt)]
 
 
 def _by_arm(points: Sequence[Point]) -> dict[str, list[Point]]:

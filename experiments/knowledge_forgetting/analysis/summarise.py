@@ -130,7 +130,7 @@ class _Summariser:
             "test": self.bootstrap,
         }
         points = [point for point in self.points if point.rows == levels[0].rows]
-        levels += selection.longest_full(points, self.tuned, self.seeds, self.results.sets)
+        levels += selection.level_of_changed_arms(points, self.tuned, self.seeds, self.results.sets)
         return [rank_recipes(points, level, self.seeds, bootstraps) for level in levels]
 
 

@@ -121,14 +121,16 @@ def test_what_three_seeds_agree_in_is_not_uncertain(grid):
     assert "?" not in row
 
 
-def test_recipes_are_read_where_full_fine_tuning_gets_with_changes_if_that_is_further(read):
+def test_beyond_all_arms_recipes_are_read_where_all_arms_with_the_same_changes_get(read):
     add(read, "full", (0.9, 0.5), (0.5, 0.8), changes={"epochs": 2})
     summary = summarise(read.read(), draws=50)
     assert [(recipes.arm, recipes.changes) for recipes in summary.recipes] == [("lora_mlp", {})], "0.8 of 0.9"
-    add(read, "full", (0.9, 0.5), (0.5, 0.95), changes={"epochs": 3})
+    add(read, "full", (0.9, 0.5), (0.5, 0.98), changes={"epochs": 3})
+    add(read, "lora_mlp", (0.9, 0.5), (0.5, 0.95), changes={"epochs": 3})
+    add(read, "lora_mlp", (0.9, 0.4), (0.5, 0.45), changes={"epochs": 4})
     summary = summarise(read.read(), draws=50)
-    assert [(recipes.arm, recipes.changes) for recipes in summary.recipes][1:] == [("full", {"epochs": 3})]
-    assert "As full fine-tuning: `epochs` 3 (95.0 % on validation, 95.0 % on test):" in ranking(summary)
+    assert [(recipes.arm, recipes.changes) for recipes in summary.recipes][1:] == [("lora_mlp", {"epochs": 3})]
+    assert "As LoRA on the MLP: `epochs` 3 (95.0 % on validation, 95.0 % on test):" in ranking(summary)
 
 
 def test_full_fine_tuning_with_changes_and_other_seeds_is_no_level(read):
