@@ -159,3 +159,31 @@ def test_each_claim_at_the_real_scale_has_its_own_figures():
         downstream("real", "loramoe_paper", "loramoe_all", "lora_all", "full"),
         [*shares(tuned("real", "loramoe_paper")), *shares(point("real", "loramoe_paper", 3e-3))],
     ]
+
+
+BEST = {"epochs": 2, "replay": 0.5}
+TREATED_ALIKE = ("loramoe_all", "lora_all", "full")
+
+
+def recipe(level: dict[str, Any], arm: str) -> dict[str, Any]:
+    (found,) = [one for one in level["ranked"] if (one["arm"], one["changes"]) == (arm, BEST)]
+    return dict(found)
+
+
+def test_the_best_recipe_has_at_each_rate_its_own_figures():
+    of_level = summary("tiny_again")["recipes"][0]
+    at_rates = [at for arm in TREATED_ALIKE for at in recipe(of_level, arm)["at_rates"]]
+    assert claims("tiny_again") == [
+        [f"{at['learning_rate']:g}", *with_interval(at["kept"]), *with_interval(at["downstream"])] for at in at_rates
+    ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_readme_tells_of_the_best_recipe_what_was_measured(page: str):
+    of_level = summary("tiny_again")["recipes"][-1]
+    assert of_level["changes"] == BEST
+    kept_there = [recipe(of_level, arm)["told"]["test"]["kept"]["value"] for arm in ("loramoe_all", "full", "lora_all")]
+    assert SIGNED.findall(told(page, "tiny_again")) == [
+        percent(of_level["level"]["test"]["value"]),
+        *(figure for of in kept_there for figure in with_interval(of)),
+    ]
