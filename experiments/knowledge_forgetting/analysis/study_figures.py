@@ -185,10 +185,13 @@ def epochs(summary: Summary) -> Figure:
 
 
 def _epochs_name(recipe: RecipeSummary) -> str:
-    changes = {**recipe.changes, "epochs": recipe.changes.get("epochs", 1)}
-    told = [f"{changes.pop('epochs')} epochs".replace("1 epochs", "1 epoch")]
-    told += [f"{key} {value}" for key, value in changes.items()]
-    return f"{words(recipe.arm)},\n{', '.join(told)} ({len(recipe.seeds)} seeds)".replace("(1 seeds)", "(1 seed)")
+    others = [f", {key} {value}" for key, value in recipe.changes.items() if key != "epochs"]
+    epochs = _counted(recipe.changes.get("epochs", 1), "epoch")
+    return f"{words(recipe.arm)},\n{epochs}{''.join(others)} ({_counted(len(recipe.seeds), 'seed')})"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _shares(axes: Axes, points: list[PointSummary]) -> None:

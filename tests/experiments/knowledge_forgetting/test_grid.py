@@ -103,6 +103,20 @@ def test_the_flags_choose_runs_and_the_base_is_always_there():
     assert len(program.wanted(MadeUpScale(), None, None, None)) > 100
 
 
+@pytest.mark.parametrize(("flags", "folder"), [([], "made_up"), (["--again"], "made_up_again")])
+def test_a_repetition_has_a_folder_of_its_own_and_a_slow_processor_is_told(
+    flags: list[str], folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    made: list[Path] = []
+    monkeypatch.setattr(program, "make_scale", lambda *_: MadeUpScale())
+    monkeypatch.setattr(program, "work_through", lambda runs, scale, folder, workers: made.append(folder))
+    monkeypatch.setattr(program, "warning", lambda bf16: "It will take days.")
+    program.main(["tiny", "--out", str(tmp_path), *flags])
+    assert made == [tmp_path / folder]
+    assert (tmp_path / folder / "sets.json").is_file()
+    assert "It will take days." in capsys.readouterr().err
+
+
 def test_the_real_scale_wants_data():
     with pytest.raises(ValueError, match=r"the real scale reads data sets that are not ours to give\. Say --data"):
         program.make_scale("real", None, "cpu")
