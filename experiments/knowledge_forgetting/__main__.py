@@ -1,7 +1,7 @@
 """Makes the runs of a scale that are not there yet, then its tables and figures.
 
 python -m experiments.knowledge_forgetting tiny [--workers 2] [--study frontier] [--arm lora_mlp] [--seeds 0]
-python -m experiments.knowledge_forgetting real --data FOLDER
+python -m experiments.knowledge_forgetting real --data FOLDER [--float32] [--rows 200 2000]
 """
 
 from __future__ import annotations
@@ -63,35 +63,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--study", choices=list(STUDIES), action="append", help="default: all of them")
     parser.add_argument("--arm", choices=list(ARMS), action="append", help="default: all of them")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of each study")
+    parser.add_argument("--rows", type=int, nargs="+", help="numbers of rows; default: those of each study")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
         "--again", action="store_true", help="in a folder SCALE_again: what was published, repeated from the start"
     )
+    parser.add_argument(
+        "--float32", action="store_true", help="without bfloat16, in a folder SCALE_float32; for processors without it"
+    )
     options = parser.parse_args(arguments)
 
     scale = make_scale(options.scale, options.data, options.size)
+    folder = options.out / f"{scale.name}{'_float32' * options.float32}{'_again' * options.again}"
+    scale.bf16 = scale.bf16 and not options.float32
     slow = warning(scale.bf16)
     if slow:
         print(slow, file=sys.stderr)
-    folder = options.out / f"{scale.name}{'_again' * options.again}"
     folder.mkdir(parents=True, exist_ok=True)
     sets = {"knowledge": scale.knowledge, "downstream": scale.downstream, "chance": scale.chance}
     write_json(folder / "sets.json", sets)
     try:
-        work_through(wanted(scale, options.study, options.arm, options.seeds), scale, folder, options.workers)
+        runs = wanted(scale, options.study, options.arm, options.seeds, options.rows)
+        work_through(runs, scale, folder, options.workers)
     finally:
         if (folder / f"{base_run(scale).name}.json").is_file():
             remake(folder)
 
 
 def wanted(
-    scale: Scale, studies: Sequence[str] | None, arms: Sequence[str] | None, seeds: Sequence[int] | None
+    scale: Scale,
+    studies: Sequence[str] | None,
+    arms: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    rows: Sequence[int] | None = None,
 ) -> list[Settings]:
     """The runs that the flags ask for, and always the base, to which all are compared."""
     settings = [
         one for name in studies or STUDIES for one in (STUDIES[name](scale, seeds) if seeds else STUDIES[name](scale))
     ]
-    return [base_run(scale), *(one for one in settings if one.arm in (arms or ARMS))]
+    chosen = [one for one in settings if one.arm in (arms or ARMS) and one.rows in (rows or [one.rows])]
+    return [base_run(scale), *chosen]
 
 
 if __name__ == "__main__":

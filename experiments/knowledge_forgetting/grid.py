@@ -31,12 +31,15 @@ RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validatio
 ROWS_ARMS = ("full", "lora_all", "loramoe_paper", "loramoe_all")
 # The rows study takes the second learning rate of an arm, at which those of the tiny scale still keep most of what they
 # knew. The real model loses nothing on the 400 rows of its main grid at the rates that are best for them. So its rows
-# study takes the third rate, which is the best, and ten times as many rows; and its main grid a fifth rate, too high.
+# study takes the third rate, which is the best, and five and ten times as many rows; its main grid a fifth rate, too
+# high.
 ROWS_RATE: Mapping[str, int] = {"real": 2}
-MORE_ROWS: Mapping[str, tuple[int, ...]] = {"real": (4_000,)}
+MORE_ROWS: Mapping[str, tuple[int, ...]] = {"real": (2_000, 4_000)}
 MORE_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "real": {"full": (1e-3,), "lora": (1e-2,), "loramoe": (1e-2,)},
 }
+# Results that tell no precision were made when every scale had but one.
+FIRST_PRECISION: Mapping[str, str] = {"tiny": "float32", "real": "bfloat16"}
 
 
 def base_run(scale: Scale) -> Settings:
@@ -172,12 +175,14 @@ def check_alike(folder: Path, provenance: Mapping[str, Any]) -> None:
         provenance: What `provenance_of` told today.
 
     Raises:
-        ValueError: If a file was made by other code, of another base model, on other items, or of another recipe.
+        ValueError: If a file was made by other code, of another base model, on other items, in another precision, or of
+            another recipe.
     """
     for file in sorted(folder.glob("*-seed*.json")):
         result = json.loads(file.read_text(encoding="utf-8"))
         settings = result["settings"]
-        same = {name: result["provenance"][name] == provenance[name] for name in ("code", "base", "items")}
+        made = {"precision": FIRST_PRECISION.get(settings["scale"], provenance["precision"]), **result["provenance"]}
+        same = {name: made[name] == provenance[name] for name in ("code", "base", "items", "precision")}
         recipe = {**plain(Recipe()), **result["recipe"]}  # a value that there was not yet was what is now its default
         same["recipe"] = recipe == plain(recipe_of(settings["arm"], settings["changes"]))
         changed = [name for name, is_same in same.items() if not is_same]

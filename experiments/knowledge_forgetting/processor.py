@@ -45,7 +45,8 @@ def warning(bf16: bool) -> str | None:
         return None
     return (
         f"This scale computes in bfloat16, in which this processor takes {slowdown:.0f} times as long as in float32: a "
-        "run will take hours, not minutes. Take a GPU, or a processor with AVX-512 BF16 or AMX."
+        "run will take hours, not minutes. Take a GPU, or a processor with AVX-512 BF16 or AMX; or say --float32, in "
+        "which results are others than those in bfloat16 and have a folder of their own."
     )
 
 

@@ -38,7 +38,7 @@ def provenance_of(scale: Scale) -> dict[str, Any]:
 
     Returns:
         `commit`, `dirty` (whether files differed from it), `versions`, `hardware`, `date`; and the fingerprints of the
-        `code`, of the `base` model's weights and of the `items`.
+        `code`, of the `base` model's weights and of the `items`; and the `precision` of training and scoring.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = hardware(device)
@@ -47,6 +47,7 @@ def provenance_of(scale: Scale) -> dict[str, Any]:
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         "code": code_fingerprint([*SOURCES, *scale.sources]),
         "base": weights_fingerprint(scale.base()[0]),
+        "precision": "bfloat16" if scale.bf16 else "float32",
         "items": hashlib.sha256(scale.asked().encode()).hexdigest()[:16],
         "versions": {
             "python": platform.python_version(),

@@ -15,7 +15,7 @@ class Provenance:
     Attributes:
         runs: How many there are, with the base's.
         seeds: Of the trained ones.
-        hardware: The machines.
+        hardware: The machines; with the precision of the computation, where the files tell it.
         versions: By name.
         base: Fingerprint of the base model's weights, the same for all runs.
         commits: Of this repository.
@@ -57,7 +57,7 @@ def of(runs: Sequence[Run]) -> Provenance:
     return Provenance(
         runs=len(runs),
         seeds=sorted({run.seed for run in runs if run.arm != "base"}),
-        hardware=_values(runs, "hardware"),
+        hardware=sorted({_hardware(run) for run in runs}),
         versions={
             name: sorted({str(of_run[name]) for of_run in versions if name in of_run})
             for name in sorted({name for of_run in versions for name in of_run})
@@ -67,6 +67,11 @@ def of(runs: Sequence[Run]) -> Provenance:
         dirty=sum(run.provenance["dirty"] for run in runs),
         dates=sorted({*dates[:1], *dates[-1:]}),
     )
+
+
+def _hardware(run: Run) -> str:
+    told = [run.provenance.get("hardware"), run.provenance.get("precision")]
+    return " in ".join(str(one) for one in told if one is not None)
 
 
 def _values(runs: Sequence[Run], key: str) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -82,7 +83,7 @@ def test_every_arm_of_the_real_scale_has_a_fifth_rate(tmp_path: Path):
 
 def test_the_real_scale_is_asked_on_ten_times_its_rows_at_the_third_rate(tmp_path: Path):
     runs = rows_study(RealScale(tmp_path), seeds=[0])
-    assert sorted({one.rows for one in runs}) == [100, 200, 400, 1_000, 4_000]
+    assert sorted({one.rows for one in runs}) == [100, 200, 400, 1_000, 2_000, 4_000]
     assert {(one.arm, one.learning_rate) for one in runs} == {
         ("full", 1e-4),
         ("lora_all", 1e-3),
@@ -101,6 +102,20 @@ def test_the_flags_choose_runs_and_the_base_is_always_there():
     chosen = program.wanted(MadeUpScale(), ["frontier"], ["lora_mlp"], [7])
     assert [(one.arm, one.seed) for one in chosen] == [("base", 0), ("lora_mlp", 7), ("lora_mlp", 7)]
     assert len(program.wanted(MadeUpScale(), None, None, None)) > 100
+    chosen = program.wanted(MadeUpScale(), ["rows"], ["full"], [7], [16])
+    assert [(one.arm, one.rows) for one in chosen] == [("base", 0), ("full", 16)]
+
+
+def test_without_bfloat16_results_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[tuple[Path, bool]] = []
+    scale = MadeUpScale()
+    scale.bf16 = True
+    monkeypatch.setattr(program, "make_scale", lambda *_: scale)
+    monkeypatch.setattr(program, "work_through", lambda runs, scale, folder, workers: made.append((folder, scale.bf16)))
+    monkeypatch.setattr(program, "warning", lambda bf16: None)
+    program.main(["real", "--out", str(tmp_path)])
+    program.main(["real", "--out", str(tmp_path), "--float32"])
+    assert made == [(tmp_path / "made_up", True), (tmp_path / "made_up_float32", False)]
 
 
 @pytest.mark.parametrize(("flags", "folder"), [([], "made_up"), (["--again"], "made_up_again")])
@@ -141,12 +156,12 @@ def test_a_run_that_fails_keeps_no_other_from_its_end(tmp_path: Path):
     assert (tmp_path / f"{runs[1].name}.json").is_file()
 
 
-@pytest.mark.parametrize("changed", ["code", "base", "items", "recipe"])
+@pytest.mark.parametrize("changed", ["code", "base", "items", "precision", "recipe"])
 def test_results_that_do_not_belong_together_are_refused(tmp_path: Path, changed: str):
     today = provenance_of(MadeUpScale())
     settings = Settings("made_up", "lora_mlp", 1e-2, 16, 0, {"r": 2})
     result = {
-        "settings": {"arm": settings.arm, "changes": settings.changes},
+        "settings": asdict(settings),
         "recipe": plain(recipe_of(settings.arm, settings.changes)),
         "provenance": dict(today),
     }
@@ -167,13 +182,24 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path: Path, changed
 def test_results_older_than_a_value_of_the_recipe_have_its_default(tmp_path: Path):
     today, file = provenance_of(MadeUpScale()), tmp_path / "lora_mlp-lr0.01-rows16-seed0.json"
     result = {
-        "settings": {"arm": "lora_mlp", "changes": {}},
+        "settings": asdict(Settings("made_up", "lora_mlp", 1e-2, 16, 0)),
         "recipe": plain(recipe_of("lora_mlp", {})),
         "provenance": today,
     }
     del result["recipe"]["epochs"]
     file.write_text(json.dumps(result))
     check_alike(tmp_path, today)
+
+
+@pytest.mark.parametrize(("scale", "precision"), [("tiny", "float32"), ("real", "bfloat16")])
+def test_results_older_than_precisions_have_that_of_their_scale(scale: str, precision: str, tmp_path: Path):
+    settings = Settings(scale, "lora_mlp", 1e-2, 16, 0)
+    older = {name: told for name, told in provenance_of(MadeUpScale()).items() if name != "precision"}
+    result = {"settings": asdict(settings), "recipe": plain(recipe_of("lora_mlp", {})), "provenance": older}
+    (tmp_path / f"{settings.name}.json").write_text(json.dumps(result))
+    check_alike(tmp_path, {**older, "precision": precision})
+    with pytest.raises(ValueError, match="was made with another precision than there is now"):
+        check_alike(tmp_path, {**older, "precision": "float16"})
 
 
 def test_a_run_of_two_epochs_has_twice_the_steps(tmp_path: Path):

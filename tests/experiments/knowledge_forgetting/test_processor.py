@@ -11,7 +11,8 @@ from experiments.knowledge_forgetting import processor
 
 TOLD = (
     r"This scale computes in bfloat16, in which this processor takes 16 times as long as in float32: a run will take "
-    r"hours, not minutes\. Take a GPU, or a processor with AVX-512 BF16 or AMX\."
+    r"hours, not minutes\. Take a GPU, or a processor with AVX-512 BF16 or AMX; or say --float32, in which "
+    r"results are others than those in bfloat16 and have a folder of their own\."
 )
 
 

@@ -40,5 +40,11 @@ def test_all_that_shapes_a_result_is_there():
 
 def test_what_a_grid_is_made_with():
     told = provenance_of(MadeUpScale())
-    assert set(told) == {"commit", "dirty", "code", "base", "items", "versions", "hardware", "date"}
+    assert set(told) == {"commit", "dirty", "code", "base", "precision", "items", "versions", "hardware", "date"}
     assert told == provenance_of(MadeUpScale())
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_is_told(bf16: bool, precision: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(MadeUpScale, "bf16", bf16)
+    assert provenance_of(MadeUpScale())["precision"] == precision
