@@ -1,0 +1,207 @@
+"""Each figure of the findings in docs/experiments.md, its lists below the claims, is the one that it is said to be.
+
+As `test_claims.py`, of which this is the second part: the figures of a finding, in their order, against `summary.json`.
+"""
+
+from __future__ import annotations
+
+import re
+from statistics import stdev
+from typing import Any
+
+import pytest
+
+from tests.experiments.knowledge_forgetting.test_claims import (
+    BEST,
+    SIGNED,
+    Figures,
+    level,
+    percent,
+    point,
+    summary,
+    told,
+    tuned,
+    with_interval,
+)
+
+EQUAL_GATES = {"blc_weight": 0.0, "router_rate": 0.0, "router_scale": 0.0}
+STRONG = {"blc_alpha": 0.8, "blc_target": "match", "blc_weight": 1.0}
+
+
+def finding(scale: str, begins: str) -> str:
+    """The one point of a scale's lists that begins so."""
+    points = re.split(r"\n(?=- )", told("docs/experiments.md", scale).replace("**", ""))
+    (found,) = [one for one in points if one.startswith(f"- {begins}")]
+    return found.split("\n\n")[0]
+
+
+def figures(scale: str, begins: str) -> Figures:
+    return SIGNED.findall(finding(scale, begins))
+
+
+def recipe(scale: str, at: int, arm: str = "loramoe_all", **changes: Any) -> dict[str, Any]:
+    """A recipe as it is ranked at one of the scale's levels."""
+    (found,) = [
+        one for one in summary(scale)["recipes"][at]["ranked"] if (one["arm"], one["changes"]) == (arm, changes)
+    ]
+    return dict(found)
+
+
+def more(scale: str, at: int, arm: str = "loramoe_all", split: str = "test", **changes: Any) -> dict[str, float]:
+    """By how much more a recipe keeps than its arm."""
+    return dict(recipe(scale, at, arm, **changes)["told"][split]["more"]["value"])
+
+
+def kept_by(scale: str, at: int, **changes: Any) -> float:
+    return float(recipe(scale, at, **changes)["told"]["test"]["kept"]["value"]["value"])
+
+
+def at_rate(scale: str, rate: float, arm: str = "loramoe_all", **changes: Any) -> Figures:
+    """What a recipe keeps and learns at one learning rate."""
+    (found,) = [one for one in recipe(scale, 0, arm, **changes)["at_rates"] if one["learning_rate"] == rate]
+    return [percent(found["kept"]["value"]), percent(found["downstream"]["value"])]
+
+
+def test_the_router_and_where_the_experts_stand():
+    assert figures("tiny", "The router does more than the constraint.") == [
+        *with_interval(more("tiny", 0, **EQUAL_GATES), sign=-1),
+        *with_interval(more("tiny", 1, split="validation", **EQUAL_GATES), sign=-1),
+    ]
+    assert figures("tiny", "Where the experts stand decides how much is learnt.") == [
+        percent(kept_at_half("loramoe_paper")),
+        "50.0",
+        percent(kept_at_half("loramoe_all")),
+    ]
+
+
+def kept_at_half(arm: str) -> float:
+    return float(level("tiny", "fixed", 0.5)["kept"][arm]["value"]["value"])
+
+
+def test_a_strong_constraint():
+    assert figures("tiny", "A strong constraint does harm") == [
+        "0.8",
+        percent(kept_by("tiny", 0, **STRONG)),
+        percent(kept_by("tiny", 0, **STRONG, zero_experts=4, detached=True)),
+    ]
+    unlearnt = recipe("tiny", 0, **STRONG, zero_experts=4)["told"]["test"]
+    assert unlearnt["most_downstream"] < summary("tiny")["recipes"][0]["level"]["test"]["value"]
+
+
+def test_replay():
+    gains = [more("tiny", 0, arm, replay=0.5) for arm in ("loramoe_all", "lora_all", "full")]
+    most = recipe("tiny", 1, replay=0.5)["told"]["test"]["most_downstream"]
+    assert figures("tiny", "Replayed facts help every arm") == [
+        *(figure for gain in gains for figure in with_interval(gain)),
+        percent(most),
+    ]
+    assert most < summary("tiny")["recipes"][1]["level"]["test"]["value"]
+
+
+def test_more_experts():
+    of_lora = summary("tiny")["recipes"][1]["level"]["test"]["value"]
+    assert figures("tiny", "More experts keep more and learn more") == [
+        percent(of_lora),
+        percent(-more("tiny", 1, lora_nums=4)["value"]),
+        percent(more("tiny", 1, lora_nums=16)["value"]),
+    ]
+    assert recipe("tiny", 1, lora_nums=2)["told"]["test"]["most_downstream"] < of_lora
+
+
+def test_strength_of_the_constraint():
+    gain = {weight: more("tiny", 0, blc_weight=weight) for weight in (0.01, 10.0)}
+    assert gain[0.01]["value"] > 0 > gain[10.0]["high"]
+    assert more("tiny", 1, blc_weight=0.01)["low"] > 0
+    assert more("tiny", 0, blc_alpha=0.8)["high"] < 0
+    assert more("tiny", 0, blc_alpha=0.0)["high"] > 0
+    assert more("tiny", 1, blc_alpha=0.0)["low"] > 0
+
+
+def test_what_is_worse_than_the_recipe_it_changes():
+    told_of = finding("tiny", "No better than the recipe they change")
+    assert SIGNED.findall(told_of) == [percent(-more("tiny", 1, rate_B=4.0)["value"])]
+    for changes in ({"router_rate": 0.25}, {"router_rate": 10.0}, {"router_scale": 4.0}, {"rate_B": 4.0}):
+        assert more("tiny", 0, **changes)["high"] < 0, changes
+
+
+def test_one_epoch_of_full_fine_tuning_beside_the_goal():
+    of_full = [point("tiny_again", "full", rate) for rate in (6e-4, 1.2e-3)]
+    best = max(p["downstream"]["value"] for p in summary("tiny_again")["frontier"] if p["arm"] == "full")
+    ours = [figure for p in of_full for figure in (percent(p["kept"]["value"]), percent(p["downstream"]["value"]))]
+    assert figures("tiny_again", "The goal is reached") == [percent(best), *ours]
+
+
+def test_further_on():
+    of_level = summary("tiny_again")["recipes"][-1]
+    values = [
+        with_interval(recipe("tiny_again", -1, arm, **BEST)["told"]["test"]["kept"]["value"])
+        for arm in ("loramoe_all", "full", "lora_all")
+    ]
+    assert of_level["changes"] == BEST
+    assert figures("tiny_again", "Further on, LoRAMoE keeps what the others lose") == [
+        percent(of_level["level"]["test"]["value"]),
+        *(figure for value in values for figure in value),
+    ]
+
+
+def test_it_takes_both():
+    changes: tuple[dict[str, Any], ...] = ({"epochs": 2}, {"epochs": 3, "replay": 0.5})
+    assert figures("tiny_again", "It takes both") == [
+        figure for of in changes for rate in (1e-3, 2e-3) for figure in at_rate("tiny_again", rate, **of)
+    ]
+
+
+def test_one_epoch_on_another_base_model():
+    lower, higher = (level("tiny_again", "fixed", downstream) for downstream in (0.6, 0.65))
+    arms = ("loramoe_all", "full", "lora_all")
+    less = [with_interval(of["differences"]["lora_all"]["loramoe_all"]["value"]) for of in (lower, higher)]
+    assert figures("tiny_again", "One epoch again") == [
+        "60.0",
+        *(figure for arm in arms for figure in with_interval(lower["kept"][arm]["value"])),
+        *less[0],
+        "65.0",
+        *(percent(higher["kept"][arm]["value"]["value"]) for arm in arms),
+        *less[1],
+    ]
+
+
+def test_thirty_two_experts():
+    assert figures("tiny_again", "More experts alone do not get there") == [
+        *at_rate("tiny_again", 4e-3, lora_nums=32),
+        *at_rate("tiny_again", 2e-3, "lora_all", r=84, lora_alpha=168),
+    ]
+
+
+def test_rates_that_are_too_high_for_the_real_model():
+    def spread(arm: str, rate: float) -> Figures:
+        of = point("real", arm, rate)["kept"]
+        return [percent(of["value"]), percent(stdev(of["by_seed"].values()))]
+
+    arms = ("loramoe_paper", "loramoe_all", "lora_all")
+    assert figures("real", "At a rate that is too high LoRAMoE loses less than LoRA") == [
+        figure for rate in (3e-3, 1e-2) for arm in arms for figure in spread(arm, rate)
+    ]
+
+
+def test_what_the_real_model_learns():
+    base, arms = summary("real")["base"]["by_set"], [one["point"]["by_set"] for one in summary("real")["tuned"]]
+    assert figures("real", "What is learnt is little") == [
+        percent(base["reading"]),
+        *(percent(of(sets["reading"] for sets in arms)) for of in (min, max)),
+        percent(base["arc"]),
+        *(percent(of(sets["arc"] for sets in arms)) for of in (min, max)),
+    ]
+
+
+@pytest.mark.parametrize("scale", ["real"])
+def test_boolq_counts_in_no_mean(scale: str):
+    commoner = summary(scale)["sets"]["chance"]["boolq"]
+    arms = ("full", "lora_all", "loramoe_paper", "loramoe_all")
+    sets = [tuned(scale, arm)["by_set"] for arm in arms]
+    names = ("openbookqa", "arc", "gsm8k", "reading", "boolq")
+    means = [sum(of[name] for name in names) / len(names) for of in sets]
+    assert figures(scale, "BoolQ counts in no mean") == [
+        percent(commoner),
+        percent(1 - commoner),
+        *(percent(mean) for mean in means),
+    ]
