@@ -161,6 +161,15 @@ def test_each_claim_at_the_real_scale_has_its_own_figures():
     ]
 
 
+def test_each_arm_on_more_rows_of_the_real_scale_has_its_own_figures():
+    points = [one["point"] for one in summary("real_float32")["tuned"]]
+    assert summary("real_float32")["rows"] == 2_000
+    assert claims("real_float32") == [
+        [f"{of['learning_rate']:g}", *with_interval(of["kept"]), *with_interval(of["downstream"])] for of in points
+    ]
+    assert all(of["kept"]["value"] > 1 for of in points)  # nothing is forgotten
+
+
 BEST = {"epochs": 2, "replay": 0.5}
 TREATED_ALIKE = ("loramoe_all", "lora_all", "full")
 
