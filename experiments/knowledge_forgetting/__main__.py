@@ -74,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     scale = make_scale(options.scale, options.data, options.size)
+    if options.float32:
+        without_bfloat16(scale)
     folder = options.out / f"{scale.name}{'_float32' * options.float32}{'_again' * options.again}"
-    scale.bf16 = scale.bf16 and not options.float32
     slow = warning(scale.bf16)
     if slow:
         print(slow, file=sys.stderr)
@@ -97,12 +98,31 @@ def wanted(
     seeds: Sequence[int] | None,
     rows: Sequence[int] | None = None,
 ) -> list[Settings]:
-    """The runs that the flags ask for, and always the base, to which all are compared."""
+    """The runs that the flags ask for, and always the base, to which all are compared.
+
+    Raises:
+        ValueError: If rows are asked for that no run of these studies and arms has.
+    """
     settings = [
         one for name in studies or STUDIES for one in (STUDIES[name](scale, seeds) if seeds else STUDIES[name](scale))
     ]
-    chosen = [one for one in settings if one.arm in (arms or ARMS) and one.rows in (rows or [one.rows])]
-    return [base_run(scale), *chosen]
+    chosen = [one for one in settings if one.arm in (arms or ARMS)]
+    unknown = sorted(set(rows or ()) - {one.rows for one in chosen})
+    if unknown:
+        known = ", ".join(str(count) for count in sorted({one.rows for one in chosen}))
+        raise ValueError(f"--rows {unknown[0]}: no run of these studies and arms has so many. Take of {known}.")
+    return [base_run(scale), *(one for one in chosen if one.rows in (rows or [one.rows]))]
+
+
+def without_bfloat16(scale: Scale) -> None:
+    """Has a scale compute in float32.
+
+    Raises:
+        ValueError: If it does so anyway.
+    """
+    if not scale.bf16:
+        raise ValueError(f"--float32: the scale {scale.name} computes in float32 anyway. Leave the flag out.")
+    scale.bf16 = False
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ import re
 from statistics import stdev
 from typing import Any
 
-import pytest
-
 from tests.experiments.knowledge_forgetting.test_claims import (
-    BEST,
     SIGNED,
     Figures,
+    further_on,
     level,
     percent,
     point,
@@ -56,6 +54,10 @@ def kept_by(scale: str, at: int, **changes: Any) -> float:
     return float(recipe(scale, at, **changes)["told"]["test"]["kept"]["value"]["value"])
 
 
+def kept_at_half(arm: str) -> float:
+    return float(level("tiny", "fixed", 0.5)["kept"][arm]["value"]["value"])
+
+
 def at_rate(scale: str, rate: float, arm: str = "loramoe_all", **changes: Any) -> Figures:
     """What a recipe keeps and learns at one learning rate."""
     (found,) = [one for one in recipe(scale, 0, arm, **changes)["at_rates"] if one["learning_rate"] == rate]
@@ -72,10 +74,6 @@ def test_the_router_and_where_the_experts_stand():
         "50.0",
         percent(kept_at_half("loramoe_all")),
     ]
-
-
-def kept_at_half(arm: str) -> float:
-    return float(level("tiny", "fixed", 0.5)["kept"][arm]["value"]["value"])
 
 
 def test_a_strong_constraint():
@@ -132,16 +130,7 @@ def test_one_epoch_of_full_fine_tuning_beside_the_goal():
 
 
 def test_further_on():
-    of_level = summary("tiny_again")["recipes"][-1]
-    values = [
-        with_interval(recipe("tiny_again", -1, arm, **BEST)["told"]["test"]["kept"]["value"])
-        for arm in ("loramoe_all", "full", "lora_all")
-    ]
-    assert of_level["changes"] == BEST
-    assert figures("tiny_again", "Further on, LoRAMoE keeps what the others lose") == [
-        percent(of_level["level"]["test"]["value"]),
-        *(figure for value in values for figure in value),
-    ]
+    assert figures("tiny_again", "Further on, LoRAMoE keeps what the others lose") == further_on()
 
 
 def test_it_takes_both():
@@ -193,14 +182,13 @@ def test_what_the_real_model_learns():
     ]
 
 
-@pytest.mark.parametrize("scale", ["real"])
-def test_boolq_counts_in_no_mean(scale: str):
-    commoner = summary(scale)["sets"]["chance"]["boolq"]
+def test_boolq_counts_in_no_mean():
+    commoner = summary("real")["sets"]["chance"]["boolq"]
     arms = ("full", "lora_all", "loramoe_paper", "loramoe_all")
-    sets = [tuned(scale, arm)["by_set"] for arm in arms]
+    sets = [tuned("real", arm)["by_set"] for arm in arms]
     names = ("openbookqa", "arc", "gsm8k", "reading", "boolq")
     means = [sum(of[name] for name in names) / len(names) for of in sets]
-    assert figures(scale, "BoolQ counts in no mean") == [
+    assert figures("real", "BoolQ counts in no mean") == [
         percent(commoner),
         percent(1 - commoner),
         *(percent(mean) for mean in means),

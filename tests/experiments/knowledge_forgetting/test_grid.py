@@ -104,6 +104,15 @@ def test_the_flags_choose_runs_and_the_base_is_always_there():
     assert len(program.wanted(MadeUpScale(), None, None, None)) > 100
     chosen = program.wanted(MadeUpScale(), ["rows"], ["full"], [7], [16])
     assert [(one.arm, one.rows) for one in chosen] == [("base", 0), ("full", 16)]
+    with pytest.raises(ValueError, match=r"--rows 17: no run of these studies and arms has so many\. Take of 16, 64\."):
+        program.wanted(MadeUpScale(), ["rows"], ["full"], [7], [16, 17])
+
+
+def test_a_scale_without_bfloat16_cannot_do_without_it():
+    with pytest.raises(
+        ValueError, match=r"--float32: the scale made_up computes in float32 anyway\. Leave the flag out"
+    ):
+        program.without_bfloat16(MadeUpScale())
 
 
 def test_without_bfloat16_results_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
