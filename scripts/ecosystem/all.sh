@@ -10,6 +10,9 @@ export logs=output/ecosystem OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$logs"
 if (($#)); then tools=("$@"); else mapfile -t tools < <(ls scripts/ecosystem/*.sh | xargs -n 1 basename -s .sh | grep -vxE 'all|common'); fi
 
+# Begun last, the longest would be left running alone: OpenCompass takes twice as long as any other.
+mapfile -t tools < <(printf '%s\n' "${tools[@]}" | grep -x opencompass; printf '%s\n' "${tools[@]}" | grep -vx opencompass)
+
 run_tool() {
     local tool=$1 outcome=ok
     echo "=== $tool: begun, see $logs/$tool.log"
