@@ -1,14 +1,14 @@
 """Makes the runs of a scale that are not there yet, then its tables and figures.
 
 python -m experiments.knowledge_forgetting tiny [--workers 2] [--study frontier] [--arm lora_mlp] [--seeds 0]
-python -m experiments.knowledge_forgetting real --data FOLDER [--float32] [--rows 200 2000]
+python -m experiments.knowledge_forgetting real --data FOLDER [--float32] [--rows 200 2000] [--rates 0.001]
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.knowledge_forgetting.analysis.remake import remake
@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--arm", choices=list(ARMS), action="append", help="default: all of them")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of each study")
     parser.add_argument("--rows", type=int, nargs="+", help="numbers of rows; default: those of each study")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates; default: those of each study")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument(
         "--again", action="store_true", help="in a folder SCALE_again: what was published, repeated from the start"
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sets = {"knowledge": scale.knowledge, "downstream": scale.downstream, "chance": scale.chance}
     write_json(folder / "sets.json", sets)
     try:
-        runs = wanted(scale, options.study, options.arm, options.seeds, options.rows)
+        runs = wanted(scale, options.study, options.arm, options.seeds, options.rows, options.rates)
         work_through(runs, scale, folder, options.workers)
     finally:
         if (folder / f"{base_run(scale).name}.json").is_file():
@@ -97,21 +98,32 @@ def wanted(
     arms: Sequence[str] | None,
     seeds: Sequence[int] | None,
     rows: Sequence[int] | None = None,
+    rates: Sequence[float] | None = None,
 ) -> list[Settings]:
     """The runs that the flags ask for, and always the base, to which all are compared.
 
     Raises:
-        ValueError: If rows are asked for that no run of these studies and arms has.
+        ValueError: If rows or learning rates are asked for that no run has which the other flags leave.
     """
     settings = [
         one for name in studies or STUDIES for one in (STUDIES[name](scale, seeds) if seeds else STUDIES[name](scale))
     ]
     chosen = [one for one in settings if one.arm in (arms or ARMS)]
-    unknown = sorted(set(rows or ()) - {one.rows for one in chosen})
+    chosen = _only(chosen, "--rows", lambda one: one.rows, rows)
+    return [base_run(scale), *_only(chosen, "--rates", lambda one: one.learning_rate, rates)]
+
+
+def _only(
+    runs: list[Settings], flag: str, value_of: Callable[[Settings], float], asked: Sequence[float] | None
+) -> list[Settings]:
+    if asked is None:
+        return runs
+    known = sorted({value_of(one) for one in runs})
+    unknown = sorted(set(asked) - set(known))
     if unknown:
-        known = ", ".join(str(count) for count in sorted({one.rows for one in chosen}))
-        raise ValueError(f"--rows {unknown[0]}: no run of these studies and arms has so many. Take of {known}.")
-    return [base_run(scale), *(one for one in chosen if one.rows in (rows or [one.rows]))]
+        told = ", ".join(f"{value:g}" for value in known)
+        raise ValueError(f"{flag} {unknown[0]:g}: none of the runs that are asked for has it. Take of {told}.")
+    return [one for one in runs if value_of(one) in asked]
 
 
 def without_bfloat16(scale: Scale) -> None:

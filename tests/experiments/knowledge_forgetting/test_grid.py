@@ -104,8 +104,13 @@ def test_the_flags_choose_runs_and_the_base_is_always_there():
     assert len(program.wanted(MadeUpScale(), None, None, None)) > 100
     chosen = program.wanted(MadeUpScale(), ["rows"], ["full"], [7], [16])
     assert [(one.arm, one.rows) for one in chosen] == [("base", 0), ("full", 16)]
-    with pytest.raises(ValueError, match=r"--rows 17: no run of these studies and arms has so many\. Take of 16, 64\."):
+    with pytest.raises(ValueError, match=r"--rows 17: none of the runs that are asked for has it\. Take of 16, 64\."):
         program.wanted(MadeUpScale(), ["rows"], ["full"], [7], [16, 17])
+    chosen = program.wanted(MadeUpScale(), ["frontier"], ["full", "lora_mlp"], [7], rates=[1e-2])
+    assert [(one.arm, one.learning_rate) for one in chosen] == [("base", 0.0), ("lora_mlp", 1e-2)]
+    told = r"--rates 0\.5: none of the runs that are asked for has it\. Take of 0\.001, 0\.003\."
+    with pytest.raises(ValueError, match=told):
+        program.wanted(MadeUpScale(), ["frontier"], ["full"], [7], rates=[1e-3, 0.5])
 
 
 def test_a_scale_without_bfloat16_cannot_do_without_it():
