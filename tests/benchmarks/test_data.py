@@ -45,6 +45,7 @@ def test_a_process_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         data.measure(3, "json", "stream")
 
 
+@pytest.mark.slow
 def test_a_process_that_loses_rows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows = data.write_rows
     monkeypatch.setattr(data, "write_rows", lambda file, rows: write_rows(file, rows - 1))

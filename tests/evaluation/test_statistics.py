@@ -51,6 +51,7 @@ def test_types_and_metrics_count_the_rows_that_have_them() -> None:
     assert {line.task_type for line in summarise("facts", 0, {"base": first})} == {None}
 
 
+@pytest.mark.slow
 def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
     draw = np.random.default_rng(0)
     held = 0

@@ -58,6 +58,7 @@ def test_a_cpu_is_refused() -> None:
         layer(torch.randn(2, 6))
 
 
+@pytest.mark.slow
 def test_the_kernels_under_the_interpreter() -> None:
     """In a process of its own: the interpreter has to be chosen before anything imports triton."""
     pytest.importorskip("triton", reason="needs the package triton")

@@ -72,6 +72,7 @@ def test_no_two_dashes_are_alike():
     assert all(len(pattern) % 2 == 0 for _, pattern in dashes[4:])  # else matplotlib would turn strokes and gaps round
 
 
+@pytest.mark.slow
 def test_many_layers_experts_and_types(drawn: dict[str, Figure], tmp_path: Path):
     """Labels thin out, numbers in cells are left out, and there are more types than colours."""
     types = tuple(range(len(_COLOURS) + 1))

@@ -83,6 +83,7 @@ def test_only_what_is_missing_is_trained(copied: Path, monkeypatch: pytest.Monke
     }
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_curve_and_the_variation_of_each_linear(
     own_dataset_cache: None, monkeypatch: pytest.MonkeyPatch
 ):

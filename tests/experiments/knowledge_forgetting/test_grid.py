@@ -151,6 +151,7 @@ def test_the_real_scale_wants_data():
         program.make_scale("real", None, "cpu")
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     runs = [Settings("made_up", arm, 1e-2, 16, 0) for arm in ("base", "lora_mlp")]
     work_through(runs[:1], MadeUpScale(), tmp_path, workers=1)
@@ -162,6 +163,7 @@ def test_only_what_is_missing_is_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 of 2 runs are there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_keeps_no_other_from_its_end(tmp_path: Path):
     runs = [Settings("made_up", "lora_mlp", 1e-2, 16, seed) for seed in (1, 0)]
     told = r"1 of 2 runs failed, and the others are written\. lora_mlp-lr0\.01-rows16-seed1: OSError: the disk is full"
@@ -216,6 +218,7 @@ def test_results_older_than_precisions_have_that_of_their_scale(scale: str, prec
         check_alike(tmp_path, {**older, "precision": "float16"})
 
 
+@pytest.mark.slow
 def test_a_run_of_two_epochs_has_twice_the_steps(tmp_path: Path):
     runs = [Settings("made_up", "lora_mlp", 1e-2, 16, 0, changes) for changes in ({}, {"epochs": 2})]
     work_through(runs, MadeUpScale(), tmp_path, workers=1)

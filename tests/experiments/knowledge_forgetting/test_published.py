@@ -23,6 +23,7 @@ def figures(text: str) -> set[str]:
     return set(FIGURE.findall(re.sub(r"`[^`]*`", "", text)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FOLDERS, reason="no results are published yet")
 def test_tables_and_figures_are_of_the_files_beside_them():
     assert {folder.name: stale(folder) for folder in FOLDERS} == {folder.name: [] for folder in FOLDERS}

@@ -16,6 +16,7 @@ from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
 ALL = {"frontier.png", "matched.png", "rows.png", "imbalance.png", "ablations_loramoe_paper.png"}
 
 
+@pytest.mark.slow
 def test_every_study_has_its_figure(whole):
     summary = summarise(whole.read(), draws=20)
     draw_all(summary, whole.folder)

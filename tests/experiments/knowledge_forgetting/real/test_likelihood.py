@@ -120,6 +120,7 @@ def test_batches_change_nothing(model):
         np.testing.assert_allclose(one.total, other.total, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_makes_no_ties(model):
     candidates = [[token] for token in range(4, 1_004)]
     with torch.autocast("cpu", torch.bfloat16):

@@ -26,6 +26,7 @@ def test_every_set_is_judged(scale):
     assert set(MEASURES) == {*scale.knowledge, *scale.downstream} == set(scale.items)
 
 
+@pytest.mark.slow
 def test_score(scale):
     model, tokenizer = scale.base()
     hits = scale.score(model, tokenizer, "validation")

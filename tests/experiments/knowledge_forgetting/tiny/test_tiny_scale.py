@@ -48,6 +48,7 @@ def test_what_is_replayed_stands_in_place_of_questions_and_is_told_as_in_pretrai
     assert 30 < sum(row["instruction"].endswith("?") for row in again) < 70
 
 
+@pytest.mark.slow
 def test_items_and_rows_are_the_same_in_every_process(scale: TinyScale):
     code = "from experiments.knowledge_forgetting.tiny.scale import TinyScale as T; s = T(); "
     code += "print(s.asked(), s.train_rows(50, 3))"
