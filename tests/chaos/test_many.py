@@ -85,6 +85,7 @@ def launch(own_dataset_cache: None, tmp_path: Path) -> Iterator[Callable[..., La
         run.launcher.kill()  # its workers end with it
 
 
+@pytest.mark.slow(minutes=4)
 @pytest.mark.parametrize(
     ("engine", "failures"),
     [
