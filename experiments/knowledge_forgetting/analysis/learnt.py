@@ -18,7 +18,8 @@ def without_unlearnt(results: Results) -> Results:
     """Takes those sets out of the mean that no arm answers better than by chance.
 
     A set stays if any arm at any learning rate of the main grid is above its `chance` on validation items, as a mean
-    over seeds. Test items have no say but in `chance`.
+    over seeds. Test items have no say but in `chance`, which is theirs: result files tell no other, and the commonest
+    answer may be commoner there than among the validation items.
 
     Args:
         results: All runs.

@@ -87,8 +87,8 @@ def _uncounted(summary: Summary) -> str:
     if not summary.sets.uncounted:
         return ""
     return (
-        f"; not over {', '.join(summary.sets.uncounted)}, in which no arm is better than by chance on validation (with "
-        f"that: the column “{_EVERY}”)"
+        f"; not over {', '.join(summary.sets.uncounted)}, in which no arm is better on validation than a guess on the "
+        f"test items (with that: the column “{_EVERY}”)"
     )
 
 

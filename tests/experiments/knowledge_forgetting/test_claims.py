@@ -29,10 +29,10 @@ def told(page: str, scale: str) -> str:
     return text.split(f"<!-- figures:{scale} -->")[1].split("<!-- /figures -->")[0]
 
 
-def claims(scale: str) -> list[Figures]:
-    """The figures of each row of the table in docs/experiments.md, without its head."""
-    rows = [line for line in told("docs/experiments.md", scale).splitlines() if line.startswith("|")]
-    return [SIGNED.findall(row) for row in rows[2:]]
+def claims(scale: str, at: int = 0) -> list[Figures]:
+    """The figures of each row of a table in docs/experiments.md, without its head; of several tables the `at`-th."""
+    tables = re.findall(r"(?:^\|.*\n)+", told("docs/experiments.md", scale), re.MULTILINE)
+    return [SIGNED.findall(row) for row in tables[at].splitlines()[2:]]
 
 
 def percent(share: float) -> str:
@@ -65,8 +65,8 @@ def point(scale: str, arm: str, rate: float) -> dict[str, Any]:
     return dict(found)
 
 
-def of_rows(arm: str, rows: int) -> dict[str, Any]:
-    (found,) = [p for line in summary("tiny")["rows_study"] for p in line if (p["arm"], p["rows"]) == (arm, rows)]
+def of_rows(arm: str, rows: int, scale: str = "tiny") -> dict[str, Any]:
+    (found,) = [p for line in summary(scale)["rows_study"] for p in line if (p["arm"], p["rows"]) == (arm, rows)]
     return dict(found)
 
 
@@ -86,6 +86,17 @@ def downstream(scale: str, *arms: str) -> Figures:
 def of_the_constraint() -> Figures:
     half = level("tiny", "fixed", 0.5)
     return ["50.0", *with_interval(half["differences"]["loramoe_free"]["loramoe_paper"]["value"])]
+
+
+def at_the_highest_rate() -> Figures:
+    arms = ("loramoe_paper", "loramoe_match", "loramoe_free")
+    return [percent(point("tiny", arm, 8e-3)["kept"]["value"]) for arm in arms]
+
+
+def where_less_is_learnt() -> Figures:
+    of_level = level("tiny", "fixed", 0.55)["kept"]
+    assert of_level["full"]["is_bound"]
+    return ["55.0", *(percent(of_level[arm]["value"]["value"]) for arm in ("full", "loramoe_all"))]
 
 
 def at_full_level() -> Figures:
@@ -132,9 +143,9 @@ def test_each_claim_at_the_tiny_scale_has_its_own_figures():
             *with_interval(paper["kept"]),
             percent(paper["downstream"]["value"]),
         ],
-        [*at_full_level(), *over_lora()],
+        [*at_full_level(), *over_lora(), *where_less_is_learnt()],
         downstream("tiny", "loramoe_paper", "lora_mlp", "loramoe_all", "lora_all", "full"),
-        of_the_constraint(),
+        [*of_the_constraint(), *at_the_highest_rate()],
         [*shares(tuned("tiny", "loramoe_paper")), *shares(tuned("tiny", "loramoe_free"))],
         [*variations("loramoe_free"), *variations("loramoe_paper")],
     ]
@@ -147,7 +158,7 @@ def test_each_claim_at_the_real_scale_has_its_own_figures():
         [
             *with_interval(tuned("real", "full")["kept"]),
             *with_interval(tuned("real", "lora_all")["kept"]),
-            percent(point("real", "full", 3e-4)["kept"]["value"]),
+            *(percent(point("real", "full", rate)["kept"]["value"]) for rate in (3e-4, 1e-3)),
         ],
         [
             *with_interval(tuned("real", "loramoe_paper")["kept"]),

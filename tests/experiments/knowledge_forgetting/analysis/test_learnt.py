@@ -34,7 +34,10 @@ def test_a_set_at_chance_is_told_and_not_counted(grid):
     assert (summary.sets.downstream, summary.sets.uncounted) == (("tasks",), ("quiz",))
     assert (point.downstream.value, point.by_set["quiz"]) == (0.5, 0.5)
     page = tables(summary)
-    assert "downstream over tasks; not over quiz, in which no arm is better than by chance on validation" in page
+    assert (
+        "downstream over tasks; not over quiz, in which no arm is better on validation than a guess on the test items"
+        in page
+    )
     assert "| facts | tasks | quiz | downstream, all sets |" in page
     assert "| 90.0 | 50.0 | 50.0 | 50.0 |" in page
 
