@@ -33,7 +33,8 @@ class Reading:
 
     Attributes:
         value: What it says, with its interval.
-        is_bound: Whether the whole line lies beyond the level, so that the value is a lower bound.
+        is_bound: Whether the value is a lower bound: it is that of an end of the line that lies beyond the level, where
+            a rate outside of those that were tried may have more.
         reached: Share of the draws in which the line gets as far as the level; the interval is of these.
     """
 
@@ -95,7 +96,8 @@ def read_at(x_BP: Array, y_BP: Array, level_B: Array) -> tuple[Array, Reading | 
     values_B = most_at_least(x_BP, y_BP, level_B)
     if np.isnan(values_B[0]):
         return values_B, None
-    is_bound = bool((x_BP[0] > level_B[0]).all())
+    ends = np.array([0, -1])
+    is_bound = bool(((x_BP[0, ends] > level_B[0]) & (y_BP[0, ends] == values_B[0])).any())
     return values_B, Reading(estimate(values_B), is_bound, float(np.isfinite(values_B[1:]).mean()))
 
 

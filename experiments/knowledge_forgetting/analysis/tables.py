@@ -36,10 +36,10 @@ _INTERVALS: Final = (
 _MATCHED: Final = (
     "Read off the line through an arm's learning rates (means over seeds): the most knowledge on it, in per cent of "
     "the base's, at *at least* this downstream accuracy. Between two rates it is interpolated, beyond them never "
-    "extrapolated. “not reached”: the arm has no learning rate with this accuracy. ≥: already its lowest accuracy is "
-    "above, so this is a lower bound. “in … %”: so many draws reach the level, and the interval is of these; of a "
-    "difference, those in which both arms do. The maximum over learning rates is taken on the test items themselves, "
-    "which makes it a little too high."
+    "extrapolated. “not reached”: the arm has no learning rate with this accuracy. ≥: it is what its lowest or highest "
+    "rate keeps, whose accuracy is above, so this is a lower bound: a rate that was not tried may keep more. “in … %”: "
+    "so many draws reach the level, and the interval is of these; of a difference, those in which both arms do. The "
+    "maximum over learning rates is taken on the test items themselves, which makes it a little too high."
 )
 _EVERY: Final = "downstream, all sets"
 

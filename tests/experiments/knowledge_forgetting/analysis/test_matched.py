@@ -61,6 +61,14 @@ def test_bounds_and_reach_are_told():
     assert read_at(x, y, np.full(11, 0.9))[1] is None
 
 
+def test_a_rate_that_is_too_high_makes_no_value_of_a_bound():
+    """The lowest rate is beyond the level: a lower one may keep more, whatever a high one does."""
+    x, y = draws(0.5, 0.8, 0.1), draws(0.9, 0.6, 0.0)
+    read = [read_at(x, y, np.full(11, level))[1] for level in (0.4, 0.5, 0.6)]
+    told = [(one.value.value, one.is_bound) for one in read if one is not None]
+    assert told == [(pytest.approx(0.9), True), (pytest.approx(0.9), False), (pytest.approx(0.8), False)]
+
+
 def test_levels_are_of_arms_and_fixed():
     lines = {
         "full": [point(0.5, 0.975), point(0.9, 0.775)],
