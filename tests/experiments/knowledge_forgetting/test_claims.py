@@ -172,13 +172,24 @@ def test_each_claim_at_the_real_scale_has_its_own_figures():
     ]
 
 
-def test_each_arm_on_more_rows_of_the_real_scale_has_its_own_figures():
-    points = [one["point"] for one in summary("real_float32")["tuned"]]
-    assert summary("real_float32")["rows"] == 2_000
+def test_each_arm_has_its_own_figures_at_each_number_of_rows_of_the_real_scale():
+    lines = summary("real_float32")["rows_study"]
+    assert [[of["rows"] for of in line] for line in lines] == [[100, 200, 400, 2_000]] * 4
     assert claims("real_float32") == [
+        [
+            f"{line[0]['learning_rate']:g}",
+            *(percent(of[name]["value"]) for of in line for name in ("kept", "downstream")),
+        ]
+        for line in lines
+    ]
+
+
+def test_each_of_all_arms_has_its_own_figures_at_one_rate_of_the_real_scale():
+    points = summary("real_float32")["frontier"]
+    assert (summary("real_float32")["rows"], len(points)) == (400, 7)
+    assert claims("real_float32", at=1) == [
         [f"{of['learning_rate']:g}", *with_interval(of["kept"]), *with_interval(of["downstream"])] for of in points
     ]
-    assert all(of["kept"]["value"] > 1 for of in points)  # nothing is forgotten
 
 
 BEST = {"epochs": 2, "replay": 0.5}

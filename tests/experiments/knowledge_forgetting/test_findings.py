@@ -17,6 +17,7 @@ from tests.experiments.knowledge_forgetting.test_claims import (
     level,
     percent,
     point,
+    shares,
     summary,
     told,
     tuned,
@@ -198,6 +199,34 @@ def test_thirty_two_experts():
     assert figures("tiny_again", "More experts alone do not get there") == [
         *at_rate("tiny_again", 4e-3, lora_nums=32),
         *at_rate("tiny_again", 2e-3, "lora_all", r=84, lora_alpha=168),
+    ]
+
+
+def extremes(points: list[dict[str, Any]], name: str) -> Figures:
+    return [percent(of(p[name]["value"] for p in points)) for of in (min, max)]
+
+
+def test_what_more_rows_do_to_the_real_model():
+    points = [p for line in summary("real_float32")["rows_study"] for p in line]
+    fewest, most = ([p for p in points if p["rows"] == rows] for rows in (100, 2_000))
+    kept = figures("real_float32", "Nothing is forgotten at any of these numbers of rows")
+    assert kept == extremes(points, "kept")
+    assert all(p["kept"]["high"] > 1 for p in points)
+    assert min(p["kept"]["low"] for p in fewest) > 0.93
+    assert min(p["kept"]["low"] for p in most) > 0.98
+    more_than_before = [b["kept"]["value"] > a["kept"]["value"] for a, b in zip(fewest, most, strict=True)]
+    assert all(more_than_before)
+    learnt = figures("real_float32", "All four learn alike")
+    assert learnt == [*extremes(fewest, "downstream"), *extremes(most, "downstream")]
+
+
+def test_all_arms_of_the_real_model_in_one_seed():
+    points = {p["arm"]: p for p in summary("real_float32")["frontier"]}
+    assert figures("real_float32", "No arm of the seven stands out") == extremes(list(points.values()), "kept")
+    for one in points.values():
+        assert all(other["kept"]["low"] < one["kept"]["value"] < other["kept"]["high"] for other in points.values())
+    assert figures("real_float32", "The constraint moves the shares") == [
+        figure for arm in ("loramoe_free", "loramoe_paper", "loramoe_match") for figure in shares(points[arm])
     ]
 
 
