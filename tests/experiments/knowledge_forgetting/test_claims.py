@@ -65,8 +65,8 @@ def point(scale: str, arm: str, rate: float) -> dict[str, Any]:
     return dict(found)
 
 
-def of_rows(arm: str, rows: int, scale: str = "tiny") -> dict[str, Any]:
-    (found,) = [p for line in summary(scale)["rows_study"] for p in line if (p["arm"], p["rows"]) == (arm, rows)]
+def of_rows(arm: str, rows: int) -> dict[str, Any]:
+    (found,) = [p for line in summary("tiny")["rows_study"] for p in line if (p["arm"], p["rows"]) == (arm, rows)]
     return dict(found)
 
 

@@ -102,12 +102,8 @@ def test_a_strong_constraint():
         percent(kept_by("tiny", 0, **STRONG)),
         percent(kept_by("tiny", 0, **STRONG, zero_experts=4, detached=True)),
     ]
-    halves = {
-        detached: shares_of_questions(**STRONG, zero_experts=4, **({"detached": True} if detached else {}))
-        for detached in (False, True)
-    }
-    assert all(0.4 < share < 0.6 for share in halves[True])
-    assert all(0.15 < share < 0.2 for share in halves[False])
+    assert all(0.15 < share < 0.2 for share in shares_of_questions(**STRONG, zero_experts=4))
+    assert all(0.4 < share < 0.6 for share in shares_of_questions(**STRONG, zero_experts=4, detached=True))
     unlearnt = recipe("tiny", 0, **STRONG, zero_experts=4)["told"]["test"]
     assert unlearnt["most_downstream"] < summary("tiny")["recipes"][0]["level"]["test"]["value"]
 
