@@ -38,6 +38,9 @@ MORE_ROWS: Mapping[str, tuple[int, ...]] = {"real": (2_000, 4_000)}
 MORE_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "real": {"full": (1e-3,), "lora": (1e-2,), "loramoe": (1e-2,)},
 }
+# More steps learn as much at a lower rate. At the tiny scale those are the two lowest. At the real one these teach next
+# to nothing, and the third is the best in one epoch.
+LONGER_RATES: Mapping[str, slice] = {"real": slice(1, 3)}
 # Results that tell no precision were made when every scale had but one.
 FIRST_PRECISION: Mapping[str, str] = {"tiny": "float32", "real": "bfloat16"}
 
@@ -95,13 +98,13 @@ def larger(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settin
 
 
 def longer(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settings]:
-    """`LONGER`, at the two lowest learning rates: with more steps, lower ones learn as much."""
-    return _variants(scale, LONGER, seeds, slice(0, 2))
+    """`LONGER`, at the two learning rates of `LONGER_RATES`; where it names none, at the two lowest."""
+    return _variants(scale, LONGER, seeds, LONGER_RATES.get(scale.name, slice(0, 2)))
 
 
 def best(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
     """`BEST`, at the learning rates of `longer`."""
-    return _variants(scale, BEST, seeds, slice(0, 2))
+    return _variants(scale, BEST, seeds, LONGER_RATES.get(scale.name, slice(0, 2)))
 
 
 def _variants(

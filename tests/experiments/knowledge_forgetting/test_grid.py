@@ -30,6 +30,7 @@ from experiments.knowledge_forgetting.grid import (
 from experiments.knowledge_forgetting.provenance import provenance_of
 from experiments.knowledge_forgetting.real import RealScale
 from experiments.knowledge_forgetting.run import Settings, plain
+from experiments.knowledge_forgetting.tiny.scale import TinyScale
 from tests.experiments.knowledge_forgetting.made_up import FailingScale, MadeUpScale
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -90,6 +91,15 @@ def test_the_real_scale_is_asked_on_ten_times_its_rows_at_the_third_rate(tmp_pat
         ("loramoe_paper", 1e-3),
         ("loramoe_all", 1e-3),
     }
+
+
+@pytest.mark.parametrize("study", ["longer", "best"])
+def test_two_epochs_take_the_two_lowest_rates_and_at_the_real_scale_the_two_above(study: str, tmp_path: Path):
+    runs = STUDIES[study](RealScale(tmp_path))
+    rates = {arm: {one.learning_rate for one in runs if one.arm == arm} for arm in ("full", "lora_all", "loramoe_all")}
+    assert rates == {"full": {3e-5, 1e-4}, "lora_all": {3e-4, 1e-3}, "loramoe_all": {3e-4, 1e-3}}
+    tiny = {one.learning_rate for one in STUDIES[study](TinyScale()) if one.arm == "loramoe_all"}
+    assert tiny == set(TinyScale.learning_rates["loramoe"][:2])
 
 
 def test_a_scale_of_which_no_more_is_said_is_asked_on_its_own_rows_at_the_second_rate():
