@@ -74,8 +74,8 @@ def shares(of: dict[str, Any]) -> Figures:
     return [f"{share:.2f}" for task_type in ("0", "1") for share in of["share"][task_type]]
 
 
-def variations(arm: str) -> Figures:
-    values = [p["variation"]["value"] for p in summary("tiny")["frontier"] if p["arm"] == arm]
+def variations(arm: str, scale: str = "tiny") -> Figures:
+    values = [p["variation"]["value"] for p in summary(scale)["frontier"] if p["arm"] == arm]
     return [f"{min(values):.2f}", f"{max(values):.2f}"]
 
 
@@ -151,11 +151,18 @@ def test_each_claim_at_the_tiny_scale_has_its_own_figures():
     ]
 
 
+def more_kept(scale: str, name: str, than: str, arm: str) -> Figures:
+    """By how much more an arm keeps than another, at the level of a third."""
+    return with_interval(level(scale, name)["differences"][than][arm]["value"])
+
+
 def test_each_claim_at_the_real_scale_has_its_own_figures():
-    of_full = level("real", "full")
-    over = of_full["differences"]["lora_all"]
+    of_arms = [one["point"]["kept"]["value"] for one in summary("real")["tuned"]]
+    assert len(of_arms) == 7
+    free_and_bound = ("loramoe_free", "loramoe_paper", "loramoe_match")
     assert claims("real") == [
         [
+            *(percent(of(of_arms)) for of in (min, max)),
             *with_interval(tuned("real", "full")["kept"]),
             *with_interval(tuned("real", "lora_all")["kept"]),
             *(percent(point("real", "full", rate)["kept"]["value"]) for rate in (3e-4, 1e-3)),
@@ -163,12 +170,22 @@ def test_each_claim_at_the_real_scale_has_its_own_figures():
         [
             *with_interval(tuned("real", "loramoe_paper")["kept"]),
             *with_interval(tuned("real", "loramoe_all")["kept"]),
-            percent(of_full["downstream"]["value"]),
-            *with_interval(over["loramoe_paper"]["value"]),
-            *with_interval(over["loramoe_all"]["value"], sign=-1),
+            percent(level("real", "full")["downstream"]["value"]),
+            *more_kept("real", "full", "lora_mlp", "loramoe_paper"),
+            *more_kept("real", "full", "lora_all", "loramoe_all"),
         ],
-        downstream("real", "loramoe_paper", "loramoe_all", "lora_all", "full"),
-        [*shares(tuned("real", "loramoe_paper")), *shares(point("real", "loramoe_paper", 3e-3))],
+        downstream("real", "loramoe_paper", "lora_mlp", "loramoe_all", "lora_all", "full"),
+        [
+            percent(level("real", "full")["downstream"]["value"]),
+            *more_kept("real", "full", "loramoe_free", "loramoe_paper"),
+            *more_kept("real", "full", "loramoe_free", "loramoe_match"),
+            *(percent(point("real", arm, 1e-2)["kept"]["value"]) for arm in free_and_bound),
+        ],
+        [
+            *(share for arm in free_and_bound for share in shares(tuned("real", arm))),
+            *shares(point("real", "loramoe_paper", 3e-3)),
+        ],
+        [*variations("loramoe_free", "real"), *variations("loramoe_paper", "real")],
     ]
 
 
