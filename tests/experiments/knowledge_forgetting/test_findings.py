@@ -231,10 +231,15 @@ def test_rates_that_are_too_high_for_the_real_model():
         of = point("real", arm, rate)["kept"]
         return [percent(of["value"]), percent(stdev(of["by_seed"].values()))]
 
-    arms = ("loramoe_paper", "loramoe_all", "lora_all")
-    assert figures("real", "At a rate that is too high LoRAMoE loses less than LoRA") == [
-        figure for rate in (3e-3, 1e-2) for arm in arms for figure in spread(arm, rate)
-    ]
+    of_full = percent(point("real", "full", 1e-3)["kept"]["value"])
+    arms = ("lora_all", "lora_mlp", "loramoe_free", "loramoe_paper", "loramoe_match", "loramoe_all")
+    told_of = [figure for rate in (3e-3, 1e-2) for arm in arms for figure in spread(arm, rate)]
+    assert figures("real", "At rates that are too high LoRA loses most") == [*told_of, of_full]
+    one_step = [point("real", arm, 3e-3)["kept"] for arm in arms]
+    assert all(of["value"] > one_step[0]["value"] for of in one_step[1:])
+    assert max(of["low"] for of in one_step) < min(of["high"] for of in one_step)  # they overlap
+    two_steps = [point("real", arm, 1e-2)["kept"]["value"] for arm in arms]
+    assert sum(value > point("real", "full", 1e-3)["kept"]["value"] for value in two_steps) == 1
 
 
 def test_what_the_real_model_learns():
@@ -249,12 +254,14 @@ def test_what_the_real_model_learns():
 
 def test_boolq_counts_in_no_mean():
     commoner = summary("real")["sets"]["chance"]["boolq"]
-    arms = ("full", "lora_all", "loramoe_paper", "loramoe_all")
-    sets = [tuned("real", arm)["by_set"] for arm in arms]
+    arms = [one["arm"] for one in summary("real")["tuned"]]
+    sets = {arm: tuned("real", arm)["by_set"] for arm in arms}
     names = ("openbookqa", "arc", "gsm8k", "reading", "boolq")
-    means = [sum(of[name] for name in names) / len(names) for of in sets]
+    means = {arm: sum(of[name] for name in names) / len(names) for arm, of in sets.items()}
+    assert (min(means, key=means.__getitem__), max(means, key=means.__getitem__)) == ("full", "loramoe_match")
     assert figures("real", "BoolQ counts in no mean") == [
         percent(commoner),
         percent(1 - commoner),
-        *(percent(mean) for mean in means),
+        percent(means["full"]),
+        percent(means["loramoe_match"]),
     ]
