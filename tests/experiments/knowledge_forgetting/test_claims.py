@@ -74,8 +74,8 @@ def shares(of: dict[str, Any]) -> Figures:
     return [f"{share:.2f}" for task_type in ("0", "1") for share in of["share"][task_type]]
 
 
-def variations(arm: str, scale: str = "tiny") -> Figures:
-    values = [p["variation"]["value"] for p in summary(scale)["frontier"] if p["arm"] == arm]
+def variations(arm: str) -> Figures:
+    values = [p["variation"]["value"] for p in summary("tiny")["frontier"] if p["arm"] == arm]
     return [f"{min(values):.2f}", f"{max(values):.2f}"]
 
 
@@ -151,6 +151,10 @@ def test_each_claim_at_the_tiny_scale_has_its_own_figures():
     ]
 
 
+def variation(arm: str, rate: float) -> str:
+    return f"{point('real', arm, rate)['variation']['value']:.2f}"
+
+
 def more_kept(scale: str, name: str, than: str, arm: str) -> Figures:
     """By how much more an arm keeps than another, at the level of a third."""
     return with_interval(level(scale, name)["differences"][than][arm]["value"])
@@ -159,13 +163,15 @@ def more_kept(scale: str, name: str, than: str, arm: str) -> Figures:
 def test_each_claim_at_the_real_scale_has_its_own_figures():
     of_arms = [one["point"]["kept"]["value"] for one in summary("real")["tuned"]]
     assert len(of_arms) == 7
-    free_and_bound = ("loramoe_free", "loramoe_paper", "loramoe_match")
+    free, bound = ("loramoe_free",), ("loramoe_paper", "loramoe_match")
+    bound_and_free = (*bound, *free)
     assert claims("real") == [
         [
             *(percent(of(of_arms)) for of in (min, max)),
             *with_interval(tuned("real", "full")["kept"]),
             *with_interval(tuned("real", "lora_all")["kept"]),
-            *(percent(point("real", "full", rate)["kept"]["value"]) for rate in (3e-4, 1e-3)),
+            *with_interval(point("real", "full", 3e-4)["kept"]),
+            percent(point("real", "full", 1e-3)["kept"]["value"]),
         ],
         [
             *with_interval(tuned("real", "loramoe_paper")["kept"]),
@@ -179,13 +185,13 @@ def test_each_claim_at_the_real_scale_has_its_own_figures():
             percent(level("real", "full")["downstream"]["value"]),
             *more_kept("real", "full", "loramoe_free", "loramoe_paper"),
             *more_kept("real", "full", "loramoe_free", "loramoe_match"),
-            *(percent(point("real", arm, 1e-2)["kept"]["value"]) for arm in free_and_bound),
+            *(percent(point("real", arm, rate)["kept"]["value"]) for rate in (3e-3, 1e-2) for arm in bound_and_free),
         ],
         [
-            *(share for arm in free_and_bound for share in shares(tuned("real", arm))),
-            *shares(point("real", "loramoe_paper", 3e-3)),
+            *(share for arm in (*free, *bound) for share in shares(tuned("real", arm))),
+            *(share for rate in (3e-3, 3e-4) for share in shares(point("real", "loramoe_paper", rate))),
         ],
-        [*variations("loramoe_free", "real"), *variations("loramoe_paper", "real")],
+        [variation(arm, rate) for rate in (1e-3, 1e-2) for arm in (*free, "loramoe_paper")],
     ]
 
 
