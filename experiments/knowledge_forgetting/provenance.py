@@ -22,6 +22,7 @@ from benchmarks.harness import git, hardware
 from experiments.knowledge_forgetting.scale import Scale
 
 REPO = Path(__file__).resolve().parents[2]
+RESULTS = "experiments/knowledge_forgetting/results"
 LIBRARIES = ("transformers", "peft")
 SOURCES = (
     *(f"experiments/knowledge_forgetting/{name}.py" for name in ("exact", "run", "train")),
@@ -37,14 +38,15 @@ def provenance_of(scale: Scale) -> dict[str, Any]:
         scale: Of the runs.
 
     Returns:
-        `commit`, `dirty` (whether files differed from it), `versions`, `hardware`, `date`; and the fingerprints of the
-        `code`, of the `base` model's weights and of the `items`; and the `precision` of training and scoring.
+        `commit`, `dirty` (whether files differed from it, but for results, which a grid writes itself), `versions`,
+        `hardware`, `date`; and the fingerprints of the `code`, of the `base` model's weights and of the `items`; and
+        the `precision` of training and scoring.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     machine = hardware(device)
     return {
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS}")),
         "code": code_fingerprint([*SOURCES, *scale.sources]),
         "base": weights_fingerprint(scale.base()[0]),
         "precision": "bfloat16" if scale.bf16 else "float32",

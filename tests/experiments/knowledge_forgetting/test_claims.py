@@ -224,6 +224,34 @@ def recipe(level: dict[str, Any], arm: str) -> dict[str, Any]:
     return dict(found)
 
 
+def test_the_best_recipe_has_at_each_rate_its_own_figures_at_the_real_scale():
+    seed = "0"
+    expected = []
+    for arm in TREATED_ALIKE:
+        of_recipe = recipe(summary("real")["recipes"][0], arm)
+        assert of_recipe["seeds"] == [int(seed)]
+        for at in of_recipe["at_rates"]:
+            once = point("real", arm, at["learning_rate"])
+            beside = [percent(once[name]["by_seed"][seed]) for name in ("kept", "downstream")]
+            rate = f"{at['learning_rate']:.5f}".rstrip("0")
+            expected.append([rate, *with_interval(at["kept"]), *with_interval(at["downstream"]), *beside])
+    assert claims("real", at=1) == expected
+
+
+def test_the_best_recipe_wins_nothing_at_the_real_scale():
+    at_full = summary("real")["recipes"][0]
+    most = {arm: recipe(at_full, arm)["at_rates"][-1] for arm in TREATED_ALIKE}
+    told_of = told("docs/experiments.md", "real").split("**The recipe does not win here:**")[1].split("\n- ")[0]
+    assert SIGNED.findall(told_of) == [
+        percent(most[arm]["downstream"]["value"]) for arm in ("lora_all", "full", "loramoe_all")
+    ]
+    for arm in TREATED_ALIKE:
+        for at in recipe(at_full, arm)["at_rates"]:
+            once = point("real", arm, at["learning_rate"])
+            assert at["downstream"]["value"] > once["downstream"]["by_seed"]["0"]
+            assert min(at["kept"]["value"], once["kept"]["by_seed"]["0"]) > 1
+
+
 def test_the_best_recipe_has_at_each_rate_its_own_figures():
     of_level = summary("tiny_again")["recipes"][0]
     at_rates = [at for arm in TREATED_ALIKE for at in recipe(of_level, arm)["at_rates"]]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import harness
 from experiments.knowledge_forgetting import provenance
 from experiments.knowledge_forgetting.provenance import SOURCES, code_fingerprint, provenance_of, weights_fingerprint
 from experiments.knowledge_forgetting.tiny.scale import TinyScale
@@ -42,6 +44,22 @@ def test_what_a_grid_is_made_with():
     told = provenance_of(MadeUpScale())
     assert set(told) == {"commit", "dirty", "code", "base", "precision", "items", "versions", "hardware", "date"}
     assert told == provenance_of(MadeUpScale())
+
+
+def test_tables_that_a_grid_has_made_are_no_change_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    tables, code = tmp_path / provenance.RESULTS / "tables.md", tmp_path / "code.py"
+    tables.parent.mkdir(parents=True)
+    tables.write_text("old")
+    code.write_text("old")
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
+    who = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
+    subprocess.run(["git", *who, "commit", "-qm", "first"], cwd=tmp_path, check=True)
+    tables.write_text("new")
+    assert not provenance_of(MadeUpScale())["dirty"]
+    code.write_text("new")
+    assert provenance_of(MadeUpScale())["dirty"]
 
 
 @pytest.mark.parametrize(("bf16", "precision"), [(True, "bfloat16"), (False, "float32")])

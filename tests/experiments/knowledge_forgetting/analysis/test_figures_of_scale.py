@@ -54,6 +54,18 @@ def test_several_epochs_are_drawn_beside_their_arm_as_it_is(grid):
     ]
 
 
+def test_epochs_that_know_more_than_the_base_are_inside_the_axes(grid):
+    grid.add("base", 0.0, 0.5, 0.2, rows=0)
+    for changes in ({}, {"epochs": 2}):
+        for rate, facts in ((1e-3, 0.55), (2e-3, 0.45)):
+            grid.add("full", rate, facts, 0.6, changes=changes)
+    summary = summarise(grid.read(), draws=20)
+    (axes,) = epochs(summary).axes
+    bars = [at.kept.high for recipe in of_epochs(summary) for at in recipe.at_rates]
+    assert max(bars) > 1.1
+    assert axes.get_ylim() == (75, pytest.approx(100 * max(bars) + 1))
+
+
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_names_neither_meet_nor_leave_the_axes(count):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
