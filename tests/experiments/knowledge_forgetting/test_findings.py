@@ -1,4 +1,4 @@
-"""Each figure of the findings in docs/experiments.md, its lists below the claims, is the one that it is said to be.
+"""Each figure of the tiny scale's findings in docs/experiments.md, the lists below the claims, is what it should be.
 
 As `test_claims.py`, of which this is the second part: the figures of a finding, in their order, against `summary.json`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from statistics import stdev
 from typing import Any
 
 from tests.experiments.knowledge_forgetting.test_claims import (
@@ -17,10 +16,8 @@ from tests.experiments.knowledge_forgetting.test_claims import (
     level,
     percent,
     point,
-    shares,
     summary,
     told,
-    tuned,
     with_interval,
 )
 from tests.experiments.knowledge_forgetting.test_published import RESULTS
@@ -195,105 +192,4 @@ def test_thirty_two_experts():
     assert figures("tiny_again", "More experts alone do not get there") == [
         *at_rate("tiny_again", 4e-3, lora_nums=32),
         *at_rate("tiny_again", 2e-3, "lora_all", r=84, lora_alpha=168),
-    ]
-
-
-def extremes(points: list[dict[str, Any]], name: str) -> Figures:
-    return [percent(of(p[name]["value"] for p in points)) for of in (min, max)]
-
-
-def test_what_more_rows_do_to_the_real_model():
-    points = [p for line in summary("real_float32")["rows_study"] for p in line]
-    fewest, most = ([p for p in points if p["rows"] == rows] for rows in (100, 2_000))
-    base = summary("real_float32")["base"]["by_set"]
-    of_sets = [
-        percent(value)
-        for name in ("webquestions", "trex")
-        for value in (base[name], *(of(p["by_set"][name] for p in most) for of in (min, max)))
-    ]
-    told_of = figures("real_float32", "Nothing is seen to be forgotten at any of these numbers of rows")
-    assert told_of == [*extremes(points, "kept"), *of_sets]
-    assert all(p["kept"]["high"] > 1 for p in points)
-    assert min(p["kept"]["low"] for p in fewest) > 0.93
-    assert min(p["kept"]["low"] for p in most) > 0.98
-    more_than_before = [b["kept"]["value"] > a["kept"]["value"] for a, b in zip(fewest, most, strict=True)]
-    assert all(more_than_before)
-    learnt = figures("real_float32", "All four go on learning")
-    assert learnt == [*extremes(fewest, "downstream"), *extremes(most, "downstream")]
-
-
-def test_all_arms_of_the_real_model_in_one_seed():
-    points = {p["arm"]: p for p in summary("real_float32")["frontier"]}
-    assert figures("real_float32", "In what is kept no arm stands out") == extremes(list(points.values()), "kept")
-    for one in points.values():
-        assert all(other["kept"]["low"] < one["kept"]["value"] < other["kept"]["high"] for other in points.values())
-    assert figures("real_float32", "The constraint moves the shares") == [
-        figure for arm in ("loramoe_free", "loramoe_paper", "loramoe_match") for figure in shares(points[arm])
-    ]
-
-
-OF_LORAMOE = ("loramoe_free", "loramoe_paper", "loramoe_match", "loramoe_all")
-LORA = ("lora_all", "lora_mlp")
-
-
-def steps_above(steps: int, arm: str) -> dict[str, Any]:
-    """An arm of the real model so many rates above its tuned one."""
-    rates = {1: (3e-4, 3e-3), 2: (1e-3, 1e-2)}[steps]
-    return point("real", arm, rates[0] if arm == "full" else rates[1])
-
-
-def test_one_step_above_the_tuned_rates_of_the_real_model():
-    kept = {arm: steps_above(1, arm)["kept"] for arm in ("full", *LORA, *OF_LORAMOE)}
-    assert figures("real", "One step above the tuned rate the arms cannot be told apart") == [
-        figure for of in kept.values() for figure in (percent(of["value"]), percent(stdev(of["by_seed"].values())))
-    ]
-    assert max(of["low"] for of in kept.values()) < min(of["high"] for of in kept.values())
-    without = kept["loramoe_free"]["by_seed"]
-    for arm in ("loramoe_paper", "loramoe_match"):
-        assert all(value > without[seed] for seed, value in kept[arm]["by_seed"].items())
-
-
-def test_what_is_damaged_one_and_two_steps_above():
-    of_base = percent(summary("real")["base"]["by_set"]["gsm8k"])
-    solved = {arm: steps_above(1, arm)["by_set"]["gsm8k"] for arm in ("full", *LORA, *OF_LORAMOE)}
-    assert figures("real", "There GSM8K is damaged before knowledge is") == [
-        *(of_base, percent(solved["full"])),
-        *(percent(solved[arm]) for arm in LORA),
-        *(percent(of(solved[arm] for arm in OF_LORAMOE)) for of in (min, max)),
-    ]
-    kept = {arm: steps_above(2, arm)["kept"]["value"] for arm in ("full", *LORA, *OF_LORAMOE)}
-    beside_mlp = [kept[arm] for arm in OF_LORAMOE[:3]]
-    base = summary("real")["base"]["downstream"]["value"]
-    assert figures("real", "Two steps above LoRA loses most") == [
-        *(percent(kept[arm]) for arm in LORA),
-        *(percent(of(beside_mlp)) for of in (min, max)),
-        *(percent(value) for value in (kept["loramoe_all"], kept["full"], base)),
-    ]
-    assert all(steps_above(2, arm)["downstream"]["high"] < base for arm in kept)
-
-
-def test_what_the_real_model_learns():
-    base, arms = summary("real")["base"]["by_set"], [one["point"]["by_set"] for one in summary("real")["tuned"]]
-    assert figures("real", "What is learnt is little") == [
-        percent(base["reading"]),
-        *(percent(of(sets["reading"] for sets in arms)) for of in (min, max)),
-        percent(base["arc"]),
-        *(percent(of(sets["arc"] for sets in arms)) for of in (min, max)),
-        percent(base["gsm8k"]),
-        *(percent(of(sets["gsm8k"] for sets in arms)) for of in (min, max)),
-    ]
-
-
-def test_boolq_counts_in_no_mean():
-    commoner = summary("real")["sets"]["chance"]["boolq"]
-    arms = [one["arm"] for one in summary("real")["tuned"]]
-    sets = {arm: tuned("real", arm)["by_set"] for arm in arms}
-    names = ("openbookqa", "arc", "gsm8k", "reading", "boolq")
-    means = {arm: sum(of[name] for name in names) / len(names) for arm, of in sets.items()}
-    assert (min(means, key=means.__getitem__), max(means, key=means.__getitem__)) == ("full", "loramoe_match")
-    assert figures("real", "BoolQ counts in no mean") == [
-        percent(commoner),
-        percent(1 - commoner),
-        percent(means["full"]),
-        percent(means["loramoe_match"]),
     ]
