@@ -99,12 +99,16 @@ def larger(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settin
 
 def longer(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settings]:
     """`LONGER`, at the two learning rates of `LONGER_RATES`; where it names none, at the two lowest."""
-    return _variants(scale, LONGER, seeds, LONGER_RATES.get(scale.name, slice(0, 2)))
+    return _variants(scale, LONGER, seeds, _longer_rates(scale))
 
 
 def best(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
     """`BEST`, at the learning rates of `longer`."""
-    return _variants(scale, BEST, seeds, LONGER_RATES.get(scale.name, slice(0, 2)))
+    return _variants(scale, BEST, seeds, _longer_rates(scale))
+
+
+def _longer_rates(scale: Scale) -> slice:
+    return LONGER_RATES.get(scale.name, slice(0, 2))
 
 
 def _variants(

@@ -11,10 +11,12 @@ import pytest
 
 from tests.experiments.knowledge_forgetting.test_claims import (
     Figures,
+    level,
     percent,
     point,
     shares,
     summary,
+    told,
     tuned,
     with_spread,
 )
@@ -61,6 +63,16 @@ def steps_above(steps: int, arm: str) -> dict[str, Any]:
     """An arm of the real model so many rates above its tuned one."""
     rates = {1: (3e-4, 3e-3), 2: (1e-3, 1e-2)}[steps]
     return point("real", arm, rates[0] if arm == "full" else rates[1])
+
+
+def test_in_how_many_draws_a_level_is_reached():
+    over = level("real", "full")["differences"]
+    of_draws = [over["lora_mlp"]["loramoe_paper"]["reached"], over["lora_all"]["loramoe_all"]["reached"]]
+    least, most = (of(one["reached_in"] for one in summary("real")["goal"]) for of in (min, max))
+    page = told("docs/experiments.md", "real")
+    assert f"of the {of_draws[0] * 100:.0f} and {of_draws[1] * 100:.0f} % of draws" in page
+    assert f"in {least * 100:.0f} to {most * 100:.0f} %\n  of the draws" in page
+    assert all(one["reached"] for one in summary("real")["goal"])
 
 
 def test_one_step_above_the_tuned_rates_of_the_real_model():
