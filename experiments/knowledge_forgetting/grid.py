@@ -33,7 +33,7 @@ ROWS_ARMS = ("full", "lora_all", "loramoe_paper", "loramoe_all")
 # knew. The real model loses nothing on the 400 rows of its main grid at the rates that are best for them. So its rows
 # study takes the third rate, which is the best, and five and ten times as many rows; its main grid a fifth rate, too
 # high.
-ROWS_RATE: Mapping[str, int] = {"real": 2}
+ROWS_RATE: Mapping[str, int] = {"real": 2, "real_gpu": 2}
 MORE_ROWS: Mapping[str, tuple[int, ...]] = {"real": (2_000, 4_000)}
 MORE_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "real": {"full": (1e-3,), "lora": (1e-2,), "loramoe": (1e-2,)},

@@ -93,6 +93,12 @@ def test_the_real_scale_is_asked_on_ten_times_its_rows_at_the_third_rate(tmp_pat
     }
 
 
+def test_the_larger_size_of_the_real_scale_takes_the_same_rates_on_other_rows(tmp_path: Path):
+    smaller, larger = (rows_study(RealScale(tmp_path, size=size), seeds=[0]) for size in ("cpu", "gpu"))
+    assert {(one.arm, one.learning_rate) for one in larger} == {(one.arm, one.learning_rate) for one in smaller}
+    assert sorted({one.rows for one in larger}) == [800, 2_400, 8_000, 24_000]
+
+
 @pytest.mark.parametrize("study", ["longer", "best"])
 def test_two_epochs_take_the_two_lowest_rates_and_at_the_real_scale_the_two_above(study: str, tmp_path: Path):
     runs = STUDIES[study](RealScale(tmp_path))
