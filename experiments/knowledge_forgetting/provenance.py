@@ -57,9 +57,14 @@ def provenance_of(scale: Scale) -> dict[str, Any]:
             "torch": torch.__version__,
             **{name: version(name) for name in LIBRARIES},
         },
-        "hardware": str(machine["gpu" if device == "cuda" else "cpu"]),
+        "hardware": str(machine["gpu"]) if device == "cuda" else _processor(str(machine["cpu"])),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
+
+
+def _processor(model: str) -> str:
+    """Its model, and the instructions that torch computes with: they decide on last bits, and models hide them."""
+    return f"{model} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def code_fingerprint(sources: Iterable[str]) -> str:

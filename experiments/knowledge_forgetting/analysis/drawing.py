@@ -26,6 +26,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def sign(figure: Figure, text: str) -> None:
+    """Writes under a figure what it must not be shown without: outside of it, for `bbox_inches="tight"` to take in."""
+    figure.canvas.draw()  # settles the layout
+    figure.set_layout_engine("none")
+    for legend in figure.legends:  # else bound to the edge of what is saved, which is beyond the text
+        legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
+    taken, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    figure.text(taken.x0 / width, (taken.y0 - 0.05) / height, text, fontsize=7, color=GREY, va="top")
+
+
 def lines_of(points: Iterable[PointSummary]) -> dict[str, list[PointSummary]]:
     """Points by arm."""
     lines: dict[str, list[PointSummary]] = {}

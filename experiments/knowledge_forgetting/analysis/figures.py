@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from experiments.knowledge_forgetting.analysis import frontier_figures, study_figures
+from experiments.knowledge_forgetting.analysis.drawing import sign
 from experiments.knowledge_forgetting.analysis.summary import Summary
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def draw_all(summary: Summary, folder: Path) -> None:
         folder: Where to write the PNGs.
     """
     for name, draw in figures(summary).items():
-        draw().savefig(folder / name, dpi=150, metadata={"Software": None, "Description": digest(summary)})
+        figure = draw()
+        sign(figure, f"Base model: {summary.provenance.model}.")
+        metadata = {"Software": None, "Description": digest(summary)}
+        figure.savefig(folder / name, dpi=150, bbox_inches="tight", metadata=metadata)
 
 
 def digest(summary: Summary) -> str:

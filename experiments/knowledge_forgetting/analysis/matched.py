@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from experiments.knowledge_forgetting.analysis.bootstrap import Figures, estimate
+from experiments.knowledge_forgetting.arms import ARMS
 from loramoe.evaluation.statistics import Array, Estimate
 
 REFERENCES: Final = ("lora_mlp", "lora_all", "loramoe_free")
@@ -147,10 +148,32 @@ def match(lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures]) 
         The levels of arms first, then fixed ones.
     """
     levels = [_level(arm, tuned[arm].downstream, lines) for arm in LEVEL_ARMS if arm in tuned]
-    every = [point for points in lines.values() for point in points]
-    observed = [float(point.downstream[0]) for point in every if point.kept[0] >= MOSTLY_KEPT]
-    fixed = fixed_levels(min(observed), max(observed)) if observed else []
-    return levels + [_level("fixed", np.full_like(every[0].downstream, level), lines) for level in fixed]
+    observed = [accuracy for line in lines.values() for accuracy in _mostly_kept(line)]
+    return levels + (_fixed(lines, min(observed), max(observed)) if observed else [])
+
+
+def match_alike(lines: Mapping[str, Sequence[Figures]]) -> list[list[Level]]:
+    """Reads adapters beside the same linears at accuracies between which the line of each of them leads.
+
+    The levels of `match` are spread over all arms, and may miss the range that these share: where two adapters learn
+    nearly the same, no level lies between the least that either learns and the most.
+
+    Args:
+        lines: For each arm its points by learning rate.
+
+    Returns:
+        For each group of two or more adapters beside the same linears the levels; groups without any are left out.
+    """
+    groups: dict[tuple[str, ...], dict[str, Sequence[Figures]]] = {}
+    for arm, line in lines.items():
+        if arm in ARMS and ARMS[arm].kind in ("lora", "loramoe"):
+            groups.setdefault(ARMS[arm].recipe.targets, {})[arm] = line
+    read = []
+    for group in groups.values():
+        observed = [_mostly_kept(line) for line in group.values()]
+        if len(group) > 1 and all(observed):
+            read.append(_fixed(group, max(map(min, observed)), min(map(max, observed))))
+    return [levels for levels in read if levels]
 
 
 def stacked(points: Sequence[Figures]) -> tuple[Array, Array]:
@@ -163,6 +186,16 @@ def stacked(points: Sequence[Figures]) -> tuple[Array, Array]:
         Downstream accuracy and share of knowledge kept, both [B, P].
     """
     return np.stack([p.downstream for p in points], axis=1), np.stack([p.kept for p in points], axis=1)
+
+
+def _mostly_kept(line: Sequence[Figures]) -> list[float]:
+    """The observed downstream accuracies of a line, without rates that were too high."""
+    return [float(point.downstream[0]) for point in line if point.kept[0] >= MOSTLY_KEPT]
+
+
+def _fixed(lines: Mapping[str, Sequence[Figures]], lowest: float, highest: float) -> list[Level]:
+    like_B = next(iter(lines.values()))[0].downstream
+    return [_level("fixed", np.full_like(like_B, level), lines) for level in fixed_levels(lowest, highest)]
 
 
 def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]]) -> Level:

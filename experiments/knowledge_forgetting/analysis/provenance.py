@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.knowledge_forgetting.analysis.results import Run
+from experiments.knowledge_forgetting.analysis.style import model_of
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Provenance:
         seeds: Of the trained ones.
         hardware: The machines; with the precision of the computation, where the files tell it.
         versions: By name.
+        model: The base model, for readers.
         base: Fingerprint of the base model's weights, the same for all runs.
         commits: Of this repository.
         dirty: How many runs were made while the repository differed from its commit.
@@ -27,6 +29,7 @@ class Provenance:
     seeds: list[int]
     hardware: list[str]
     versions: dict[str, list[str]]
+    model: str
     base: str
     commits: list[str]
     dirty: int
@@ -39,7 +42,8 @@ class Provenance:
         return (
             f"{self.runs} runs, seeds {', '.join(map(str, self.seeds)) or 'none'}; {' / '.join(self.hardware)}, "
             f"one thread a run; {versions}; {' to '.join(self.dates)}; "
-            f"base model {self.base[:12]}; commit {', '.join(commit[:7] for commit in self.commits)}{changed}."
+            f"base model: {self.model} (fingerprint {self.base[:12]}); "
+            f"commit {', '.join(commit[:7] for commit in self.commits)}{changed}."
         )
 
 
@@ -62,6 +66,7 @@ def of(runs: Sequence[Run]) -> Provenance:
             name: sorted({str(of_run[name]) for of_run in versions if name in of_run})
             for name in sorted({name for of_run in versions for name in of_run})
         },
+        model=model_of(runs[0].scale),
         base=runs[0].provenance["base"],
         commits=_values(runs, "commit"),
         dirty=sum(run.provenance["dirty"] for run in runs),

@@ -55,6 +55,7 @@ class Run:
 
     Attributes:
         file: Name of its file.
+        scale: Name of its scale: "tiny", "real", …
         arm: What was trained: "full", "lora_mlp", …; "base" is the model before all training.
         learning_rate: Peak of its schedule.
         rows: How many rows it was trained on.
@@ -68,6 +69,7 @@ class Run:
     """
 
     file: str
+    scale: str
     arm: str
     learning_rate: float
     rows: int
@@ -170,6 +172,7 @@ def _read_run(file: Path, name: str, sets: Sets) -> Run:
     items = {split: {of_set: _read_items(fields, split, of_set) for of_set in sets.names} for split in SPLITS}
     return Run(
         file=name,
+        scale=fields.get("settings.scale", str),
         arm=fields.get("settings.arm", str),
         learning_rate=fields.get("settings.learning_rate", float),
         rows=fields.get("settings.rows", int),

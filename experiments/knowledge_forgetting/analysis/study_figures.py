@@ -82,7 +82,7 @@ def ablations(summary: Summary, arm: str) -> Figure:
         if ablation.arm == arm:
             found.setdefault(ablation.key, []).append(ablation)
     wide, bands = min(_WIDE, len(found)), math.ceil(len(found) / _WIDE)
-    figure = new_figure(max(5.0, 0.8 + 2.3 * wide), 0.8 + 4.0 * bands)
+    figure = new_figure(max(7.0, 0.8 + 2.3 * wide), 0.8 + 4.0 * bands)
     panels = figure.subplots(2 * bands, wide, sharey="row", squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -118,7 +118,7 @@ def _ablation_panel(axes: Axes, series: list[AblationSummary], name: str, title:
                 axes.axhline(100 * one.value, color=colour, linestyle=":", linewidth=0.9)
     axes.set_xticks(range(len(places)), [_short(text) for text in places], fontsize=7)
     axes.set_xlim(-0.5, len(places) - 0.5)
-    axes.set_ylabel(title, fontsize=8)
+    axes.set_ylabel(textwrap.fill(title, 30), fontsize=8)
     axes.grid(axis="y", alpha=0.25)
 
 
@@ -138,6 +138,9 @@ def imbalance(summary: Summary) -> Figure:
         seeds = [(rate, value) for rate, one in zip(rates, measured, strict=True) for value in one.by_seed.values()]
         left.plot(*zip(*seeds, strict=True), look(arm).marker, color=look(arm).colour, alpha=0.3, markersize=3.5)
     left.set_xscale("log")
+    rates = sorted({point.learning_rate for point in summary.frontier if point.variation})
+    left.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    left.set_xticks([], minor=True)
     left.set_ylim(bottom=0)
     left.set_xlabel("learning rate (logarithmic)")
     left.set_ylabel("coefficient of variation of the gate weight")

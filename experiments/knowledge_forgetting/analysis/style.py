@@ -42,6 +42,11 @@ LOOKS: Final = {  # in the order in which they are told
     "loramoe_match": Look("#009E73", ">", (0, (8, 2))),
     "loramoe_all": Look("#0072B2", "o", "-"),
 }
+MODELS: Final = {  # by scale: what each table and each figure must say of its base model
+    "tiny": "a Llama of 1.3 million parameters that knows an invented world",
+    "real": "SmolLM2-135M-Instruct, whose weights were quantised to 4 bits before",
+    "real_gpu": "SmolLM2-135M-Instruct, whose weights were quantised to 4 bits before",
+}
 _OTHER: Final = Look("#767676", "X", (0, (2, 1)))
 
 
@@ -53,6 +58,11 @@ def look(arm: str) -> Look:
 def words(arm: str) -> str:
     """An arm's name for readers."""
     return ARMS[arm].label if arm in ARMS else arm
+
+
+def model_of(scale: str) -> str:
+    """A scale's base model for readers."""
+    return MODELS.get(scale, scale)
 
 
 def rank(arm: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from experiments.knowledge_forgetting.analysis import provenance, selection, studies
 from experiments.knowledge_forgetting.analysis.bootstrap import DRAWS, Bootstrap, Figures, estimate
 from experiments.knowledge_forgetting.analysis.learnt import without_unlearnt
-from experiments.knowledge_forgetting.analysis.matched import match, read_at, stacked
+from experiments.knowledge_forgetting.analysis.matched import match, match_alike, read_at, stacked
 from experiments.knowledge_forgetting.analysis.recipes import Recipes, rank_recipes
 from experiments.knowledge_forgetting.analysis.results import Results, Run
 from experiments.knowledge_forgetting.analysis.studies import Ablation, Point
@@ -62,6 +62,7 @@ class _Summariser:
             tuned=self._told(self.tuned),
             tuned_for_knowledge=self._told(selection.tune_for_knowledge(self.compared, self.seeds, sets)),
             levels=match(lines, tuned),
+            alike=match_alike(lines),
             goal=[_goal(arm, line, tuned["full"].downstream) for arm, line in lines.items()] if "full" in tuned else [],
             rows_study=[self._line(line) for line in studies.rows_study(self.points)],
             ablations=[self._ablation(ablation) for ablation in studies.ablations(self.points)],

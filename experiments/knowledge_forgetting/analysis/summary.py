@@ -128,6 +128,7 @@ class Summary:
         tuned: By the first rule of `selection`.
         tuned_for_knowledge: By the second.
         levels: Knowledge at matched downstream accuracy.
+        alike: The same for each group of adapters beside the same linears, at accuracies that all of them reach.
         goal: How near each arm came to the goal.
         rows_study: For each arm and learning rate, its points by number of rows.
         ablations: Every setting that was changed alone, at each learning rate.
@@ -147,6 +148,7 @@ class Summary:
     tuned: list[TunedSummary]
     tuned_for_knowledge: list[TunedSummary]
     levels: list[Level]
+    alike: list[list[Level]]
     goal: list[Goal]
     rows_study: list[list[PointSummary]]
     ablations: list[AblationSummary]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from experiments.knowledge_forgetting.analysis import recipe_tables, selection
+from experiments.knowledge_forgetting.analysis import level_tables, recipe_tables, selection
 from experiments.knowledge_forgetting.analysis.cells import (
     difference,
     percent,
@@ -15,7 +15,6 @@ from experiments.knowledge_forgetting.analysis.cells import (
     three_intervals,
     three_spreads,
 )
-from experiments.knowledge_forgetting.analysis.matched import Level
 from experiments.knowledge_forgetting.analysis.style import words
 from experiments.knowledge_forgetting.analysis.summary import (
     GOAL_KEPT,
@@ -33,14 +32,6 @@ _INTERVALS: Final = (
     "several are about the same subject, which makes intervals too narrow; and there was one world and one base model, "
     "so that no interval tells how others would fare."
 )
-_MATCHED: Final = (
-    "Read off the line through an arm's learning rates (means over seeds): the most knowledge on it, in per cent of "
-    "the base's, at *at least* this downstream accuracy. Between two rates it is interpolated, beyond them never "
-    "extrapolated. “not reached”: the arm has no learning rate with this accuracy. ≥: it is what its lowest or highest "
-    "rate keeps, whose accuracy is above, so this is a lower bound: a rate that was not tried may keep more. “in … %”: "
-    "so many draws reach the level, and the interval is of these; of a difference, those in which both arms do. The "
-    "maximum over learning rates is taken on the test items themselves, which makes it a little too high."
-)
 _EVERY: Final = "downstream, all sets"
 
 
@@ -54,10 +45,10 @@ def tables(summary: Summary) -> str:
         Markdown.
     """
     sections = {
-        "What is missing": _missing(summary),
+        "What the comparison of the arms still lacks": _missing(summary),
         "Every arm, every learning rate": _frontier(summary),
         "At the tuned learning rate": _tuned(summary),
-        "Knowledge at matched downstream accuracy": _levels(summary),
+        "Knowledge at matched downstream accuracy": level_tables.levels(summary),
         f"The goal: {100 * GOAL_KEPT:.0f} % kept, at full fine-tuning's downstream accuracy": _goal(summary),
         "Knowledge against the number of training rows": _rows_study(summary),
         "Ablations": recipe_tables.ablations(summary),
@@ -145,29 +136,6 @@ def _tuned_table(tuned: Sequence[TunedSummary]) -> str:
             edge = r" \*" if one.at_edge else ""
             rows.append([words(one.arm), f"{one.point.learning_rate:g}{edge}", *figures])
     return table(["arm", "learning rate", "knowledge, %", "kept, % of base", "downstream, %"], rows)
-
-
-def _levels(summary: Summary) -> str:
-    if not summary.levels:
-        return "No runs yet."
-    arms, head = list(summary.levels[0].kept), ["arm", *map(_level_name, summary.levels)]
-    kept = [[words(arm), *(reading(level.kept[arm]) for level in summary.levels)] for arm in arms]
-    parts = [_MATCHED, table(head, kept)]
-    for reference in summary.levels[0].differences:
-        rows = [_difference_row(arm, reference, summary.levels) for arm in arms if arm != reference]
-        parts.append(f"What an arm keeps more than **{words(reference)}**, in points of the base's knowledge; — where")
-        parts[-1] += " either does not reach the accuracy, or has a lower bound alone:"
-        parts.append(table(head, rows))
-    return "\n\n".join(parts)
-
-
-def _difference_row(arm: str, reference: str, levels: Sequence[Level]) -> list[str]:
-    return [words(arm), *(difference(level.differences[reference][arm]) for level in levels)]
-
-
-def _level_name(level: Level) -> str:
-    of = "" if level.name == "fixed" else f"as {words(level.name)}, tuned: "
-    return f"{of}{percent(level.downstream.value)} %"
 
 
 def _goal(summary: Summary) -> str:

@@ -20,7 +20,7 @@ from tests.experiments.knowledge_forgetting.test_claims import (
     told,
     with_interval,
 )
-from tests.experiments.knowledge_forgetting.test_published import RESULTS
+from tests.experiments.knowledge_forgetting.test_published import RESULTS, ROOT
 
 EQUAL_GATES = {"blc_weight": 0.0, "router_rate": 0.0, "router_scale": 0.0}
 STRONG = {"blc_alpha": 0.8, "blc_target": "match", "blc_weight": 1.0}
@@ -144,7 +144,7 @@ def test_strength_of_the_constraint():
 def test_what_keeps_no_more_than_the_recipe_it_changes():
     told_of = finding("tiny", "Not told apart from the arm as it is")
     assert SIGNED.findall(told_of) == [percent(-more("tiny", 1, rate_B=4.0)["value"])]
-    alike: tuple[dict[str, Any], ...] = ({"lora_dropout": 0.0}, {"blc_target": "match"}, {"grouped": False})
+    alike: tuple[dict[str, Any], ...] = ({"lora_dropout": 0.0}, {"blc_target": "match"})
     assert all(more("tiny", 0, **changes)["low"] < 0 < more("tiny", 0, **changes)["high"] for changes in alike)
     less: tuple[dict[str, Any], ...] = ({"zero_experts": 4}, {"router_scale": 0.0}, {"use_rslora": True})
     less += ({"router_rate": 0.25}, {"router_rate": 10.0}, {"router_scale": 4.0})
@@ -154,6 +154,35 @@ def test_what_keeps_no_more_than_the_recipe_it_changes():
         assert most < more("tiny", 0, **changes)["value"], changes
     ranked = summary("tiny")["recipes"][1]["ranked"]
     assert {"replay": 0.5, "router_rate": 0.25} in [one["changes"] for one in ranked[:2]]
+
+
+def test_batches_as_they_come():
+    at_level = more("tiny", 0, grouped=False)
+    assert at_level["low"] < 0 < at_level["high"]
+    (own,) = [
+        setting["point"]
+        for of in summary("tiny")["ablations"]
+        if (of["key"], of["learning_rate"]) == ("grouped", 4e-3)
+        for setting in of["settings"]
+        if setting["is_own"]
+    ]
+    assert list(own["kept"]["by_seed"]) == ["10"]
+    kept, learnt = at_rate("tiny", 4e-3, grouped=False)
+    assert figures("tiny", "Batches as they come are no worse") == [
+        *with_interval(more("tiny", 1, grouped=False)),
+        *("0.004", learnt, kept),
+        *(percent(own[name]["value"]) for name in ("downstream", "kept")),
+    ]
+
+
+def test_how_far_the_two_base_models_are_apart():
+    points = {(p["arm"], p["learning_rate"]): p for p in summary("tiny")["frontier"]}
+    apart = [
+        abs(p["downstream"]["value"] - points[p["arm"], p["learning_rate"]]["downstream"]["value"])
+        for p in summary("tiny_again")["frontier"]
+    ]
+    page = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+    assert f"between the two by up to {percent(max(apart))} points" in page
 
 
 def test_one_epoch_of_full_fine_tuning_beside_the_goal():

@@ -44,6 +44,8 @@ def test_what_a_grid_is_made_with():
     told = provenance_of(MadeUpScale())
     assert set(told) == {"commit", "dirty", "code", "base", "precision", "items", "versions", "hardware", "date"}
     assert told == provenance_of(MadeUpScale())
+    if not torch.cuda.is_available():
+        assert told["hardware"].endswith(f" with {torch.backends.cpu.get_cpu_capability()}")
 
 
 def test_tables_that_a_grid_has_made_are_no_change_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.knowledge_forgetting.analysis import figures as figures_of_scale
+from experiments.knowledge_forgetting.analysis.drawing import new_figure, sign
 from experiments.knowledge_forgetting.analysis.figures import digest, digest_of, draw_all, figures
 from experiments.knowledge_forgetting.analysis.frontier_figures import frontier
 from experiments.knowledge_forgetting.analysis.labels import label_lines
@@ -27,6 +29,25 @@ def test_every_study_has_its_figure(whole):
         assert 0.01 < (pixels < 200).mean() < 0.5, file.name
         assert min(pixels.shape) > 400
         assert digest_of(file) == digest(summary)
+
+
+def test_every_figure_says_of_which_model_it_is(grid, monkeypatch):
+    signed: list[str] = []
+    monkeypatch.setattr(figures_of_scale, "sign", lambda figure, text: signed.append(text))
+    grid.add("full", 1.0, 0.9, 0.5)
+    draw_all(summarise(grid.read(), draws=20), grid.folder)
+    assert signed == ["Base model: made_up."] * len(list(grid.folder.glob("*.png")))
+
+
+def test_what_a_figure_is_signed_with_stands_below_all_else(tmp_path):
+    figure = new_figure(4.0, 3.0)
+    figure.subplots().plot([0, 1], [0, 1], label="a line")
+    figure.legend(loc="outside lower center")
+    sign(figure, "Base model: made_up.")
+    figure.savefig(tmp_path / "signed.png", bbox_inches="tight")
+    (text,) = figure.texts
+    others = [one.get_window_extent().y0 for one in figure.legends] + [figure.axes[0].get_tightbbox().y0]
+    assert text.get_window_extent().y1 < min(others)
 
 
 def test_what_has_not_been_run_has_no_figure(grid):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from experiments.knowledge_forgetting.analysis.bootstrap import Figures
-from experiments.knowledge_forgetting.analysis.matched import fixed_levels, match, most_at_least, read_at
+from experiments.knowledge_forgetting.analysis.matched import (
+    fixed_levels,
+    match,
+    match_alike,
+    most_at_least,
+    read_at,
+)
 
 
 def draws(*values):
@@ -86,6 +92,32 @@ def test_levels_are_of_arms_and_fixed():
     assert at_lora.kept["full"].value.value == pytest.approx(0.875)
     assert at_lora.differences["lora_mlp"]["full"].value.value == pytest.approx(0.125)
     assert at_6.differences["loramoe_free"]["lora_mlp"].value.value == pytest.approx(0.85 - (0.9 - 0.1 / 3))
+
+
+def test_adapters_beside_the_same_linears_are_read_between_what_each_learns_least_and_most():
+    lines = {
+        "full": [point(0.1, 0.9), point(0.9, 0.8)],
+        "lora_mlp": [point(0.50, 0.98), point(0.54, 0.90), point(0.60, 0.1)],  # the last was too high a rate
+        "loramoe_free": [point(0.49, 0.99), point(0.55, 0.96)],
+        "lora_all": [point(0.3, 0.9), point(0.8, 0.8)],  # alone beside its linears
+    }
+    (levels,) = match_alike(lines)
+    assert [level.downstream.value for level in levels] == [0.51, 0.52, 0.53, 0.54]
+    assert all(list(level.kept) == ["lora_mlp", "loramoe_free"] for level in levels)
+    more = levels[1].differences["lora_mlp"]["loramoe_free"]
+    assert more is not None
+    assert (more.is_bound, more.value.value) == (False, pytest.approx(0.975 - 0.94))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [point(0.6, 0.99), point(0.7, 0.96)],  # no range in common
+        [point(0.5, 0.1)],  # nothing but rates that were too high
+    ],
+)
+def test_adapters_that_share_no_range_have_no_levels(other):
+    assert match_alike({"lora_mlp": [point(0.50, 0.98), point(0.54, 0.90)], "loramoe_free": other}) == []
 
 
 def test_a_bound_is_not_compared():

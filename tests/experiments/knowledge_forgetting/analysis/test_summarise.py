@@ -17,7 +17,7 @@ def test_a_base_alone(grid):
     assert (summary.base.kept.value, summary.base.downstream.value) == (1.0, 0.2)
     assert (summary.rows, summary.frontier, summary.tuned, summary.levels, summary.goal) == (None, [], [], [], [])
     assert len(summary.missing) == 7
-    assert (summary.recipes, summary.beyond) == ([], [])
+    assert (summary.recipes, summary.beyond, summary.alike) == ([], [], [])
 
 
 def test_a_point_tells_means_and_each_seed(grid):

@@ -15,12 +15,14 @@ def test_an_empty_grid_has_a_page(grid):
     text = page(grid)
     assert "- full fine-tuning: 0 learning rates of at least 4." in text
     assert text.count("No runs yet.") == 6
-    assert "1 runs, seeds none; a made-up machine, one thread a run; torch 2.13.0; 2026-11-20; base model" in text
+    assert (
+        "1 runs, seeds none; a made-up machine, one thread a run; torch 2.13.0; 2026-11-20; base model: made_up" in text
+    )
 
 
 def test_a_whole_grid_has_nothing_missing(whole):
     text = page(whole)
-    assert "## What is missing\n\nNothing.\n" in text
+    assert "## What the comparison of the arms still lacks\n\nNothing.\n" in text
     assert "No runs" not in text
     every = [line for line in text.splitlines() if line.startswith("| LoRAMoE as in the paper | 0.0003 | 1,234 | 3 |")]
     assert [line.count("|") for line in every] == [10]
@@ -39,6 +41,19 @@ def test_an_arm_that_does_not_get_so_far_says_so(grid):
     assert lora[1] == "not reached"
     assert "No arm reaches it." in page(grid)
     assert "| none fits |" in page(grid)
+
+
+def test_adapters_beside_the_same_linears_are_read_where_both_get(grid):
+    for arm, kept in {"lora_mlp": (0.99, 0.8), "loramoe_paper": (1.0, 0.9)}.items():
+        for n, downstream in enumerate((0.50, 0.54)):
+            grid.add(arm, 1e-3 * (n + 1), kept[n], downstream)
+    grid.add("full", 1.0, 0.9, 0.9)
+    assert "beside the same linears" not in page(grid).split("## The goal")[1]
+    alike = page(grid).split("Adapters beside the same linears")[1].split("## The goal")[0]
+    assert "| arm | 51.0 % | 52.0 % | 53.0 % | 54.0 % |" in alike
+    assert "full fine-tuning" not in alike
+    (difference,) = [line for line in alike.splitlines() if line.startswith("| LoRAMoE as in the paper | +")]
+    assert " +3.2 [" in difference.split("|")[2]  # a quarter of the way from 1 to 10
 
 
 def test_chance_is_told(grid):
