@@ -1,6 +1,7 @@
 """The page in a real browser, Chromium: it is drawn in every look, on a phone and in print, and nothing in it runs.
 
-`bash scripts/browser.sh` installs the browser into an environment of its own; without it these tests are skipped.
+`bash scripts/browser.sh` installs the browser into an environment of its own; without it these tests are skipped, and
+so they are where it is installed but the system lacks libraries that it loads.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ BROWSER = ROOT / ".venv-browser/bin/python"
 LOOKS = ("light", "dark", "phone", "grey")
 DARK, LIGHT = 0.35, 0.65  # mean lightness of a picture's edge below, above which it counts as such
 
-pytestmark = pytest.mark.skipif(not BROWSER.is_file(), reason="no browser: bash scripts/browser.sh installs one")
+
+def without_browser() -> str:
+    """Why there is no browser; empty if there is one."""
+    if not BROWSER.is_file():
+        return "no browser: bash scripts/browser.sh installs one"
+    command = [str(BROWSER), "-c", "import PySide6.QtWebEngineWidgets"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return f"the browser cannot be loaded: {done.stderr.splitlines()[-1:]}" if done.returncode else ""
+
+
+WITHOUT = without_browser()
+pytestmark = pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT)
 
 
 @pytest.fixture(scope="module")
