@@ -31,7 +31,7 @@ from loramoe.evaluation.scoring import Prepared, Scores
 from loramoe.evaluation.statistics import Line
 from loramoe.evaluation.table import markdown
 from loramoe.training.errors import as_usage_error
-from loramoe.training.files import write_json
+from loramoe.training.files import write_json, write_text
 
 _DEFINING: Final = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
 
@@ -106,7 +106,7 @@ class Store:
         measured = ", ".join(
             [*(f"{name} {number}" for name, number in self.versions.items()), *map(str, facts.values())]
         )
-        (self.folder / "results.md").write_text(f"{table}\n{measured}\n", encoding="utf-8")
+        write_text(self.folder / "results.md", f"{table}\n{measured}\n")
         return table
 
     def _file(self, model: str, prepared: Prepared) -> Path:

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,16 +26,31 @@ CHUNK_BYTES: Final = 2**20
 
 
 def write_json(file: Path, values: Any) -> None:
-    """Writes JSON so that the file holds all of it or, after a power cut, what it held before."""
-    draft = _draft_of(file)
-    draft.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    sync(draft)
-    os.replace(draft, file)
+    """Writes values as JSON, as `write_text` does."""
+    write_text(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file so that it holds all of a text or, after a power cut, what it held before.
+
+    Args:
+        file: The file. Where several write it at once, it holds what one of them wrote.
+        text: What will be in it.
+    """
+    # A name of this call alone: the process's number would not do, as containers that share a disk may have the same.
+    draft = file.with_name(_draft_name(file.name, secrets.token_hex(8)))
+    try:
+        draft.write_text(text, encoding="utf-8")
+        sync(draft)
+        os.replace(draft, file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     sync(file.parent)
 
 
-def _draft_of(file: Path) -> Path:
-    return file.with_name(f".{file.name}.incomplete")
+def _draft_name(name: str, which: str) -> str:
+    return f".{name}.{which}.incomplete"
 
 
 @contextlib.contextmanager
@@ -133,7 +149,8 @@ def _fault(folder: Path, name: str, size: int, digest: str) -> str | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    seals = (folder / SEAL, _draft_of(folder / SEAL))
+    # A draft of the seal is left where a process was killed while it sealed.
+    seals = {folder / SEAL, *folder.glob(_draft_name(SEAL, "*"))}
     return sorted(path for path in folder.rglob("*") if path.is_file() and path not in seals)
 
 

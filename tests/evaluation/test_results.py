@@ -79,6 +79,21 @@ def test_results_say_what_was_measured_with_what(store, task) -> None:
     assert f"torch {torch.__version__}" in text
 
 
+def test_a_table_that_cannot_be_written_leaves_the_earlier_one(store, task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Path) -> None:
+        raise OSError("No space left on device")
+
+    facts = {"hardware": "a CPU", "date": "2026-11-22", "command": "evaluate"}
+    store.finish(summarise("task", 0, {"base": SCORES, "one/adapter": SCORES}), [task], facts)
+    table = store.folder / "results.md"
+    earlier = table.read_text()
+    monkeypatch.setattr("loramoe.evaluation.results.write_json", lambda file, values: None)
+    monkeypatch.setattr("loramoe.training.files.sync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        store.finish([], [task], facts)
+    assert table.read_text() == earlier
+
+
 def test_a_fingerprint_is_of_all_files_that_define_a_model(saved: Path) -> None:
     (saved / "README.md").write_text("not this")
     (saved / "merges.txt").write_text("of a tokenizer")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramoe.training.files import SEAL, damage, filled_then_moved, seal, write_json
+from loramoe.training.files import SEAL, damage, filled_then_moved, seal, write_json, write_text
 
 
 def test_json_is_replaced_whole(tmp_path: Path):
@@ -22,6 +23,36 @@ def test_json_is_replaced_whole(tmp_path: Path):
     write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 2}
     assert [entry.name for entry in tmp_path.iterdir()] == ["values.json"]
+
+
+def test_whoever_writes_a_file_at_once_with_others_leaves_it_whole(tmp_path: Path):
+    file = tmp_path / "values.json"
+    write_json(file, [0] * 1000)
+
+    def write(writer: int) -> list[list[int]]:
+        seen = []
+        for _ in range(50):
+            write_json(file, [writer] * 1000)
+            seen.append(json.loads(file.read_text()))
+        return seen
+
+    with ThreadPoolExecutor(4) as writers:
+        seen = [values for read in writers.map(write, range(1, 5)) for values in read]
+    assert all(len(values) == 1000 and len(set(values)) == 1 for values in seen)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_text_that_cannot_be_written_leaves_what_was_there_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: Path) -> None:
+        raise OSError("No space left on device")
+
+    file = tmp_path / "table.md"
+    write_text(file, "old")
+    monkeypatch.setattr("loramoe.training.files.sync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 class TestFilledThenMoved:
@@ -77,6 +108,15 @@ class TestSeal:
     def test_what_was_sealed_is_whole(self, folder: Path):
         assert damage(folder) is None
         seal(folder)
+        assert damage(folder) is None
+
+    def test_a_draft_that_a_killed_process_left_is_not_sealed(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        with monkeypatch.context() as killed:
+            killed.setattr("loramoe.training.files.os.replace", lambda draft, file: None)
+            seal(folder)
+        (left,) = folder.glob(".*")
+        seal(folder)
+        left.unlink()
         assert damage(folder) is None
 
     def test_a_folder_without_seal_was_cut_off(self, folder: Path):
