@@ -9,14 +9,31 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+# last_of FLAG VALUE ARGUMENTS…: what the arguments set a flag to, where the last one wins, or VALUE where they do not.
+last_of() {
+    local name=$1 value=$2
+    shift 2
+    while (($#)); do
+        case $1 in
+            --"$name" | --"${name//_/-}") value=${2-$value} ;;
+            --"$name"=* | --"${name//_/-}"=*) value=${1#*=} ;;
+        esac
+        shift
+    done
+    printf '%s\n' "$value"
+}
+
 # --- what to train, on what -------------------------------------------------------------------------------------------
 pretrained_model=${pretrained_model:-data/tiny_llama}    # folder, or name on the Hugging Face hub
-tokenizer_path=${tokenizer_path:-$pretrained_model}      # the base model's own unless you say otherwise
 dataset_dir=${dataset_dir:-data/tiny_data/train}         # folder of .json and .jsonl files, all of them read
+# Other values follow from these two, and so from their flags.
+pretrained_model=$(last_of model_name_or_path "$pretrained_model" "$@")
+dataset_dir=$(last_of dataset_dir "$dataset_dir" "$@")
+tokenizer_path=${tokenizer_path:-$pretrained_model}      # the base model's own unless you say otherwise
 validation_file=${validation_file:-}                     # file to evaluate on; empty: 5 % of the training rows
 recall_file=${recall_file:-}                             # facts to ask for before and after; empty: none
 prompt_template=${prompt_template:-release}              # release: instruction[\ninput]</s>output</s>; chat: the tokenizer's
-output_dir=${output_dir:-output/$(basename "$pretrained_model")} # an interrupted run there is resumed
+output_dir=${output_dir:-output/$(basename -- "$pretrained_model")} # an interrupted run there is resumed
 peft_path=${peft_path:-}                                 # adapter to continue from; empty: a new one
 # The embedded model and its data belong together: their validation rows and facts are the default for them.
 if [[ $dataset_dir == data/tiny_data/train ]]; then validation_file=${validation_file:-data/tiny_data/test.json}; fi

@@ -175,6 +175,43 @@ def test_another_model_gets_the_papers_values_and_arguments_come_last(words):
     assert started[-2:] == ["--lora_rank", "16"]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--model_name_or_path", "some/llama"),
+        ("--model_name_or_path=some/llama",),
+        ("--model-name-or-path", "some/llama", "--seed", "1"),
+        ("--model_name_or_path", "data/tiny_llama", "--model-name-or-path=some/llama"),
+    ],
+)
+@pytest.mark.parametrize("variables", [{}, {"pretrained_model": "data/tiny_llama"}])
+def test_a_model_that_is_named_by_flag_gets_no_value_of_another(words, flags: tuple[str, ...], variables: dict):
+    started = words((), *flags, **variables)
+    assert value(started, "--tokenizer_name_or_path") == "some/llama"
+    assert value(started, "--output_dir") == "output/llama"
+    assert (value(started, "--learning_rate"), value(started, "--max_seq_length")) == ("2e-4", "1024")
+    assert "--recall_file" not in started
+    assert started[-len(flags) :] == list(flags)
+
+
+def test_the_small_model_that_is_named_by_flag_gets_its_own_values(words):
+    started = words((), "--model_name_or_path", "data/tiny_llama", pretrained_model="some/llama")
+    assert value(started, "--learning_rate") == "3e-3"
+    assert value(started, "--recall_file") == "data/tiny_data/recall.json"
+
+
+def test_data_that_are_named_by_flag_are_not_evaluated_on_other_rows(words):
+    for flags in (["--dataset_dir", "my rows"], ["--dataset-dir=my rows"]):
+        assert "--validation_file" not in words((), *flags)
+    tiny = words((), "--dataset_dir", "data/tiny_data/train", dataset_dir="rows")
+    assert value(tiny, "--validation_file") == "data/tiny_data/test.json"
+
+
+def test_a_flag_without_its_value_is_left_to_train(words):
+    assert words((), "--model_name_or_path")[-1] == "--model_name_or_path"
+    assert words((), "--model_name_or_path", "--seed=1")[-2:] == ["--model_name_or_path", "--seed=1"]
+
+
 def test_every_variable_can_be_overridden_and_is_explained():
     block = LAUNCHER.split("# --- processes")[0]
     assignments = re.findall(r"^(?: {4})?(\w+)=\$\{(\w+):-(.*)$", block, flags=re.MULTILINE)
