@@ -102,8 +102,15 @@ overwrite_output_dir=${overwrite_output_dir:-false} # true: start anew where out
 # --- processes --------------------------------------------------------------------------------------------------------
 # The GPUs to use, comma-separated: those of CUDA_VISIBLE_DEVICES up to the first negative one, as CUDA reads it, or else all.
 visible_gpus() {
-    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then sed -E 's/[[:space:]]//g; s/(^|,)-.*//' <<<"$CUDA_VISIBLE_DEVICES"
-    else nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | paste -sd , - || true
+    local there named
+    there=$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | paste -sd , -) || true
+    if [[ -z ${CUDA_VISIBLE_DEVICES+set} ]]; then echo "$there" && return; fi
+    named=$(sed -E 's/[[:space:]]//g; s/(^|,)-.*//' <<<"$CUDA_VISIBLE_DEVICES")
+    if [[ -n $there ]]; then echo "$named" && return; fi
+    # A job's environment, or a shell's profile, may name GPUs on a machine that has none.
+    if [[ -n $named ]]; then
+        echo "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES, but nvidia-smi lists no GPU, so the CPU is used." \
+            "If there is a GPU, make nvidia-smi -L list it." >&2
     fi
 }
 # bfloat16 came with compute capability 8.0. Of GPUs named otherwise than by index (GPU-…, MIG-…), all of the machine are asked.

@@ -80,6 +80,7 @@ def words(tmp_path: Path):
         environment |= {name: str(value) for name, value in variables.items()}
         command = ["bash", str(ROOT / "run_loramoe.sh"), *flags]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+        (tmp_path / "told").write_text(done.stderr)
         return done.stdout.splitlines()
 
     return start
@@ -113,6 +114,23 @@ def test_gpus_can_be_hidden_and_deepspeed_left_out(words):
     assert started[0] == "train.py"
     assert words(("9.0",), CUDA_VISIBLE_DEVICES="")[-1] != ""
     assert value(words(("9.0",), CUDA_VISIBLE_DEVICES=""), "--use_cpu") == "true"
+
+
+@pytest.mark.parametrize("named", ["0,1", "GPU-4f2a"])
+def test_gpus_that_are_named_where_there_are_none_are_not_counted(words, tmp_path: Path, named: str):
+    started = words((), CUDA_VISIBLE_DEVICES=named)
+    assert started[0] == "train.py"
+    flags = ("--use_cpu", "--bf16", "--deepspeed")
+    assert [value(started, flag) for flag in flags] == ["true", "false", None]
+    told = f"CUDA_VISIBLE_DEVICES={named}, but nvidia-smi lists no GPU, so the CPU is used. If there is a GPU, make "
+    assert (tmp_path / "told").read_text() == f"{told}nvidia-smi -L list it.\n"
+
+
+@pytest.mark.parametrize("named", ["", "-1"])
+def test_hidden_gpus_are_not_told_of(words, tmp_path: Path, named: str):
+    for capabilities in ((), ("9.0",)):
+        assert value(words(capabilities, CUDA_VISIBLE_DEVICES=named), "--use_cpu") == "true"
+        assert (tmp_path / "told").read_text() == ""
 
 
 @pytest.mark.parametrize(("capability", "expected"), [("7.5", "false"), ("8.0", "true"), ("12.0", "true")])
