@@ -18,6 +18,7 @@ from loramoe.data.report import TokeniseReport
 from loramoe.report.card import Card
 from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
 from loramoe.training.checkpoints import ADAPTER
+from loramoe.training.rows import types_of_rows
 
 # What a task type stands for, where the types are those of the paper.
 _MEANINGS = {1: "questions answered from world knowledge", 0: "downstream tasks"}
@@ -109,7 +110,7 @@ def _data(origin: Origin, data_args: DataArguments, config: LoraMoeConfig) -> di
     if splits.validation is not None:
         source = "" if splits.validation_report else ", set aside from the training files"
         facts["rows to evaluate on"] = f"{len(splits.validation):,}{source}"
-    for kind in sorted(set(config.types_of_experts), reverse=True):
+    for kind in sorted(set(types_of_rows(config) or report.task_types), reverse=True):
         facts[f"rows of task type {kind}"] = _of_type(kind, report.task_types.get(kind, 0), config)
     if isinstance(report, TokeniseReport):
         facts |= {"tokens": f"{report.tokens:,}", "answers cut": report.cut, "rows dropped": report.dropped}
@@ -119,6 +120,8 @@ def _data(origin: Origin, data_args: DataArguments, config: LoraMoeConfig) -> di
 
 
 def _of_type(kind: int, rows: int, config: LoraMoeConfig) -> str:
+    if types_of_rows(config) is None:
+        return f"{rows:,}"
     experts = [str(e) for e, type_of_expert in enumerate(config.types_of_experts) if type_of_expert == kind]
     meaning = f"{_MEANINGS[kind]}; " if set(config.types_of_experts) <= _MEANINGS.keys() else ""
     return f"{rows:,} ({meaning}experts {', '.join(experts)})"

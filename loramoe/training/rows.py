@@ -19,7 +19,7 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
 
     Args:
         tokenizer: The model's.
-        config: Of the adapter: the rows must have the types of its experts.
+        config: Of the adapter: the rows must have the types of its experts, if there are several.
         data_args: The data's flags.
         args: The training's flags.
 
@@ -47,7 +47,7 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
             seed=args.seed,
             template=data_args.prompt_template,
             max_seq_length=data_args.max_seq_length,
-            task_types=config.types_of_experts,
+            task_types=types_of_rows(config),
             num_proc=data_args.preprocessing_num_workers or 1,
             streaming=data_args.streaming,
         )
@@ -55,6 +55,20 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
         print(f"training data: {splits.train_report}")
         print(f"validation data: {splits.validation_report or _rows(splits.validation)}")
     return splits
+
+
+def types_of_rows(config: LoraMoeConfig) -> tuple[int, ...] | None:
+    """The task types that rows may have: those of the experts, or None for any, as a single expert has no type.
+
+    Without the constraint several experts keep theirs: the figures and the page tell which group served which type.
+
+    Args:
+        config: Of the adapter.
+
+    Returns:
+        The types, as `load_splits` and `data_fingerprint` take them.
+    """
+    return config.types_of_experts if config.lora_nums > 1 else None
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from loramoe.training.lock import RunLock
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
 from loramoe.training.packing import attend_by_sample
 from loramoe.training.paths import check_paths
-from loramoe.training.rows import load_data, make_collator
+from loramoe.training.rows import load_data, make_collator, types_of_rows
 from loramoe.training.signals import StopAtSignal
 from loramoe.training.summary import before_and_after, closing_words, table, write_report
 from loramoe.training.trainer import LoraMoeTrainer
@@ -122,7 +122,7 @@ def _trajectory(arguments: Arguments, tokenizer: Any, config: LoraMoeConfig) -> 
         tokenizer,
         template=data_args.prompt_template,
         max_seq_length=data_args.max_seq_length,
-        task_types=config.types_of_experts,
+        task_types=types_of_rows(config),
     )
     shaping = {name: value for name, value in flags.items() if not name.startswith(_HARMLESS)}
     values = {**shaping, "world_size": args.world_size, "training data": data}

@@ -62,6 +62,16 @@ def test_task_types_of_ones_own_have_no_meaning_made_up(train, tmp_path: Path):
     assert "| rows of task type 2 | 0 (experts 0, 1) |" in text(tmp_path)
 
 
+def test_a_single_expert_has_no_type_and_takes_rows_of_any(train, tiny_task, tmp_path: Path):
+    rows = json.loads((tiny_task.train_dir / "train.json").read_text())
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, {**rows[0], "task_type": 7}]))
+    files = {"dataset_dir": None, "train_file": tmp_path / "rows.json"}
+    train(tmp_path / "out", lora_nums=1, blc_weight=0, max_steps=1, **files)
+    said = text(tmp_path / "out")
+    for kind, count in ((0, 24), (1, 24), (7, 1)):
+        assert f"| rows of task type {kind} | {count} |" in said
+
+
 def test_a_resumed_run_writes_the_card_anew_and_says_from_where(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step = LoraMoeTrainer.training_step
 

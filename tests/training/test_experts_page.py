@@ -109,11 +109,8 @@ class TestWhateverGoesWrongTheRunIsFinished:
         assert (tmp_path / "expert_shares.json").is_file()
         self.check(tmp_path, capsys)
 
-    def test_a_single_expert(self, train_to_page, tiny_task, tmp_path: Path, caplog, capsys):
-        rows = json.loads((tiny_task.train_dir / "train.json").read_text())
-        (tmp_path / "rows.json").write_text(json.dumps([{**row, "task_type": 0} for row in rows]))
-        files = {"dataset_dir": None, "train_file": tmp_path / "rows.json", "validation_file": None}
-        train_to_page(tmp_path, lora_nums=1, blc_weight=0, validation_split_percentage=20, **files)
+    def test_a_single_expert(self, train_to_page, tmp_path: Path, caplog, capsys):
+        train_to_page(tmp_path, lora_nums=1, blc_weight=0)
         assert "no page on the experts: adapter 'sft_lora_model' has lora_nums=1" in caplog.text
         self.check(tmp_path, capsys)
 

@@ -196,11 +196,12 @@ def test_evaluation_alone_needs_an_adapter_and_something_to_ask(train, tmp_path:
         train(tmp_path, do_eval="true", validation_file=None, validation_split_percentage=0)
 
 
-def test_bad_rows_are_told_before_the_base_model_is_loaded(train, tmp_path: Path):
+@pytest.mark.parametrize("blc_weight", [0.1, 0])
+def test_bad_rows_are_told_before_the_base_model_is_loaded(train, tmp_path: Path, blc_weight: float):
     file = tmp_path / "rows.json"
     file.write_text('[{"instruction": "w1", "input": "", "output": "w2", "task_type": 7}]')
     with pytest.raises(DatasetError, match="field 'task_type': got 7"):
-        train(tmp_path / "out", dataset_dir=None, train_file=file)
+        train(tmp_path / "out", dataset_dir=None, train_file=file, blc_weight=blc_weight)
     assert not (tmp_path / "out").exists()
 
 
