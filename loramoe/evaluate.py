@@ -25,6 +25,7 @@ from loramoe.evaluation.statistics import Line, summarise
 from loramoe.evaluation.tasks import read_tasks, short_names
 from loramoe.loading import attached, base_name, check_kind, load_base, load_tokenizer
 from loramoe.training.errors import UsageError
+from loramoe.training.flag_values import positive
 from loramoe.training.model_arguments import ModelArguments
 
 BASE = "base"
@@ -119,12 +120,6 @@ def _loading(arguments: argparse.Namespace, name: str) -> ModelArguments:
     return ModelArguments(model_name_or_path=name, **{flag: getattr(arguments, flag) for flag in kept})
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}. Raise it.")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loramoe.evaluate", description="Base model against adapters.")
     add = parser.add_argument
@@ -134,9 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", default="output/evaluation", help="folder of the results; what is finished there is not redone")
     add("--measure", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure; default: both")
     add("--prompt_template", "--template", choices=sorted(TEMPLATES), default="release", help="layout of the training")
-    add("--batch_size", type=_positive, default=32, help="questions that are asked at once")
-    add("--max_new_tokens", type=_positive, default=32, help="longest generated answer, in tokens")
-    add("--max_seq_length", type=_positive, help="most tokens of question and answer; default: the model's positions")
+    add("--batch_size", type=positive, default=32, help="questions that are asked at once")
+    add("--max_new_tokens", type=positive, default=32, help="longest generated answer, in tokens")
+    add("--max_seq_length", type=positive, help="most tokens of question and answer; default: the model's positions")
     add("--device", help="cpu, cuda, cuda:1, …; default: the GPU if there is one")
     add("--torch_dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the base model")
     add("--load_in_kbits", type=int, help="load the base model in 4 or 8 bits (needs bitsandbytes)")

@@ -18,6 +18,7 @@ from transformers import TextStreamer
 from loramoe.data import TEMPLATES, get_template
 from loramoe.decoding import decode
 from loramoe.loading import load
+from loramoe.training.flag_values import not_negative, positive
 
 
 def answer(
@@ -65,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
     parser.add_argument("--prompt", help="instruction or question; default: one from each line of the standard input")
     parser.add_argument("--input", default="", help="the text that the instruction is about")
-    parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy; above: sample")
+    parser.add_argument("--max_new_tokens", type=positive, default=256, help="longest answer, in tokens")
+    parser.add_argument("--temperature", type=not_negative, default=0.0, help="0: greedy; above: sample")
     parser.add_argument(
         "--template", choices=sorted(TEMPLATES), default="release", help="prompt layout of the training"
     )

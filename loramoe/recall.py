@@ -20,6 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from loramoe.decoding import decode
+from loramoe.training.flag_values import positive
 
 SPACELESS = r"[\u3040-\u30ff\u3400-\u9fff]"
 """A character of Chinese or Japanese, which do not set words apart: any other may follow."""
@@ -157,10 +158,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
     parser.add_argument("--adapter", help="adapter folder; default: the base model alone")
     parser.add_argument("--file", required=True, help='JSON list of {"prompt", "answer"}')
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=positive, default=32, help="facts that are asked at once")
     arguments = parser.parse_args(argv)
-    probes = read_probes(arguments.file)
-    model, tokenizer = load(arguments.model, arguments.adapter)
+    try:
+        probes = read_probes(arguments.file)
+        model, tokenizer = load(arguments.model, arguments.adapter)
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     hits = recall(model, tokenizer, probes, arguments.batch_size)
     print(f"recall {sum(hits) / len(hits):.4f} ({sum(hits)} of {len(hits)})")
 

@@ -89,3 +89,17 @@ def test_what_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         main(["--adapter", str(tmp_path), "--prompt", "w1"])
     assert "no adapter at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--max_new_tokens=0", "argument --max_new_tokens: expected a whole number of at least 1, got '0'. Raise it."),
+        ("--temperature=-1", "argument --temperature: expected a number of at least 0, got '-1'. Correct it."),
+        ("--temperature=nan", "argument --temperature: expected a number of at least 0, got 'nan'. Correct it."),
+    ],
+)
+def test_numbers_that_nothing_can_be_made_of(capsys: pytest.CaptureFixture[str], flag: str, message: str):
+    with pytest.raises(SystemExit):
+        main(["--adapter", "not looked for", "--prompt", "w1", flag])
+    assert message in capsys.readouterr().err

@@ -116,3 +116,21 @@ def test_command_line(known, tiny_task, tmp_path: Path, capsys: pytest.CaptureFi
     file.write_text(json.dumps([{"prompt": prompt, "answer": said}, {"prompt": prompt, "answer": "w59 w59 w59"}]))
     main(["--model", str(tiny_task.base), "--file", str(file)])
     assert capsys.readouterr().out.splitlines()[-1] == "recall 0.5000 (1 of 2)"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--adapter", "nowhere"], "no adapter at nowhere: adapter_config.json is not there. Correct the path."),
+        ([], "there is no model to load. Set --adapter DIR, --model NAME, or both."),
+        (["--adapter", "nowhere", "--file", "none.json"], "no file of recall probes at none.json"),
+        (["--batch_size", "0"], "argument --batch_size: expected a whole number of at least 1, got '0'. Raise it."),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tiny_task, flags, message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--file", str(tiny_task.recall_file), *flags])
+    assert ended.value.code != 0
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("python -m loramoe.recall: ")
+    assert message in said

@@ -1,8 +1,10 @@
-"""What the values of flags have in common: lists with commas, and packages that are installed only where wanted."""
+"""What values of flags have in common: lists with commas, least numbers, packages that are installed where wanted."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import math
 
 
 def comma_list(text: str | None) -> list[str] | None:
@@ -10,6 +12,41 @@ def comma_list(text: str | None) -> list[str] | None:
     if text is None or not text.strip():
         return None
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def positive(text: str) -> int:
+    """Reads a flag that counts something, as the `type` of argparse's flags.
+
+    Args:
+        text: The flag's value.
+
+    Returns:
+        The whole number.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none, or less than 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}. Raise it.")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """Reads a flag that measures something, as the `type` of argparse's flags.
+
+    Args:
+        text: The flag's value.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is below 0, infinite or not a number.
+        ValueError: If it is something else; argparse says so.
+    """
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}. Correct it.")
+    return float(text)
 
 
 def require(module: str, flag: str, package: str | None = None) -> None:

@@ -27,6 +27,9 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig
 
+from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.training.flag_values import positive
+
 Engine = Literal["ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 GIB = 2**30
@@ -229,11 +232,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", default="7B", help=f"{', '.join(MODELS)}, or a folder or name with a config.json")
     parser.add_argument("--engine", choices=ENGINES, help="default: all of them, in one column")
     for name in ("gpus", "experts", "rank", "batch", "length", "bits"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Plan, name))
+        parser.add_argument(f"--{name}", type=positive, default=getattr(Plan, name))
     parser.add_argument("--checkpointing", action="store_true", help="activations are recomputed")
     values = vars(parser.parse_args(argv))
     name, engine = values.pop("model"), values.pop("engine")
-    shape = MODELS[name] if name in MODELS else Shape.of(AutoConfig.from_pretrained(name))
+    about = f"--model must be {', '.join(MODELS)}, or a folder or name with a config.json; got {name!r}:"
+    try:
+        with as_usage_error(ValueError, OSError, about=about):
+            shape = MODELS[name] if name in MODELS else Shape.of(AutoConfig.from_pretrained(name))
+    except UsageError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
     adapter = shape.adapter_parameters(values["experts"], values["rank"])
     print(f"{name}: {shape.parameters:,} parameters, adapter {adapter:,}")
     for each in [engine] if engine else ENGINES:

@@ -111,3 +111,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str]):
 def test_the_command_on_a_folder(tiny_task, capsys: pytest.CaptureFixture[str]):
     main(["--model", str(tiny_task.base), "--engine", "zero2"])
     assert f"{Shape(2, 32, 48, 32, 32, 64).parameters:,} parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "./none"], "--model must be 7B, 13B, 70B, or a folder or name with a config.json; got './none': "),
+        (["--gpus", "0"], "argument --gpus: expected a whole number of at least 1, got '0'. Raise it."),
+    ],
+)
+def test_mistakes_are_told_in_one_line(flags, message: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code != 0
+    *_, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("python -m loramoe.training.memory: ")
+    assert message in said
