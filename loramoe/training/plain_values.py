@@ -9,21 +9,25 @@ import reprlib
 from typing import Any
 
 _MAPPINGS = ("_kwargs", "_config")  # how the names of flags end that take JSON, or a file of it
+_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def check_values(args: Any) -> None:
-    """Checks that numbers are finite and that JSON is an object; for the start of `__post_init__`.
+    """Checks that numbers are finite, sizes not 0 and JSON an object; for the start of `__post_init__`.
 
     Args:
         args: A dataclass of flags, its values as the parser made them.
 
     Raises:
-        ValueError: If a number is infinite or not a number, or if what should be a JSON object is none.
+        ValueError: If a number is infinite or not a number, a size of batches below 1, or if what should be a JSON
+            object is none.
     """
     for field in dataclasses.fields(args):
         value = vars(args).get(field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{field.name} must be a finite number; got {field.name}={value}. Correct it.")
+        if field.name in _COUNTS and isinstance(value, int) and value < 1:
+            raise ValueError(f"{field.name} must be at least 1; got {field.name}={value}. Raise it.")
         if field.name.endswith(_MAPPINGS) and isinstance(value, str):
             _check_object(field.name, value)
 

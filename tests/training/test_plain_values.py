@@ -14,6 +14,7 @@ from loramoe.training.plain_values import check_values
 class Flags:
     learning_rate: float | None = 1e-4
     save_steps: float = 500
+    per_device_eval_batch_size: int = 8
     lr_scheduler_kwargs: Any = None
     run_name: str = "nan"
 
@@ -27,6 +28,12 @@ def test_what_is_fine(mapping: Any):
 def test_numbers_that_are_none(value: float):
     with pytest.raises(ValueError, match=f"save_steps must be a finite number; got save_steps={value}. Correct it"):
         check_values(Flags(save_steps=value))
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_batches_of_no_rows(value: int):
+    with pytest.raises(ValueError, match=f"per_device_eval_batch_size must be at least 1; got .*={value}. Raise it."):
+        check_values(Flags(per_device_eval_batch_size=value))
 
 
 @pytest.mark.parametrize("text", ["", "1", "[1]", "{", "nan", "9" * 5000, "[" * 100_000, "null"])
