@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from experiments.knowledge_forgetting.arms import ARMS, Recipe, recipe_of
 from experiments.knowledge_forgetting.changes import ABLATIONS, BEST, CONTROLS, FINALISTS, LARGER, LONGER, RECIPES
-from experiments.knowledge_forgetting.provenance import provenance_of
+from experiments.knowledge_forgetting.provenance import earliest, provenance_of
 from experiments.knowledge_forgetting.run import Settings, plain, run
 from experiments.knowledge_forgetting.scale import Scale, gone_through
 from loramoe.training.files import write_json
@@ -189,7 +189,8 @@ def check_alike(folder: Path, provenance: Mapping[str, Any]) -> None:
         result = json.loads(file.read_text(encoding="utf-8"))
         settings = result["settings"]
         made = {"precision": FIRST_PRECISION.get(settings["scale"], provenance["precision"]), **result["provenance"]}
-        same = {name: made[name] == provenance[name] for name in ("code", "base", "items", "precision")}
+        same = {name: made[name] == provenance[name] for name in ("base", "items", "precision")}
+        same["code"] = earliest(made["code"]) == earliest(provenance["code"])
         recipe = {**plain(Recipe()), **result["recipe"]}  # a value that there was not yet was what is now its default
         same["recipe"] = recipe == plain(recipe_of(settings["arm"], settings["changes"]))
         changed = [name for name, is_same in same.items() if not is_same]

@@ -10,7 +10,7 @@ import ast
 import datetime
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,18 @@ SOURCES = (
     *(f"loramoe/{name}.py" for name in ("balance", "hooks", "layer", "samples")),
     "loramoe/mixture",
 )
+
+
+# Code that repeats runs of earlier code to the last bit, by fingerprint: each value is the earlier one. An entry is
+# made when a run that is published was made again, on the processor that made it, and its file came out the same.
+REPEATS: Mapping[str, str] = {}
+
+
+def earliest(code: str) -> str:
+    """The fingerprint of the earliest code that makes the same results as some code; its own, if nothing is known."""
+    while code in REPEATS:
+        code = REPEATS[code]
+    return code
 
 
 def provenance_of(scale: Scale) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.knowledge_forgetting.provenance import earliest
 from experiments.knowledge_forgetting.scale import Split
 
 SETS_FILE: Final = "sets.json"
@@ -228,7 +229,7 @@ def _check_together(runs: list[Run], sets: Sets) -> None:
 def _check_comparable(run: Run, first: Run, sets: Sets) -> None:
     for key, what in _SHARED.items():
         here, there = run.provenance[key], first.provenance[key]
-        if here != there:
+        if here != there and not (key == "code" and earliest(here) == earliest(there)):
             raise ValueError(
                 f"{run.file} and {first.file} are not of the same {what} (provenance.{key}: {here[:12]} and "
                 f"{there[:12]}), so they cannot be compared. Remove the older ones, and their runs are made again."

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from experiments.knowledge_forgetting import __main__ as program
+from experiments.knowledge_forgetting import provenance
 from experiments.knowledge_forgetting.arms import recipe_of
 from experiments.knowledge_forgetting.changes import BEST, FINALISTS, LONGER, RECIPES
 from experiments.knowledge_forgetting.grid import (
@@ -209,6 +210,19 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path: Path, changed
         ValueError, match=f"was made with another {changed} than there is now. Remove it, and all like it"
     ):
         check_alike(tmp_path, today)
+
+
+def test_code_that_repeats_what_is_there_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    today = provenance_of(MadeUpScale())
+    settings = Settings("made_up", "lora_mlp", 1e-2, 16, 0)
+    result = {
+        "settings": asdict(settings),
+        "recipe": plain(recipe_of(settings.arm, settings.changes)),
+        "provenance": {**today, "code": "earlier"},
+    }
+    (tmp_path / f"{settings.name}.json").write_text(json.dumps(result))
+    monkeypatch.setattr(provenance, "REPEATS", {today["code"]: "earlier"})
+    check_alike(tmp_path, today)
 
 
 def test_results_older_than_a_value_of_the_recipe_have_its_default(tmp_path: Path):

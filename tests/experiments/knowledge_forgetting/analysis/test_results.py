@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from experiments.knowledge_forgetting import provenance
 from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
 
 
@@ -77,6 +78,13 @@ def test_runs_of_another_making_are_refused(grid, key, what):
     text = rf"{file.name} and base_0_0_0_\.json are not of the same {what} \(provenance\.{key}: 0123456789ab and .*"
     with pytest.raises(ValueError, match=text + r"Remove the older ones, and their runs are made again\."):
         grid.read()
+
+
+def test_runs_of_code_that_repeats_earlier_ones_are_read_beside_them(grid, monkeypatch):
+    file = grid.add("full", 1e-3, 0.9, 0.8)
+    grid.spoil(file, "provenance.code", "latest")
+    monkeypatch.setattr(provenance, "REPEATS", {"latest": "later", "later": "c0de" * 16})
+    assert len(grid.read().trained) == 1
 
 
 def test_runs_beyond_are_read_and_must_be_of_the_same_making(grid):
