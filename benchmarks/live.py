@@ -67,7 +67,7 @@ class Live:
     """
 
     def __init__(self, model: nn.Module, batch: dict[str, Tensor], folder: str) -> None:
-        with patch.object(hooks, "_summary", wraps=hooks._summary) as summary, torch.no_grad():
+        with patch.object(hooks, "summary", wraps=hooks.summary) as summary, torch.no_grad():
             model(**batch)
         self.model, self.call = model, summary.call_args
         self.meter = ShareMeter()
@@ -76,7 +76,7 @@ class Live:
 
     def gather(self) -> None:
         """The work of one forward."""
-        balance = hooks._summary(*self.call.args, **self.call.kwargs)
+        balance = hooks.summary(*self.call.args, **self.call.kwargs)
         last_balance(self.model)  # the Trainer finds it so
         self.meter.add(balance)
 
@@ -100,7 +100,7 @@ def training_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], No
     optimiser = torch.optim.AdamW(trained(model), lr=1e-4)
 
     def run() -> None:
-        with patch.object(hooks, "_summary", lambda *_: None):
+        with patch.object(hooks, "summary", lambda *_: None):
             loss = model(**batch).loss
         loss.backward()
         optimiser.step()

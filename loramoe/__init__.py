@@ -21,9 +21,10 @@ from loramoe.overlay import is_imported, when_imported
 if TYPE_CHECKING:
     from loramoe.config import LoraMoeConfig
     from loramoe.export import export_lora
-    from loramoe.hooks import Balance, last_balance
+    from loramoe.hooks import last_balance
     from loramoe.layer import LoraMoeLayer, use_implementation
     from loramoe.model import LoraMoeModel
+    from loramoe.observed import Balance
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Balance": "loramoe.hooks",
+    "Balance": "loramoe.observed",
     "LoraMoeConfig": "loramoe.config",
     "LoraMoeLayer": "loramoe.layer",
     "LoraMoeModel": "loramoe.model",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,31 +23,8 @@ from loramoe.balance import coefficient, importance, localized_balance, share_of
 from loramoe.config import LoraMoeConfig
 from loramoe.layer import LoraMoeLayer
 from loramoe.mixture import without_autocast
+from loramoe.observed import Balance, summary
 from loramoe.samples import Samples, by_name, samples_of
-
-
-@dataclass(frozen=True)
-class Balance:
-    """What the constraint saw in one forward, detached from the graph.
-
-    Attributes:
-        constraint: Sum over the linears of the localized balancing constraint, unweighted, a float32 scalar.
-        constraint_L: The constraint of each adapted linear.
-        gate_TLE: Mean gate over the real tokens of each task type, for each linear and expert; sums to 1 over the
-            experts.
-        tokens_T: Number of real tokens of each task type.
-        task_types: The T task types that the batch held, ascending.
-        expert_types: Type of each expert.
-        linears: Names of the L adapted linears.
-    """
-
-    constraint: Tensor
-    constraint_L: Tensor
-    gate_TLE: Tensor
-    tokens_T: Tensor
-    task_types: tuple[int, ...]
-    expert_types: tuple[int, ...]
-    linears: tuple[str, ...]
 
 
 def last_balance(model: nn.Module, adapter_name: str | None = None) -> Balance | None:
@@ -183,7 +159,7 @@ class BalanceWatcher:
         with without_autocast(device.type):
             Q_LME = torch.stack([importance(samples.gates(k, g.to(device)), mask_MS) for k, g in gates.items()])
             constraint_L = _constraint(config, Q_LME, task_types)
-            self.last[name] = _summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_MS)
+            self.last[name] = summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_MS)
             return config.blc_weight * constraint_L.sum()
 
     def _add_to_loss(self, outputs: Any, weighted: Tensor, call: Mapping[str, Any]) -> Any:
@@ -268,27 +244,3 @@ def _constraint(config: LoraMoeConfig, Q_LME: Tensor, task_types: Tensor) -> Ten
         return Q_LME.new_zeros(len(Q_LME))
     I_ME = coefficient(task_types, config.types_of_experts, config.blc_alpha, config.blc_target)
     return localized_balance(Q_LME, I_ME.to(Q_LME.device))
-
-
-@torch.no_grad()
-def _summary(
-    config: LoraMoeConfig,
-    linears: tuple[str, ...],
-    constraint_L: Tensor,
-    Q_LME: Tensor,
-    task_types: Tensor,
-    mask_MS: Tensor,
-) -> Balance:
-    present = tuple(sorted(set(task_types.tolist())))
-    is_type_TM = torch.stack([task_types == t for t in present]).to(Q_LME)
-    tokens_T = is_type_TM @ mask_MS.sum(-1).to(Q_LME.dtype)
-    gate_TLE = torch.einsum("tm,lme->tle", is_type_TM, Q_LME) / tokens_T[:, None, None]
-    return Balance(
-        constraint=constraint_L.sum().detach(),
-        constraint_L=constraint_L.detach(),
-        gate_TLE=gate_TLE,
-        tokens_T=tokens_T,
-        task_types=present,
-        expert_types=config.types_of_experts,
-        linears=linears,
-    )
