@@ -142,24 +142,64 @@ def localized_balance(importance: Tensor, coefficient: Tensor) -> Tensor:
     return squared_cv(importance * coefficient.to(importance.dtype))
 
 
-def share_of_step(call: Mapping[str, Any], device: torch.device | None = None) -> Tensor | float:
+def share_of_step(
+    call: Mapping[str, Any], skips_first_label: bool, device: torch.device | None = None
+) -> Tensor | float:
     """The share of an optimizer step that a micro-batch's loss stands for.
 
-    Given `num_items_in_batch`, the LM loss of a micro-batch is a sum over its label tokens divided by the label tokens
-    of the whole step (all accumulated micro-batches, all ranks). The constraint needs the same factor, or it would
-    count once for every micro-batch.
+    Given `num_items_in_batch`, the loss of a micro-batch is a sum over its labels divided by the labels of the whole
+    step (all accumulated micro-batches, all ranks). The constraint needs the same factor, or it would count once for
+    every micro-batch.
 
     Args:
-        call: What the model was called with, by name: `labels` or `shift_labels`, and `num_items_in_batch`.
+        call: What the model was called with, by name: `num_items_in_batch`, and `shift_labels`, `labels` or
+            `start_positions`, whichever the loss is computed from.
+        skips_first_label: Whether `num_items_in_batch` leaves out the first label of each row, as no token of a causal
+            language model predicts it. False where a row has a single label, or each token its own.
         device: Where the share is wanted; by default where the labels are.
 
     Returns:
-        This micro-batch's label tokens / num_items_in_batch; 1 where no `num_items_in_batch` was given.
+        This micro-batch's labels / num_items_in_batch; 1 where no `num_items_in_batch` was given.
+
+    Raises:
+        ValueError: If there is a `num_items_in_batch`, but nothing to be counted.
     """
     items = call.get("num_items_in_batch")
     if items is None:
         return 1.0
-    shifted = call.get("shift_labels")
-    labels: Tensor = call["labels"][..., 1:] if shifted is None else shifted  # the first token is never predicted
+    labels = _counted_labels(call, skips_first_label)
     device = labels.device if device is None else device
     return (labels != IGNORE_INDEX).sum().to(device) / torch.as_tensor(items, device=device)
+
+
+def _counted_labels(call: Mapping[str, Any], skips_first_label: bool) -> Tensor:
+    """Those of a micro-batch's labels that `num_items_in_batch` counts, but for the ignored ones."""
+    for name in ("shift_labels", "labels", "start_positions"):
+        labels: Tensor | None = call.get(name)
+        if labels is not None:
+            return labels[..., 1:] if name == "labels" and skips_first_label else labels
+    raise ValueError(
+        f"num_items_in_batch={call['num_items_in_batch']} was given without labels, so the share of this micro-batch "
+        "in the step cannot be told. Pass labels too, or leave num_items_in_batch out."
+    )
+
+
+def balance_loss(
+    outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None, device: torch.device
+) -> Tensor | float:
+    """The weighted constraint's share of a step, where the loss is computed from a model's outputs.
+
+    Args:
+        outputs: What the model returned; in training and with task types it holds the weighted constraint.
+        labels: The labels of the micro-batch.
+        num_items_in_batch: Number of labels of the whole step, as the Trainer hands it over; None for the plain sum.
+        device: Where it is wanted.
+
+    Returns:
+        What to add to the loss; 0 where there is no constraint, as in evaluation.
+    """
+    weighted: Tensor | None = outputs.get("balance_loss") if isinstance(outputs, Mapping) else None
+    if weighted is None:
+        return 0.0
+    call = {"labels": labels, "num_items_in_batch": num_items_in_batch}
+    return share_of_step(call, outputs["skips_first_label"], device) * weighted.to(device)

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 # What the original release writes into adapter_config.json and its code never reads again, with the only values it
 # writes.
 ORIGINAL_ONLY: dict[str, Any] = {"enable_lora": None, "merge_weights": False}
+COUNTS_EVERY_LABEL = Version(importlib.metadata.version("transformers")) < Version("5.10")
 
 
 def register() -> None:
@@ -125,18 +129,32 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if callable(field.default_factory) else field.default
 
 
+def skips_first_label(model: nn.Module) -> bool:
+    """Whether the Trainer leaves the first label of each row out of `num_items_in_batch`; before 5.10 it never does.
+
+    Args:
+        model: The model that is given the labels.
+
+    Returns:
+        True where its `loss_type` is that of a loss which shifts labels; False, too, where it has none.
+    """
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    return not COUNTS_EVERY_LABEL and LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+
+
 def extend_label_smoother(label_smoother: type) -> None:
     """Have the Trainer's label smoothing count the constraint.
 
     With smoothing, the Trainer keeps the labels and computes the loss itself from the logits, so there is no
     `outputs.loss` to add to; the constraint then comes as `outputs.balance_loss` (see `hooks.py`), and is added here
-    with the same share of the step as the smoothed loss: `num_items_in_batch` is passed since transformers 5, before
+    with the same share of the step as the smoothed loss: `num_items_in_batch` is passed since transformers 5.15, before
     that each micro-batch counts whole.
 
     Args:
         label_smoother: `transformers.trainer_pt_utils.LabelSmoother`.
     """
-    from loramoe.balance import share_of_step
+    from loramoe.balance import balance_loss
 
     smooth: Callable[..., Tensor] = label_smoother.__call__
     if "__wrapped__" in vars(smooth):
@@ -145,13 +163,7 @@ def extend_label_smoother(label_smoother: type) -> None:
     @functools.wraps(smooth)
     def __call__(self: Any, model_output: Any, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         loss = smooth(self, model_output, labels, *args, **kwargs)
-        balance_loss = model_output.get("balance_loss") if isinstance(model_output, dict) else None
-        if balance_loss is None:
-            return loss
-        call = {"labels": labels, "num_items_in_batch": kwargs.get("num_items_in_batch")}
-        share = share_of_step(call, loss.device)
-        total: Tensor = loss + share * balance_loss.to(loss.device)
-        return total
+        return loss + balance_loss(model_output, labels, kwargs.get("num_items_in_batch"), loss.device)
 
     label_smoother.__call__ = __call__  # type: ignore[method-assign]
 
@@ -183,7 +195,7 @@ def extend_sft_trainer(sft_trainer: type) -> None:
         balance_losses = [weighted.to(loss.device) for weighted in taken if weighted.requires_grad]
         if balance_losses:
             call = {"labels": inputs["labels"], "num_items_in_batch": num_items_in_batch}
-            share = share_of_step(call, loss.device)
+            share = share_of_step(call, vars(self).get("_loss_shifts_labels", False), loss.device)
             over_ranks = self.args.average_tokens_across_devices and num_items_in_batch is not None
             loss = loss + share * sum(balance_losses) * (self.accelerator.num_processes if over_ranks else 1)
         return (loss, *outputs) if return_outputs else loss

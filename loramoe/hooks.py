@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from loramoe.balance import coefficient, importance, localized_balance, share_of_step
+from loramoe.compat import skips_first_label
 from loramoe.config import LoraMoeConfig
 from loramoe.layer import LoraMoeLayer
 from loramoe.mixture import without_autocast
@@ -144,7 +145,7 @@ class BalanceWatcher:
         weighted = [self._balance(model, name, gates[name], task_types, samples) for name in gates]
         if not model.training or not weighted or all(self.configs[name].blc_weight == 0 for name in gates):
             return None
-        return self._add_to_loss(outputs, torch.stack(weighted).sum(), call)
+        return self._add_to_loss(outputs, torch.stack(weighted).sum(), call, skips_first_label(model))
 
     def _balance(
         self, model: nn.Module, name: str, gates: dict[str, Tensor], task_types: Tensor, samples: Samples
@@ -162,7 +163,7 @@ class BalanceWatcher:
             self.last[name] = summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_MS)
             return config.blc_weight * constraint_L.sum()
 
-    def _add_to_loss(self, outputs: Any, weighted: Tensor, call: Mapping[str, Any]) -> Any:
+    def _add_to_loss(self, outputs: Any, weighted: Tensor, call: Mapping[str, Any], skips_first: bool) -> Any:
         """Add the constraint's share to the loss; hand it over as `balance_loss` where the model computed no loss."""
         as_tuple = isinstance(outputs, tuple)
         if as_tuple and call.get("labels") is None:
@@ -172,11 +173,12 @@ class BalanceWatcher:
         loss: Tensor | None = outputs[0] if as_tuple else outputs.get("loss")
         if loss is None:
             outputs["balance_loss"] = weighted
+            outputs["skips_first_label"] = skips_first  # who computes the loss has the labels, and not the model
             return outputs
         if self.taken is not None:
             self.taken.append(weighted)
             return outputs
-        loss = loss + share_of_step(call, loss.device) * weighted.to(loss.device)
+        loss = loss + share_of_step(call, skips_first, loss.device) * weighted.to(loss.device)
         if as_tuple:
             return (loss, *outputs[1:])
         outputs["loss"] = loss

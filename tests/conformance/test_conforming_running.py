@@ -118,6 +118,25 @@ def test_every_task_has_its_constraint(kind: str) -> None:
     assert constraint > 0
 
 
+@pytest.mark.filterwarnings("ignore:adapter 'default' has blc_weight=2.0, but this training batch came without")
+@pytest.mark.parametrize("kind", LABELS)
+def test_every_task_counts_its_constraint_by_its_share_of_the_step(kind: str, tmp_path: Path) -> None:
+    """Two micro-batches of a row each; the Trainer counts their labels, where it does, and the model's loss else."""
+    make, targets, *_ = TASKS[kind]
+    model = get_peft_model(make(), config(*targets, task_type=kind, blc_weight=2.0)).train()
+    rows = {"input_ids": torch.arange(2, 12).reshape(2, 5), **LABELS[kind], "task_types": torch.tensor([0, 1])}
+    micro = [{name: value[row : row + 1] for name, value in rows.items()} for row in (0, 1)]
+    trainer = transformers.Trainer(model, transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    items = trainer._get_num_items_in_batch(micro, torch.device("cpu"))
+    for batch in micro:
+        batch["num_items_in_batch"] = 2 if items is None else items
+        with_it = model(**batch).loss
+        constraint = last_balance(model).constraint
+        del batch["task_types"]
+        torch.testing.assert_close(with_it, model(**batch).loss + 2.0 * constraint / 2)
+        assert constraint > 0
+
+
 @pytest.mark.filterwarnings("ignore:Could not find a config file")
 def test_further_adapters_of_a_task_have_heads_of_their_own() -> None:
     model = get_peft_model(llama("ForSequenceClassification"), config("up_proj", task_type="SEQ_CLS"))
