@@ -111,6 +111,7 @@ class BalanceWatcher:
         self.taken: list[Tensor] | None = None
         self._task_types: Tensor | None = None
         self._samples: Samples | None = None
+        self._types_present: tuple[int, ...] = ()
         self._reminded = False
 
     def before(
@@ -127,6 +128,7 @@ class BalanceWatcher:
             # To the host now, before the forward is queued: what reads the types later need not wait for it to end.
             task_types = kwargs["task_types"].cpu()
             self._samples = samples_of(model, by_name(model, args, kwargs), task_types)
+            self._types_present = self._samples.types_present(task_types)
             self._task_types = task_types
             if self._samples.packed:  # with a cache, transformers would let the samples of a row see each other
                 kwargs = {**kwargs, "use_cache": False}
@@ -160,7 +162,9 @@ class BalanceWatcher:
         with without_autocast(device.type):
             Q_LME = torch.stack([importance(samples.gates(k, g.to(device)), mask_MS) for k, g in gates.items()])
             constraint_L = _constraint(config, Q_LME, task_types)
-            self.last[name] = summary(config, tuple(gates), constraint_L, Q_LME, task_types, mask_MS)
+            self.last[name] = summary(
+                config, tuple(gates), constraint_L, Q_LME, task_types, mask_MS, self._types_present
+            )
             return config.blc_weight * constraint_L.sum()
 
     def _add_to_loss(self, outputs: Any, weighted: Tensor, call: Mapping[str, Any], skips_first: bool) -> Any:

@@ -20,7 +20,7 @@ class Balance:
         gate_TLE: Mean gate over the real tokens of each task type, for each linear and expert; sums to 1 over the
             experts.
         tokens_T: Number of real tokens of each task type.
-        task_types: The T task types that the batch held, ascending.
+        task_types: The T task types that the batch held a real token of, ascending.
         expert_types: Type of each expert.
         linears: Names of the L adapted linears.
     """
@@ -42,6 +42,7 @@ def summary(
     Q_LME: Tensor,
     task_types: Tensor,
     mask_MS: Tensor,
+    types_present: tuple[int, ...],
 ) -> Balance:
     """What the constraint saw in one forward, from what it was computed from.
 
@@ -52,12 +53,12 @@ def summary(
         Q_LME: Importance, [L, M, E] float32.
         task_types: Task type of each sample, [M] int64 on the host.
         mask_MS: Which tokens of each sample are real, [M, S] bool.
+        types_present: The T task types that have a real token, ascending; of any other there is no mean gate.
 
     Returns:
         The summary, on the device of the gates.
     """
-    present = tuple(sorted(set(task_types.tolist())))
-    is_type_TM = torch.stack([task_types == t for t in present]).to(Q_LME)
+    is_type_TM = (torch.tensor(types_present, dtype=task_types.dtype)[:, None] == task_types).to(Q_LME)
     tokens_T = is_type_TM @ mask_MS.sum(-1).to(Q_LME.dtype)
     gate_TLE = torch.einsum("tm,lme->tle", is_type_TM, Q_LME) / tokens_T[:, None, None]
     return Balance(
@@ -65,7 +66,7 @@ def summary(
         constraint_L=constraint_L.detach(),
         gate_TLE=gate_TLE,
         tokens_T=tokens_T,
-        task_types=present,
+        task_types=types_present,
         expert_types=config.types_of_experts,
         linears=linears,
     )

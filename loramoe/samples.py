@@ -57,6 +57,17 @@ class Samples:
         index_MS = None if self.index_MS is None else self.index_MS.to(device, non_blocking=True)
         return Samples(self.mask_MS.to(device, non_blocking=True), index_MS, self.shape)
 
+    def types_present(self, task_types: Tensor) -> tuple[int, ...]:
+        """The T task types that have a real token, ascending.
+
+        Args:
+            task_types: Task type of each sample, [M], integer, on the host.
+
+        Returns:
+            Without those of which the batch holds nothing but padding.
+        """
+        return tuple(sorted(set(task_types[self.mask_MS.any(dim=-1).cpu()].tolist())))
+
     def gates(self, linear: str, gates: Tensor) -> Tensor:
         """Gates of one linear by sample; some architectures flatten samples and tokens into one dimension.
 

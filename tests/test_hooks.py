@@ -165,6 +165,19 @@ def test_the_mean_gate_is_the_mean_over_the_real_tokens_of_a_type() -> None:
     torch.testing.assert_close(loramoe.last_balance(model).gate_TLE[0, 0], expected)
 
 
+@pytest.mark.parametrize(("padded", "types"), [([1], (0,)), ([0, 2], (1,)), ([0], (0, 1)), ([0, 1, 2], ())])
+def test_a_type_of_padding_alone_is_not_among_what_was_seen(padded: list[int], types: tuple[int, ...]) -> None:
+    model, inputs = adapted(), batch()
+    inputs["attention_mask"][padded] = 0
+    model(**inputs)
+    balance = loramoe.last_balance(model)
+    assert balance.task_types == types
+    assert balance.gate_TLE.shape == (len(types), 6, 4)
+    assert (balance.tokens_T > 0).all()
+    assert balance.gate_TLE.isfinite().all()
+    assert balance.constraint.isfinite()
+
+
 def test_nothing_of_the_graph_stays_behind() -> None:
     model = adapted()
     model(**batch()).loss.backward()
