@@ -8,7 +8,8 @@ a row without padding. Of a packed batch the gates are laid out by sample again,
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,17 +80,48 @@ class Samples:
             Gates [M, S, E]; what the mask leaves out is of no meaning.
 
         Raises:
-            ValueError: If the linear saw another number of tokens than the batch has.
+            ValueError: If the linear saw other tokens than the batch has, or in another order.
         """
-        B, S = self.shape
-        if gates.shape[:-1].numel() != B * S:
+        gates_NE = by_token(gates, self.shape)
+        if gates_NE is None:
             raise ValueError(
-                f"{linear} saw {gates.shape[:-1].numel()} tokens, the batch has [{B}, {S}] = {B * S}: the constraint "
-                "needs linears that see each token once. Name it in exclude_modules, or give no task_types."
+                f"{told_apart(linear, gates, self.shape)}: the constraint needs linears that see each token once, row "
+                "by row. Name it in exclude_modules, or give no task_types."
             )
         if self.index_MS is not None:
-            gates = gates.reshape(B * S, -1).index_select(0, self.index_MS.flatten())
-        return gates.reshape(*self.mask_MS.shape, gates.shape[-1])
+            gates_NE = gates_NE.index_select(0, self.index_MS.flatten())
+        return gates_NE.reshape(*self.mask_MS.shape, gates.shape[-1])
+
+
+def by_token(gates: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """Gates of one linear by token: first those of the batch's first row.
+
+    Args:
+        gates: Its gates, [B, S, E] or [B·S, E], where further dimensions of size 1 change nothing; None where it was
+            not called.
+        shape: B and S of the batch.
+
+    Returns:
+        Gates [B·S, E]; None if the linear saw another number of tokens, or in an order that cannot be told: XLNet's
+        see [S, B].
+    """
+    if gates is None:
+        return None
+    seen, B_S = ([size for size in sizes if size != 1] for sizes in (gates.shape[:-1], shape))
+    return gates.reshape(-1, gates.shape[-1]) if seen in (B_S, [math.prod(B_S)]) else None
+
+
+def told_apart(linear: str, gates: Tensor | None, shape: Sequence[int]) -> str:
+    """What a linear saw beside what the batch has: how an error begins where `by_token` knows no answer.
+
+    Args:
+        linear: Name of the linear.
+        gates: Its gates, [..., E]; None where it was not called.
+        shape: B and S of the batch.
+    """
+    seen = [0] if gates is None else list(gates.shape[:-1])
+    batch = f"{list(shape)} = {math.prod(shape)}"
+    return f"{linear} saw {math.prod(seen)} tokens, the batch has {batch}, not {seen}"
 
 
 def samples_of(model: nn.Module, call: Mapping[str, Any], task_types: Tensor) -> Samples:

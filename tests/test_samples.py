@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import get_peft_model
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, XLNetConfig, XLNetLMHeadModel
 
+from loramoe import LoraMoeConfig
 from loramoe.balance import importance
-from loramoe.samples import Samples, by_name, samples_of
+from loramoe.samples import Samples, by_name, by_token, samples_of
 
 
 class Model(nn.Module):
@@ -67,15 +71,33 @@ def test_an_encoder_decoder_is_refused() -> None:
         samples_of(Model(is_encoder_decoder=True), {"input_ids": IDS}, TYPES)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (6, 4)])
+@pytest.mark.parametrize("shape", [(2, 3, 4), (6, 4), (1, 6, 4), (2, 1, 3, 4)])
 def test_gates_come_out_by_sample(shape: tuple[int, ...]) -> None:
     gates, samples = torch.arange(24).view(shape), Samples(IDS.bool(), None, (2, 3))
     assert torch.equal(samples.gates("up_proj", gates), gates.view(2, 3, 4))
 
 
-def test_a_linear_that_saw_other_tokens_is_named() -> None:
-    with pytest.raises(ValueError, match=r"up_proj saw 5 tokens, the batch has \[2, 3\] = 6"):
-        Samples(IDS.bool(), None, (2, 3)).gates("up_proj", torch.ones(5, 4))
+@pytest.mark.parametrize("shape", [(5,), (3, 2), (1, 3, 2), (2, 3, 2)])
+def test_a_linear_that_saw_other_tokens_is_named(shape: tuple[int, ...]) -> None:
+    told = rf"up_proj saw {math.prod(shape)} tokens, the batch has [2, 3] = 6, not {list(shape)}: the constraint needs"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Samples(IDS.bool(), None, (2, 3)).gates("up_proj", torch.ones(*shape, 4))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_a_single_row_or_column_has_one_order(shape: tuple[int, int]) -> None:
+    gates = torch.arange(8).view(2, 1, 4)
+    for laid_out in (gates, gates.transpose(0, 1), gates.flatten(0, 1)):
+        assert torch.equal(by_token(laid_out, shape), gates.flatten(0, 1))
+
+
+def test_xlnet_puts_the_sequence_first() -> None:
+    sizes = {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8, "vocab_size": 8}
+    base = XLNetLMHeadModel(XLNetConfig(**sizes))
+    model = get_peft_model(base, LoraMoeConfig(lora_nums=2, target_modules=["layer_1"])).train()
+    with pytest.raises(ValueError, match=r"ff\.layer_1 saw 6 tokens, the batch has \[2, 3\] = 6, not \[3, 2\]"):
+        model(input_ids=IDS, labels=IDS, task_types=TYPES)
+    assert torch.isfinite(model(input_ids=IDS[:1], labels=IDS[:1], task_types=TYPES[:1]).loss)
 
 
 # --- Packed rows -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from loramoe.export.adapted import Adapted, ExportError, adapted, in_evaluation, on_device_of, real_tokens, run
+from loramoe.samples import by_token, told_apart
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ def gates_of(adapter: Adapted, linear: str, real_BS: Tensor) -> Tensor:
         ExportError: If the linear did not see each token of the batch once.
     """
     gates = adapter.layers[linear].gates.get(adapter.name)
-    seen = 0 if gates is None else gates.shape[:-1].numel()
-    if gates is None or seen != real_BS.numel():
+    gates_NE = by_token(gates, real_BS.shape)
+    if gates_NE is None:
         raise ExportError(
-            f"{linear} saw {seen} tokens, the batch has {list(real_BS.shape)} = {real_BS.numel()}: which of them are "
-            "real cannot be told, so no mean gate can be given. Such an adapter cannot be exported."
+            f"{told_apart(linear, gates, real_BS.shape)}: which of them are real cannot be told, so no mean gate "
+            "can be given. Such an adapter cannot be exported."
         )
-    return gates.reshape(seen, -1)[real_BS.flatten().to(gates.device)]
+    return gates_NE[real_BS.flatten().to(gates_NE.device)]
 
 
 def _moments(gates_NE: Tensor) -> Tensor:

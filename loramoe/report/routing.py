@@ -28,6 +28,7 @@ from loramoe.export.adapted import Adapted, in_evaluation, real_tokens
 from loramoe.export.gates import gates_kept
 from loramoe.layer import LoraMoeLayer
 from loramoe.report.layers import Layer, bands_of, layers_of
+from loramoe.samples import by_token, told_apart
 
 NEEDED = ("input_ids", "task_types")
 
@@ -223,10 +224,10 @@ def _check_batch(batch: Mapping[str, Tensor]) -> None:
 def _gates_of(adapter: Adapted, linear: str, shape: torch.Size, places_P: Tensor) -> Tensor:
     """Gates [P, E] of the P real tokens of a batch [B, S]; some architectures flatten that into one dimension."""
     gates = adapter.layers[linear].gates.get(adapter.name)
-    seen = 0 if gates is None else gates.shape[:-1].numel()
-    if gates is None or seen != shape.numel():
+    gates_NE = by_token(gates, shape)
+    if gates_NE is None:
         raise ValueError(
-            f"{linear} saw {seen} tokens, the batch has {list(shape)} = {shape.numel()}: whose gates are "
-            "whose cannot be told. Adapters on linears that see each token once can be reported on, and no others."
+            f"{told_apart(linear, gates, shape)}: whose gates are whose cannot be told. Adapters on linears that see "
+            "each token once, row by row, can be reported on, and no others."
         )
-    return gates.reshape(seen, -1).index_select(0, places_P.to(gates.device))
+    return gates_NE.index_select(0, places_P.to(gates_NE.device))

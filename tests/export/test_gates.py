@@ -133,6 +133,14 @@ def test_a_linear_that_does_not_see_every_token_is_refused(adapted, ids):
         mean_gates(model, [{"input_ids": ids}], progress=False)
 
 
+def test_a_linear_that_sees_the_tokens_in_another_order_is_refused(adapted, ids):
+    model = adapted()
+    mlp = model.get_base_model().model.layers[1].mlp
+    mlp.forward = lambda x: type(mlp).forward(mlp, x.transpose(0, 1)).transpose(0, 1)
+    with pytest.raises(ExportError, match=r"saw 20 tokens, the batch has \[2, 10\] = 20, not \[10, 2\]: which of them"):
+        mean_gates(model, [{"input_ids": ids}], progress=False)
+
+
 def test_no_rows(adapted, ids):
     with pytest.raises(ExportError, match="calibration rows are empty: there are no gates to average"):
         mean_gates(adapted(), [], progress=False)
