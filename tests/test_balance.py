@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loramoe.balance import coefficient, importance, localized_balance, squared_cv
+from loramoe.balance import coefficient, importance, localized_balance, share_of_step, squared_cv
 from loramoe.mixture import route
 
 
@@ -137,3 +137,18 @@ def test_task_types_that_are_no_integer_vector_are_refused(task_types: Tensor) -
 def test_a_single_entry_has_no_variance() -> None:
     with pytest.raises(ValueError, match=r"needs at least 2 entries .* got Z of shape \[1, 1\]"):
         squared_cv(torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("items", [20, torch.tensor(20)])
+def test_share_of_step(items: int | Tensor) -> None:
+    labels = torch.tensor([[5, 5, 5, -100], [-100, 5, 5, 5]])
+    for skips_first, counted in ((True, 5), (False, 6)):
+        assert share_of_step({"labels": labels, "num_items_in_batch": items}, skips_first) == counted / 20
+        assert share_of_step({"shift_labels": labels, "num_items_in_batch": items}, skips_first) == 6 / 20
+        assert share_of_step({"start_positions": labels[0], "num_items_in_batch": items}, skips_first) == 3 / 20
+        assert share_of_step({"labels": labels}, skips_first) == 1
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"num_items_in_batch=20 was given without labels, .* Pass labels too"):
+        share_of_step({"num_items_in_batch": 20}, True)

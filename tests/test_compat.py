@@ -18,18 +18,16 @@ from typing import Any
 import peft
 import pytest
 import torch
-import transformers
 from peft import AdaLoraConfig, LoraConfig, LoraMoeConfig, LoraMoeModel, PeftConfig, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraModel
 from peft.utils import save_and_load
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
 from loramoe import compat, config, model
-from loramoe.balance import balance_loss, share_of_step
 from loramoe.legacy import LegacyTuner, TunerBase
 
 REPOSITORY = Path(__file__).parent.parent
@@ -255,37 +253,6 @@ def test_label_smoothing_without_the_constraint_is_as_before() -> None:
     outputs |= {"balance_loss": torch.tensor(0.5), "skips_first_label": True}
     assert torch.equal(smoother(outputs, labels), plain(smoother, CausalLMOutput(logits=logits), labels) + 0.5)
     assert torch.equal(smoother((logits,), labels), plain(smoother, (logits,), labels))
-
-
-@pytest.mark.parametrize("skips_first", [True, False])
-def test_label_smoothing_counts_the_constraint_by_its_share(skips_first: bool) -> None:
-    logits, labels = torch.randn(2, 5, 7), torch.ones(2, 5, dtype=torch.long)
-    outputs = CausalLMOutput(logits=logits)
-    outputs |= {"balance_loss": torch.tensor(0.5), "skips_first_label": skips_first}
-    share = balance_loss(outputs, labels, 20, logits.device)
-    assert share == 0.5 * (8 if skips_first else 10) / 20
-    assert balance_loss(outputs, labels, None, logits.device) == 0.5
-    if "num_items_in_batch" in inspect.signature(LabelSmoother.__call__).parameters:
-        plain = LabelSmoother(epsilon=0.1)((logits,), labels, num_items_in_batch=20)
-        assert torch.equal(LabelSmoother(epsilon=0.1)(outputs, labels, num_items_in_batch=20), plain + share)
-
-
-@pytest.mark.parametrize(
-    "head", ["LlamaForCausalLM", "LlamaForSequenceClassification", "BertForMaskedLM", "GPT2LMHeadModel", "LlamaModel"]
-)
-def test_labels_are_counted_as_the_trainer_does(head: str, tmp_path: Path) -> None:
-    kind = getattr(transformers, head)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    made = kind(kind.config_class(vocab_size=8, **sizes))
-    labels = torch.ones(2, 5, dtype=torch.long)
-    trainer = Trainer(made, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
-    trainer.model_accepts_loss_kwargs = True
-    items = trainer._get_num_items_in_batch([{"labels": labels}] * 2, torch.device("cpu"))
-    assert share_of_step({"labels": labels, "num_items_in_batch": items}, compat.skips_first_label(made)) == 0.5
-
-
-def test_what_has_no_type_of_loss_shifts_nothing() -> None:
-    assert not compat.skips_first_label(nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(

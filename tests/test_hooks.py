@@ -14,7 +14,7 @@ from transformers import LlamaModel
 
 import loramoe
 from loramoe import LoraMoeConfig
-from loramoe.balance import coefficient, importance, localized_balance, share_of_step
+from loramoe.balance import coefficient, importance, localized_balance
 from loramoe.hooks import handing_over
 from loramoe.layer import LoraMoeLayer
 from tests.constrained import adapted, batch, llama, without
@@ -245,21 +245,6 @@ def test_accumulated_gradients_do_not_grow_with_the_steps() -> None:
     for _ in range(4):
         model(**inputs, num_items_in_batch=4 * tokens).loss.backward()
     torch.testing.assert_close(router_gradient(model), once)
-
-
-@pytest.mark.parametrize("items", [20, torch.tensor(20)])
-def test_share_of_step(items: int | Tensor) -> None:
-    labels = torch.tensor([[5, 5, 5, -100], [-100, 5, 5, 5]])
-    for skips_first, counted in ((True, 5), (False, 6)):
-        assert share_of_step({"labels": labels, "num_items_in_batch": items}, skips_first) == counted / 20
-        assert share_of_step({"shift_labels": labels, "num_items_in_batch": items}, skips_first) == 6 / 20
-        assert share_of_step({"start_positions": labels[0], "num_items_in_batch": items}, skips_first) == 3 / 20
-        assert share_of_step({"labels": labels}, skips_first) == 1
-
-
-def test_a_share_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"num_items_in_batch=20 was given without labels, .* Pass labels too"):
-        share_of_step({"num_items_in_batch": 20}, True)
 
 
 # --- Gradient checkpointing ------------------------------------------------------------------------------------------
