@@ -133,7 +133,7 @@ class BalanceWatcher:
             if self._samples.packed:  # with a cache, transformers would let the samples of a row see each other
                 kwargs = {**kwargs, "use_cache": False}
             for layer in _adapted_linears(model).values():
-                layer.watched = True
+                layer.watched, layer.gates = True, {}
         return args, {name: value for name, value in kwargs.items() if name != "task_types"}
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:

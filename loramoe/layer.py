@@ -42,6 +42,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         loramoe_A: For each adapter a Linear of weight [E·R, D]: the experts' down-projections, one below the other.
         loramoe_B: For each adapter a Linear of weight [F, E·R]: their up-projections, side by side.
         loramoe_router: For each adapter a Linear of weight [E, D].
+        key: Name of the linear in the model.
         implementation: Which of `loramoe.mixture.IMPLEMENTATIONS` computes; see `use_implementation`.
         watched: While True, a forward leaves its gates in `gates`.
         gates: Gates [..., E] of the last watched forward, by adapter name; carry the gradient.
@@ -72,6 +73,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         self.scaling: dict[str, float] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
+        self.key = key
         self.implementation = "fused"
         self.watched = False
         self.gates: dict[str, Tensor] = {}
@@ -183,6 +185,9 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
 
         Returns:
             Output [..., F], in the dtype of y.
+
+        Raises:
+            ValueError: If this linear is called again while its gates of one forward are kept.
         """
         # torch.compile makes kernels of its own, and wants to see through the operation.
         add = IMPLEMENTATIONS["stacked" if torch.compiler.is_compiling() else self.implementation]
@@ -190,8 +195,18 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         p = dropout.p if dropout.training else 0.0
         y, gates = add(y, x, *self.weights(adapter_name), self.scaling[adapter_name], p)
         if self.watched:
-            self.gates[adapter_name] = gates
+            self._keep(adapter_name, gates)
         return y
+
+    def _keep(self, adapter_name: str, gates: Tensor) -> None:
+        """Keeps gates for the watcher, which takes them before the next forward, and before checkpointing's second."""
+        if adapter_name in self.gates:
+            raise ValueError(
+                f"{self.key or 'a linear'} was called twice in one forward, as the layers that ALBERT shares are, and "
+                "the gates of its first call would be lost: the constraint needs linears that see a token once. Name "
+                "it in exclude_modules or choose other target_modules, or give no task_types and set blc_weight=0."
+            )
+        self.gates[adapter_name] = gates
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: the mixture depends on the input.

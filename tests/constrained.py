@@ -25,7 +25,7 @@ def adapted(base: nn.Module | None = None, **config: Any) -> Any:
     base = llama() if base is None else base
     torch.manual_seed(1)
     settings = {"lora_nums": 4, "lora_dropout": 0.0, "init_lora_weights": False, **config}
-    return get_peft_model(base, LoraMoeConfig(task_type="CAUSAL_LM", **settings)).train()
+    return get_peft_model(base, LoraMoeConfig(**{"task_type": "CAUSAL_LM", **settings})).train()
 
 
 def batch(seed: int = 0, lengths: tuple[int, ...] = (8, 5, 3), labelled_from: int = 2) -> dict[str, Tensor]:

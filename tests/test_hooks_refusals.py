@@ -6,8 +6,10 @@ import warnings
 
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertForMaskedLM
 
-from tests.constrained import B, S, adapted, batch, llama, without
+from loramoe.layer import LoraMoeLayer
+from tests.constrained import VOCAB, B, S, adapted, batch, llama, without
 
 
 def test_an_unknown_task_type_is_named() -> None:
@@ -32,6 +34,25 @@ def test_a_linear_that_sees_other_tokens_is_named() -> None:
     model = adapted(target_modules=["gate_proj", "lm_head"])
     with pytest.raises(ValueError, match=r"lm_head saw 3 tokens, the batch has \[3, 8\] = 24"):
         model(**without(batch(), "labels"), logits_to_keep=1)
+
+
+def test_layers_that_are_shared_are_refused() -> None:
+    sizes = {
+        "embedding_size": 8,
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": VOCAB,
+    }
+    base = AlbertForMaskedLM(AlbertConfig(**sizes, num_hidden_layers=2))
+    model = adapted(base, task_type=None, target_modules=["ffn"])
+    told = r"albert_layers\.0\.ffn was called twice in one forward, .* or give no task_types and set blc_weight=0"
+    for _ in "12":
+        with pytest.raises(ValueError, match=told):
+            model(**batch())
+    model.peft_config["default"].blc_weight = 0.0
+    model(**without(batch(), "task_types")).loss.backward()
+    assert not any(m.gates or m.watched for m in model.modules() if isinstance(m, LoraMoeLayer))
 
 
 def test_encoder_decoders_are_refused() -> None:

@@ -154,6 +154,16 @@ def test_router_and_softmax_are_float32_whatever_the_dtype(precision: tuple[torc
     assert error < tolerance
 
 
+def test_a_second_call_while_watched_is_refused() -> None:
+    layer, x = make_layer(), torch.randn(3, D)
+    layer.watched = True
+    layer(x)
+    with pytest.raises(ValueError, match=r"a linear was called twice in one forward, .* its first call would be lost"):
+        layer(x)
+    layer.gates = {}
+    layer(x)
+
+
 def test_gates_are_kept_only_while_watched() -> None:
     layer = make_layer()
     layer(torch.randn(3, D))

@@ -78,7 +78,7 @@ def gates_kept(adapter: Adapted) -> Iterator[None]:
         Nothing.
     """
     for layer in adapter.layers.values():
-        layer.watched = True
+        layer.watched, layer.gates = True, {}
     try:
         yield
     finally:

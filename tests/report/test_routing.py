@@ -209,6 +209,15 @@ def test_a_linear_that_sees_tokens_in_another_order_is_refused(adapted):
         observe(model, batches(make_rows(), 13), progress=False)
 
 
+def test_a_forward_that_failed_leaves_nothing_behind(adapted):
+    model = adapted()
+    (batch,) = batches(make_rows(), 13)
+    expected = observe(model, [batch], progress=False)
+    with pytest.raises(ValueError, match="Expected input batch_size"):
+        model(**{**batch, "labels": batch["labels"][:1]})
+    assert torch.equal(observe(model, [batch], progress=False).Q_TLE, expected.Q_TLE)
+
+
 def test_gates_that_are_not_finite_are_refused(adapted):
     model = adapted()
     next(m for m in model.modules() if isinstance(m, LoraMoeLayer)).loramoe_router["default"].weight.data.fill_(
