@@ -122,7 +122,7 @@ class BalanceWatcher:
             _take_gates(_adapted_linears(model))
         self._task_types = None
         if kwargs.get("task_types") is None:
-            self._remind(model, kwargs)
+            self._remind(model, args, kwargs)
         else:
             _refuse_replica(model)
             # To the host now, before the forward is queued: what reads the types later need not wait for it to end.
@@ -188,10 +188,17 @@ class BalanceWatcher:
         outputs["loss"] = loss
         return outputs
 
-    def _remind(self, model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    def _remind(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Tell once of a training batch without task types.
+
+        Such a batch has labels, or `num_items_in_batch` where whoever computes the loss has kept its labels, as the
+        Trainer does for label smoothing and `compute_loss_func`.
+        """
         due = {name: config.blc_weight for name, config in self.configs.items() if config.blc_weight > 0}
-        in_training = model.training and torch.is_grad_enabled() and kwargs.get("labels") is not None
-        if not due or not in_training or self._reminded:
+        if self._reminded or not due or not (model.training and torch.is_grad_enabled()):
+            return
+        call = by_name(model, args, kwargs)
+        if call.get("labels") is None and call.get("num_items_in_batch") is None:
             return
         active = {name for layer in _adapted_linears(model).values() for name in layer.adapters_at_work}
         for name, weight in [(name, weight) for name, weight in due.items() if name in active][:1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,26 @@ def test_a_training_batch_without_task_types_is_told_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(**inputs)
+
+
+@pytest.mark.parametrize("call", [{"num_items_in_batch": 9}, {"labels": batch()["labels"]}])
+def test_whoever_computes_the_loss_is_told_too(call: dict[str, Any]) -> None:
+    inputs = without(batch(), "task_types", "labels")
+    with pytest.warns(UserWarning, match="this training batch came without task_types"):
+        adapted()(**inputs, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapted().eval()(**inputs, **call)
+        with torch.no_grad():
+            adapted()(**inputs, **call)
+        adapted().generate(input_ids=inputs["input_ids"], max_new_tokens=2)
+
+
+def test_labels_by_position_are_seen() -> None:
+    base, inputs = llama(), batch()
+    adapted(base)
+    with pytest.warns(UserWarning, match="this training batch came without task_types"):
+        base(inputs["input_ids"], inputs["attention_mask"], None, None, None, inputs["labels"])
 
 
 def test_nothing_is_told_where_no_constraint_is_due() -> None:

@@ -6,6 +6,7 @@ That of TRL is in tests/ecosystem/test_trl.py.
 from __future__ import annotations
 
 import inspect
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ def test_trainer_with_label_smoothing(model: Any, rows: list[dict[str, Any]], tm
     args = TrainingArguments(**settings(tmp_path, label_smoothing_factor=0.1))
     trainer = OrderedTrainer(model, args, train_dataset=Dataset.from_list(rows), data_collator=SftCollator(0))
     assert_same_run(trainer, expected)
+
+
+def test_a_trainer_that_smooths_labels_tells_of_missing_task_types(
+    model: Any, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    untyped = Dataset.from_list(rows).remove_columns("task_types")
+    args = TrainingArguments(**settings(tmp_path, label_smoothing_factor=0.1))
+    trainer = Trainer(model, args, train_dataset=untyped, eval_dataset=untyped, data_collator=SftCollator(0))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*came without task_types")
+        trainer.evaluate()
+    with pytest.warns(UserWarning, match="this training batch came without task_types") as told:
+        trainer.train()
+    assert sum("came without task_types" in str(warning.message) for warning in told) == 1
 
 
 def test_trainer_evaluates_the_language_model_alone(model: Any, rows: list[dict[str, Any]], tmp_path: Path) -> None:
