@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from loramoe.overlay import is_imported, when_imported
 
 if TYPE_CHECKING:
+    from loramoe.balance import balance_loss
     from loramoe.config import LoraMoeConfig
     from loramoe.export import export_lora
     from loramoe.hooks import last_balance
@@ -32,6 +33,7 @@ __all__ = [
     "LoraMoeConfig",
     "LoraMoeLayer",
     "LoraMoeModel",
+    "balance_loss",
     "export_lora",
     "last_balance",
     "use_implementation",
@@ -42,6 +44,7 @@ _HOME = {
     "LoraMoeConfig": "loramoe.config",
     "LoraMoeLayer": "loramoe.layer",
     "LoraMoeModel": "loramoe.model",
+    "balance_loss": "loramoe.balance",
     "export_lora": "loramoe.export",
     "last_balance": "loramoe.hooks",
     "use_implementation": "loramoe.layer",

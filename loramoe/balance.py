@@ -185,21 +185,29 @@ def _counted_labels(call: Mapping[str, Any], skips_first_label: bool) -> Tensor:
 
 
 def balance_loss(
-    outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None, device: torch.device
+    outputs: Any,
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None = None,
+    device: torch.device | None = None,
 ) -> Tensor | float:
-    """The weighted constraint's share of a step, where the loss is computed from a model's outputs.
+    """What to add to a loss that is computed from a model's outputs, as by the Trainer's `compute_loss_func`.
 
     Args:
-        outputs: What the model returned; in training and with task types it holds the weighted constraint.
-        labels: The labels of the micro-batch.
-        num_items_in_batch: Number of labels of the whole step, as the Trainer hands it over; None for the plain sum.
-        device: Where it is wanted.
+        outputs: What the model returned. In training, given task types and no labels, it holds the weighted constraint.
+        labels: The labels of the micro-batch, which the model was not given.
+        num_items_in_batch: Number of labels of the whole step, as the Trainer hands it over. None where the loss is a
+            mean over the micro-batch.
+        device: Where it is wanted; by default where the constraint is.
 
     Returns:
-        What to add to the loss; 0 where there is no constraint, as in evaluation.
+        The weighted constraint, times this micro-batch's share of the step; 0 where there is none, as in evaluation.
+
+    Raises:
+        ValueError: If there is a `num_items_in_batch`, but there are no labels.
     """
     weighted: Tensor | None = outputs.get("balance_loss") if isinstance(outputs, Mapping) else None
     if weighted is None:
         return 0.0
+    device = weighted.device if device is None else device
     call = {"labels": labels, "num_items_in_batch": num_items_in_batch}
     return share_of_step(call, outputs["skips_first_label"], device) * weighted.to(device)

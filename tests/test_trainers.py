@@ -14,16 +14,26 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
+import loramoe
 from loramoe.balance import balance_loss, share_of_step
 from loramoe.compat import skips_first_label
 from loramoe.data import SftCollator
-from tests.plain_loop import OrderedTrainer, assert_same_run, make_model, make_rows, plain_loop, settings
+from tests.plain_loop import (
+    OrderedTrainer,
+    assert_same_run,
+    label_tokens,
+    make_model,
+    make_rows,
+    plain_loop,
+    settings,
+    weights,
+)
 
 
 @pytest.fixture
@@ -57,6 +67,42 @@ def test_trainer_with_label_smoothing(model: Any, rows: list[dict[str, Any]], tm
     args = TrainingArguments(**settings(tmp_path, label_smoothing_factor=0.1))
     trainer = OrderedTrainer(model, args, train_dataset=Dataset.from_list(rows), data_collator=SftCollator(0))
     assert_same_run(trainer, expected)
+
+
+def own_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Any:
+    logits = outputs.logits[:, :-1].flatten(0, 1)
+    summed = cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+    return summed / num_items_in_batch + loramoe.balance_loss(outputs, labels, num_items_in_batch)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_trainer_with_a_loss_of_one_s_own(
+    accumulation: int, model: Any, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    expected = plain_loop(model, rows, 2, accumulation)
+    args = TrainingArguments(**settings(tmp_path, gradient_accumulation_steps=accumulation))
+    data = {"train_dataset": Dataset.from_list(rows), "data_collator": SftCollator(0)}
+    trainer = OrderedTrainer(model, args, compute_loss_func=own_loss, eval_dataset=data["train_dataset"], **data)
+    assert_same_run(trainer, expected)
+    assert "eval_loss" in trainer.evaluate()
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_loss_of_one_s_own_has_the_gradient_of_the_model_s(
+    accumulation: int, model: Any, rows: list[dict[str, Any]]
+) -> None:
+    """The same micro-batch again and again: the step's gradient is that of the micro-batch alone."""
+    batch = SftCollator(0)(rows[:3])
+    labels = batch["labels"]
+    model.train()(**batch).loss.backward()
+    routers = {name: p for name, p in weights(model).items() if "router" in name}
+    expected = {name: p.grad.clone() for name, p in routers.items()}
+    model.zero_grad()
+    items = accumulation * label_tokens(batch)
+    del batch["labels"]
+    for _ in range(accumulation):
+        own_loss(model(**batch, num_items_in_batch=items), labels, items).backward()
+    torch.testing.assert_close({name: p.grad for name, p in routers.items()}, expected)
 
 
 def test_a_trainer_that_smooths_labels_tells_of_missing_task_types(
