@@ -125,8 +125,7 @@ class BalanceWatcher:
             self._remind(model, args, kwargs)
         else:
             _refuse_replica(model)
-            # To the host now, before the forward is queued: what reads the types later need not wait for it to end.
-            task_types = kwargs["task_types"].cpu()
+            task_types = _on_host(kwargs["task_types"])
             self._samples = samples_of(model, by_name(model, args, kwargs), task_types)
             self._types_present = self._samples.types_present(task_types)
             self._task_types = task_types
@@ -223,6 +222,17 @@ def _refuse_replica(model: nn.Module) -> None:
             "batches. Start one process for each GPU (torchrun --nproc_per_node N), or let it see only one "
             "(CUDA_VISIBLE_DEVICES=0)."
         )
+
+
+def _on_host(task_types: Any) -> Tensor:
+    """The task types on the host, before the forward is queued: what reads them later need not wait for it to end."""
+    if not isinstance(task_types, Tensor) or task_types.dim() != 1:
+        got = f"shape {list(task_types.shape)}" if isinstance(task_types, Tensor) else repr(task_types)
+        raise ValueError(
+            f"task_types must be one integer for each sample, a tensor [B] of int64; got {got}. Have the collator make "
+            "it, as loramoe.data.SftCollator does, or give torch.tensor([1, 0]) for two samples."
+        )
+    return task_types.cpu()
 
 
 def _adapted_linears(model: nn.Module) -> dict[str, LoraMoeLayer]:

@@ -25,6 +25,21 @@ def test_a_wrong_number_of_task_types_is_refused() -> None:
         adapted()(**inputs)
 
 
+@pytest.mark.parametrize(
+    ("task_types", "got"),
+    [
+        ([1, 0, 1], r"\[1, 0, 1\]"),
+        (1, "1"),
+        (torch.tensor(1), r"shape \[\]"),
+        (torch.ones(3, 1).int(), r"shape \[3, 1\]"),
+    ],
+)
+def test_task_types_that_are_no_vector_are_refused(task_types: Any, got: str) -> None:
+    told = rf"task_types must be one integer for each sample, .*; got {got}\. Have the collator make it"
+    with pytest.raises(ValueError, match=told):
+        adapted()(**{**batch(), "task_types": task_types})
+
+
 def test_a_mask_that_hides_the_padding_is_refused() -> None:
     inputs = {**batch(), "attention_mask": torch.ones(B, 1, S, S, dtype=torch.bool)}
     with pytest.raises(ValueError, match=r"attention_mask must be \[B, S\].* got \[3, 1, 8, 8\]"):
