@@ -143,6 +143,12 @@ def test_readme_tells_of_the_real_scale_what_was_measured(page: str):
     assert SIGNED.findall(told(page, "real")) == [percent(min(of_arms)), percent(max(of_arms))]
 
 
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_readme_tells_of_the_larger_sets_what_was_measured(page: str):
+    of_arms = [point["kept"]["value"] for point in summary("real_gpu")["frontier"]]
+    assert SIGNED.findall(told(page, "real_gpu")) == [percent(min(of_arms)), percent(max(of_arms))]
+
+
 def test_each_claim_at_the_tiny_scale_has_its_own_figures():
     more_rows = [
         [
@@ -230,6 +236,23 @@ def test_each_of_all_arms_has_its_own_figures_at_one_rate_of_the_real_scale():
     assert (summary("real_float32")["rows"], len(points)) == (400, 7)
     assert claims("real_float32", at=1) == [
         [f"{of['learning_rate']:g}", *with_interval(of["kept"]), *with_interval(of["downstream"])] for of in points
+    ]
+
+
+def test_each_arm_has_its_own_figures_on_the_larger_sets_of_items():
+    knowledge = ("trex", "webquestions", "natural_questions")
+    of_base, points = summary("real_gpu")["base"], summary("real_gpu")["frontier"]
+    assert (summary("real_gpu")["rows"], summary("real_gpu")["seeds"]) == (800, [0])
+    assert claims("real_gpu") == [
+        [percent(of_base["downstream"]["value"]), *(percent(of_base["by_set"][name]) for name in knowledge)],
+        *(
+            [
+                *SIGNED.findall(f"{of['learning_rate']:g}"),
+                *(*with_interval(of["kept"]), *with_interval(of["downstream"])),
+                *(percent(of["by_set"][name]) for name in knowledge),
+            ]
+            for of in points
+        ),
     ]
 
 

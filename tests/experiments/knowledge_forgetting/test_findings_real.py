@@ -5,6 +5,7 @@ As `test_findings.py`, which holds those of the tiny scale.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.experiments.knowledge_forgetting.test_claims import (
     with_spread,
 )
 from tests.experiments.knowledge_forgetting.test_findings import figures
+from tests.experiments.knowledge_forgetting.test_published import RESULTS, ROOT
 
 
 def extremes(points: list[dict[str, Any]], name: str) -> Figures:
@@ -53,6 +55,35 @@ def test_all_arms_of_the_real_model_in_one_seed():
     assert figures("real_float32", "The constraint moves the shares") == [
         figure for arm in ("loramoe_free", "loramoe_paper", "loramoe_match") for figure in shares(points[arm])
     ]
+
+
+def test_the_larger_sets_of_items():
+    points, base = summary("real_gpu")["frontier"], summary("real_gpu")["base"]["by_set"]
+    lowest = min(p["kept"]["low"] for p in points)
+    assert figures("real_gpu", "Every arm knows more than before") == [percent(lowest)]
+    assert lowest > 1
+    assert max(p["kept"]["value"] - p["kept"]["low"] for p in points) < 0.03
+    for name, gained in {"webquestions": (4.4, 6.2), "natural_questions": (3.9, 5.1), "trex": (0.7, 1.5)}.items():
+        gains = [100 * (p["by_set"][name] - base[name]) for p in points]
+        assert (min(gains), max(gains)) == pytest.approx(gained, abs=0.05)
+    learnt = {p["arm"]: p["downstream"] for p in points}
+    for more in ("full", "lora_all"):
+        for arm in ("loramoe_paper", "loramoe_all"):
+            assert 0.02 < learnt[more]["value"] - learnt[arm]["value"] < 0.03
+            assert learnt[arm]["high"] > learnt[more]["low"]
+    of_shares = [shares(p) for p in points if p["share"]]
+    assert [figures("real_gpu", "The constraint is at work")] * 2 == of_shares
+
+
+def test_how_many_items_the_larger_sets_hold():
+    file = RESULTS / "real_gpu/base-lr0-rows0-seed0.json"
+    counts = json.loads(file.read_text(encoding="utf-8"))["counts"]["test"]
+    knowledge = [counts[name] for name in ("trex", "webquestions", "natural_questions")]
+    downstream = sum(counts[name] for name in ("openbookqa", "arc", "gsm8k", "reading"))
+    page = " ".join((ROOT / "docs/experiments.md").read_text(encoding="utf-8").split())
+    assert f"800 rows, and {sum(knowledge):,} questions of knowledge" in page
+    told_of = "{:,} cloze questions of T-REx, {:,} of WebQuestions, {:,} of Natural Questions".format(*knowledge)
+    assert f"{told_of}, {downstream:,} downstream and {counts['boolq']:,} of BoolQ" in page
 
 
 OF_LORAMOE = ("loramoe_free", "loramoe_paper", "loramoe_match", "loramoe_all")
