@@ -156,6 +156,26 @@ def test_what_keeps_no_more_than_the_recipe_it_changes():
     assert {"replay": 0.5, "router_rate": 0.25} in [one["changes"] for one in ranked[:2]]
 
 
+def test_what_came_near_the_goal_with_two_seeds():
+    changes = {"blc_target": "match", "zero_experts": 4}
+    of_five = recipe("tiny", 1, **changes)
+    assert of_five["seeds"] == [0, 1, 2, 10, 11]
+    higher = of_five["at_rates"][-1]
+    assert figures("tiny", "Half the experts at zero, and the constraint in the other direction") == [
+        *(*with_interval(higher["kept"]), *with_interval(higher["downstream"])),
+        *with_interval(more("tiny", 1, **changes)),
+    ]
+    assert round(of_five["told"]["test"]["more"]["reached"], 2) == 0.59
+    files = [
+        RESULTS / f"tiny/loramoe_all-lr0.004-rows6400-seed{n}-blc_target=match-zero_experts=4.json" for n in (10, 11)
+    ]
+    of_two = [json.loads(file.read_text(encoding="utf-8"))["accuracy"]["test"] for file in files]
+    for kind, percents in {"knowledge": 98, "downstream": 66}.items():
+        names = summary("tiny")["sets"][kind]
+        means = [sum(of[name] for name in names) / len(names) for of in of_two]
+        assert round(50 * sum(means)) == percents
+
+
 def test_batches_as_they_come():
     at_level = more("tiny", 0, grouped=False)
     assert at_level["low"] < 0 < at_level["high"]
