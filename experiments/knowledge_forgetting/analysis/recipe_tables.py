@@ -61,7 +61,7 @@ def at_rates(summary: Summary) -> str:
         [
             _name(recipe),
             f"{at.learning_rate:g}",
-            str(len(recipe.seeds)),
+            str(len(at.seeds)),
             interval(at.kept),
             interval(at.downstream),
         ]

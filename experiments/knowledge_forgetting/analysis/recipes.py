@@ -39,9 +39,10 @@ class Told:
 
 @dataclass(frozen=True)
 class AtRate:
-    """What a recipe keeps and learns at one learning rate, test split, mean over its seeds."""
+    """What a recipe keeps and learns at one learning rate, test split, mean over all the seeds that it has there."""
 
     learning_rate: float
+    seeds: tuple[int, ...]
     kept: Estimate
     downstream: Estimate
 
@@ -54,10 +55,10 @@ class RecipeSummary:
         arm: The arm.
         changes: What differs from it; nothing for the arm itself.
         trainable_parameters: How many.
-        learning_rates: Over which it is read.
+        learning_rates: Over which it is read at a level.
         seeds: That all of them have.
         told: By split.
-        at_rates: At each of its learning rates.
+        at_rates: At each of its learning rates, those included that lack some of these seeds.
     """
 
     arm: str
@@ -135,13 +136,13 @@ def _recipe(
             )
             for split, level_B in levels.items()
         },
-        at_rates=[_at_rate(point, seeds, bootstraps["test"]) for point in points],
+        at_rates=[_at_rate(point, bootstraps["test"]) for point in line],
     )
 
 
-def _at_rate(point: Point, seeds: tuple[int, ...], bootstrap: Bootstrap) -> AtRate:
-    figures = bootstrap.point(point, seeds)
-    return AtRate(point.learning_rate, estimate(figures.kept), estimate(figures.downstream))
+def _at_rate(point: Point, bootstrap: Bootstrap) -> AtRate:
+    figures = bootstrap.point(point, point.seeds)
+    return AtRate(point.learning_rate, point.seeds, estimate(figures.kept), estimate(figures.downstream))
 
 
 def _read(

@@ -191,7 +191,9 @@ def epochs(summary: Summary) -> Figure:
 def _epochs_name(recipe: RecipeSummary) -> str:
     others = [f", {key} {value}" for key, value in recipe.changes.items() if key != "epochs"]
     epochs = _counted(recipe.changes.get("epochs", 1), "epoch")
-    return f"{words(recipe.arm)},\n{epochs}{''.join(others)} ({_counted(len(recipe.seeds), 'seed')})"
+    fewest, most = (of(len(at.seeds) for at in recipe.at_rates) for of in (min, max))
+    seeds = _counted(most, "seed") if fewest == most else f"{fewest} to {most} seeds"
+    return f"{words(recipe.arm)},\n{epochs}{''.join(others)} ({seeds})"
 
 
 def _counted(count: int, what: str) -> str:

@@ -75,6 +75,16 @@ def test_several_epochs_are_drawn_beside_their_arm_as_it_is(grid):
     ]
 
 
+def test_epochs_tell_how_many_seeds_their_rates_have(grid):
+    grid.add("full", 1.0, 0.9, 0.5)
+    for rate, seeds in ((1.0, (0,)), (2.0, (0, 1))):
+        for seed in seeds:
+            grid.add("full", rate, 0.9, 0.6, seed=seed, changes={"epochs": 2})
+    (axes,) = epochs(summarise(grid.read(), draws=20)).axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["full fine-tuning,\n1 epoch (1 seed)", "full fine-tuning,\n2 epochs (1 to 2 seeds)"]
+
+
 def test_epochs_that_know_more_than_the_base_are_inside_the_axes(grid):
     grid.add("base", 0.0, 0.5, 0.2, rows=0)
     for changes in ({}, {"epochs": 2}):

@@ -149,6 +149,18 @@ def test_a_recipe_is_told_at_each_of_its_rates(read):
     assert "| LoRAMoE as in the paper |" not in text, "arms as they are have a table of their own"
 
 
+def test_a_rate_with_fewer_seeds_is_told_beside_the_others_and_read_at_no_level(read):
+    for seed in (1, 2):
+        read.add("loramoe_paper", 2.0, 0.7, 0.7, seed=seed, changes={"lora_nums": 16})
+    _, found = by_changes(read)
+    more = found["loramoe_paper", 16]
+    assert (more.learning_rates, more.seeds) == ([2.0], (0, 1, 2))
+    assert [(at.learning_rate, at.seeds) for at in more.at_rates] == [(1.0, (0,)), (2.0, (0, 1, 2))]
+    text = at_rates(summarise(read.read(), draws=50))
+    assert "| LoRAMoE as in the paper: `lora_nums` 16 | 1 | 1 | 90.0 [" in text
+    assert "| LoRAMoE as in the paper: `lora_nums` 16 | 2 | 3 | 70.0 [" in text
+
+
 def test_no_recipes_no_rates(grid):
     add(grid, "lora_mlp", (0.9, 0.5))
     assert at_rates(summarise(grid.read(), draws=50)) == "No runs yet."
