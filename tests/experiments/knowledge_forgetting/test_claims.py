@@ -62,6 +62,11 @@ def more_beside(downstream: float, than: str, arm: str) -> Figures:
     return with_interval(found["differences"][than][arm]["value"])
 
 
+def shared_levels(than: str) -> list[dict[str, Any]]:
+    """The accuracies that this adapter and the others beside its linears reach."""
+    return [level for group in summary("tiny")["alike"] for level in group if than in level["kept"]]
+
+
 def kept(scale: str, name: str, arm: str) -> Figures:
     """What an arm keeps at the level of another."""
     return with_interval(level(scale, name)["kept"][arm]["value"])
@@ -129,12 +134,21 @@ def over_lora() -> Figures:
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
 def test_readme_tells_of_the_tiny_scale_what_was_measured(page: str):
-    beside_mlp = downstream("tiny", "loramoe_paper")
-    more = [more_beside(0.53, than, "loramoe_paper") for than in ("lora_mlp", "loramoe_free")]
+    level_of_lora, *more_than_lora = over_lora()
+    beside_mlp = [more_beside(0.53, than, "loramoe_paper") for than in ("lora_mlp", "loramoe_free")]
     assert SIGNED.findall(told(page, "tiny")) == [
-        *(*at_full_level(), *over_lora()),
-        *(*beside_mlp, "53.0", *more[0], *more[1]),
+        *(*more_than_lora, level_of_lora),
+        *(*beside_mlp[0], "53.0", *beside_mlp[1]),
+        *at_full_level(),
     ]
+
+
+def test_lora_keeps_less_than_loramoe_wherever_both_get():
+    groups = [(than, level["differences"][than]) for than in ("lora_mlp", "lora_all") for level in shared_levels(than)]
+    assert len(groups) == 4 + 3
+    for than, more in groups:
+        assert all(one["value"]["value"] > 0 for arm, one in more.items() if arm != than)
+        assert all(one["value"]["low"] > 0 or one["reached"] < 0.9 for one in more.values())
 
 
 def test_each_claim_at_the_tiny_scale_has_its_own_figures():
