@@ -5,6 +5,10 @@ As `test_claims.py`, which holds those of the tiny scale.
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
 import pytest
 
 from tests.experiments.knowledge_forgetting.test_claims import (
@@ -24,6 +28,7 @@ from tests.experiments.knowledge_forgetting.test_claims import (
     with_interval,
     with_spread,
 )
+from tests.experiments.knowledge_forgetting.test_published import RESULTS
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
@@ -118,28 +123,45 @@ def test_each_arm_has_its_own_figures_on_the_larger_sets_of_items():
     ]
 
 
+def of_two_epochs(arm: str) -> list[dict[str, Any]]:
+    """The best recipe at each of its rates."""
+    return list(recipe(summary("real")["recipes"][0], arm)["at_rates"])
+
+
 def test_the_best_recipe_has_at_each_rate_its_own_figures_at_the_real_scale():
-    expected = []
+    expected, seeds = [], []
     for arm in TREATED_ALIKE:
-        of_recipe = recipe(summary("real")["recipes"][0], arm)
-        assert of_recipe["seeds"] == [0]
-        for at in of_recipe["at_rates"]:
+        for at in of_two_epochs(arm):
             once = point("real", arm, at["learning_rate"])
             rate = SIGNED.findall(f"{at['learning_rate']:g}")  # of 3e-05 nothing
             beside = [percent(once[name]["value"]) for name in ("kept", "downstream")]
             expected.append([*rate, *with_interval(at["kept"]), *with_interval(at["downstream"]), *beside])
+            seeds.append(str(len(at["seeds"])))
     assert claims("real", at=1) == expected
+    assert re.findall(r"\| (\d) \|", told("docs/experiments.md", "real").split("| seeds |")[1]) == seeds
 
 
 def test_the_best_recipe_wins_nothing_at_the_real_scale():
-    at_full = summary("real")["recipes"][0]
-    most = {arm: recipe(at_full, arm)["at_rates"][-1] for arm in TREATED_ALIKE}
+    most = {arm: of_two_epochs(arm)[-1] for arm in TREATED_ALIKE}
+    learnt = {arm: at["downstream"]["value"] for arm, at in most.items()}
     told_of = told("docs/experiments.md", "real").split("**The recipe does not win here:**")[1].split("\n- ")[0]
-    assert SIGNED.findall(told_of) == [
-        percent(most[arm]["downstream"]["value"]) for arm in ("lora_all", "full", "loramoe_all")
-    ]
+    assert SIGNED.findall(told_of) == [percent(learnt[arm]) for arm in ("lora_all", "full", "loramoe_all")]
     for arm in TREATED_ALIKE:
-        for at in recipe(at_full, arm)["at_rates"]:
-            once = point("real", arm, at["learning_rate"])
-            assert at["downstream"]["value"] > once["downstream"]["by_seed"]["0"]
-            assert min(at["kept"]["value"], once["kept"]["by_seed"]["0"]) > 1
+        for at in of_two_epochs(arm):
+            once = point("real", arm, at["learning_rate"])["downstream"]["by_seed"]
+            assert at["downstream"]["value"] > sum(once[str(seed)] for seed in at["seeds"]) / len(at["seeds"])
+            assert at["kept"]["value"] > 1
+    widths = [100 * (most[arm]["downstream"]["high"] - most[arm]["downstream"]["low"]) for arm in TREATED_ALIKE]
+    assert all(7.5 < width < 9.5 for width in widths)
+    assert round(100 * (learnt["lora_all"] - learnt["loramoe_all"])) == 2
+    assert 100 * (learnt["full"] - learnt["loramoe_all"]) == pytest.approx(1 / 7, abs=0.005)
+    assert learnt["lora_all"] > learnt["full"]
+
+
+def test_one_seed_of_the_best_recipe_had_lora_further_ahead():
+    names = summary("real")["sets"]["downstream"]
+    name = "real/{}-lr0.001-rows400-seed0-epochs=2-replay=0.5.json"
+    files = [(RESULTS / name.format(arm)).read_text(encoding="utf-8") for arm in ("lora_all", "loramoe_all")]
+    accuracies = [json.loads(file)["accuracy"]["test"] for file in files]
+    lora, loramoe = (100 * sum(of[name] for name in names) / len(names) for of in accuracies)
+    assert round(lora - loramoe) == 5
