@@ -119,11 +119,14 @@ def test_more_experts():
     of_lora = summary("tiny")["recipes"][1]["level"]["test"]["value"]
     assert figures("tiny", "Fewer experts keep or learn less") == [
         percent(of_lora),
-        percent(-more("tiny", 1, lora_nums=4)["value"]),
-        percent(more("tiny", 1, lora_nums=16)["value"]),
+        *with_interval(more("tiny", 1, lora_nums=4), sign=-1),
+        *with_interval(more("tiny", 1, lora_nums=16)),
+        *with_interval(more("tiny", 1, r=8)),
     ]
-    assert percent(more("tiny", 0, lora_nums=16)["value"]) == "−0.5"
-    assert [recipe("tiny", 1, r=r)["told"]["test"]["kept"] is None for r in (1, 4, 8)] == [True, True, False]
+    of_ranks = {r: recipe("tiny", 1, r=r) for r in (1, 4, 8)}
+    assert [round(of_ranks[r]["told"]["test"]["kept"]["reached"], 2) for r in (1, 4)] == [0.5, 0.71]
+    assert all(more("tiny", 1, r=r)["value"] < 0 for r in (1, 4))
+    assert 3 < of_ranks[8]["trainable_parameters"] / recipe("tiny", 1)["trainable_parameters"] < 4
     ablations = [one for one in summary("tiny_again")["ablations"] if one["key"] == "lora_nums"]
     assert [one["learning_rate"] for one in ablations] == [2e-3, 4e-3]
     for of in ablations:
@@ -133,12 +136,22 @@ def test_more_experts():
 
 
 def test_strength_of_the_constraint():
-    gain = {weight: more("tiny", 0, blc_weight=weight) for weight in (0.01, 10.0)}
-    assert gain[0.01]["value"] > 0 > gain[10.0]["high"]
-    assert more("tiny", 1, blc_weight=0.01)["low"] > 0
-    assert more("tiny", 0, blc_alpha=0.8)["high"] < 0
-    assert more("tiny", 0, blc_alpha=0.0)["high"] > 0
-    assert more("tiny", 1, blc_alpha=0.0)["low"] > 0
+    not_told_apart: tuple[dict[str, Any], ...] = ({"blc_weight": 0.01}, {"blc_alpha": 0.0})
+    for changes in not_told_apart:
+        assert all(more("tiny", at, **changes)["low"] < 0 < more("tiny", at, **changes)["high"] for at in (0, 1))
+    costly: tuple[dict[str, Any], ...] = ({"blc_weight": 1.0}, {"blc_weight": 10.0}, {"blc_alpha": 0.8})
+    most = [recipe("tiny", 0, blc_weight=weight)["told"]["test"]["most_downstream"] for weight in (0.0, 0.01, 1.0)]
+    assert figures("tiny", "The constraint's strength") == [
+        "0.01",
+        *with_interval(more("tiny", 0, **costly[0]), sign=-1),
+        *with_interval(more("tiny", 0, **costly[1]), sign=-1),
+        *("0.8", *with_interval(more("tiny", 0, **costly[2]), sign=-1)),
+        *(percent(most[0]), "0.01", percent(most[1]), percent(most[2])),
+    ]
+    without = more("tiny", 0, blc_weight=0.0)
+    assert without["low"] < 0 < without["high"]
+    changed = [*not_told_apart, *costly, {"blc_weight": 0.0}, {"lora_nums": 4}, {"lora_nums": 16}, {"r": 8}]
+    assert {tuple(recipe("tiny", 0, **changes)["seeds"]) for changes in changed} == {(10, 11)}
 
 
 def test_what_keeps_no_more_than_the_recipe_it_changes():
@@ -191,8 +204,9 @@ def test_batches_as_they_come():
     assert figures("tiny", "Batches as they come are no worse") == [
         *with_interval(more("tiny", 1, grouped=False)),
         *("0.004", learnt, kept),
-        *(percent(own[name]["value"]) for name in ("downstream", "kept")),
     ]
+    assert round(float(learnt) - 100 * own["downstream"]["value"]) == 11
+    assert round(float(kept) - 100 * own["kept"]["value"]) == -2
 
 
 def test_how_far_the_two_base_models_are_apart():
