@@ -18,6 +18,7 @@ from tests.experiments.knowledge_forgetting.test_claims import (
     point,
     summary,
     told,
+    tuned,
     with_interval,
 )
 from tests.experiments.knowledge_forgetting.test_published import RESULTS, ROOT
@@ -150,6 +151,8 @@ def test_strength_of_the_constraint():
     ]
     without = more("tiny", 0, blc_weight=0.0)
     assert without["low"] < 0 < without["high"]
+    beside_mlp = [tuned("tiny", arm)["downstream"] for arm in ("loramoe_free", "loramoe_paper", "loramoe_match")]
+    assert all(one["low"] < beside_mlp[0]["value"] for one in beside_mlp)
     changed = [*not_told_apart, *costly, {"blc_weight": 0.0}, {"lora_nums": 4}, {"lora_nums": 16}, {"r": 8}]
     assert {tuple(recipe("tiny", 0, **changes)["seeds"]) for changes in changed} == {(10, 11)}
 
