@@ -11,7 +11,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 import loramoe
 from loramoe.data import PackedCollator, SftCollator
@@ -136,10 +136,18 @@ def test_gradient_checkpointing() -> None:
     assert_same(step(model, batch), expected, rtol=1e-6, atol=1e-9)
 
 
-def test_the_share_of_a_step() -> None:
-    model, rows = model_of("llama", "sdpa"), samples()
-    padded, packed = ({**collate(rows), "num_items_in_batch": 50} for collate in (SftCollator(0), PackedCollator()))
-    torch.testing.assert_close(model(**packed).loss, model(**padded).loss, rtol=1e-6, atol=1e-9)
+@pytest.mark.parametrize("collator", [SftCollator(0), PackedCollator()], ids=["padded", "packed"])
+def test_the_share_of_a_step(collator: Any, tmp_path: Path) -> None:
+    """Of two micro-batches with as many labels, however many of them the Trainer counts, each has half."""
+    model, batch = model_of("llama", "sdpa"), collator(samples())
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    batch["num_items_in_batch"] = trainer._get_num_items_in_batch([batch] * 2, torch.device("cpu"))
+    with_it = model(**batch).loss
+    constraint = loramoe.last_balance(model).constraint
+    model.peft_config["default"].blc_weight = 0.0
+    torch.testing.assert_close(
+        with_it - model(**batch).loss, 0.5 * constraint / 2, rtol=1e-5, atol=0, check_dtype=False
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
