@@ -125,9 +125,7 @@ class ShareMeter:
         """
         for t, task_type in enumerate(balance.task_types):
             tokens = balance.tokens_T[t].double()
-            gates_LE = tokens * balance.gate_TLE[t].double()
-            gates_LE = gates_LE.where(tokens > 0, 0.0)  # the mean gate of no token is 0 / 0
-            self._gates[task_type] = self._gates.get(task_type, 0.0) + gates_LE
+            self._gates[task_type] = self._gates.get(task_type, 0.0) + tokens * balance.gate_TLE[t].double()
             self._tokens[task_type] = self._tokens.get(task_type, 0.0) + tokens
         self._constraint_L = self._constraint_L + balance.constraint_L.double()
         self._batches += 1
@@ -158,11 +156,11 @@ class ShareMeter:
         return total
 
     def result(self) -> Shares | None:
-        """The shares of everything added so far, of the task types that had tokens; None where none had."""
-        task_types = tuple(sorted(task_type for task_type, tokens in self._tokens.items() if tokens > 0))
-        if self._names is None or not task_types:
+        """The shares of everything added so far, or None where no batch had a real token."""
+        if self._names is None or not self._gates:
             return None
         linears, expert_types = self._names
+        task_types = tuple(sorted(self._gates))
         gate_TLE = torch.stack([self._gates[t] / self._tokens[t] for t in task_types]).cpu()
         tokens_T = torch.stack([self._tokens[t] for t in task_types]).cpu()
         constraint_L = torch.as_tensor(self._constraint_L).cpu() / self._batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -51,14 +52,13 @@ def test_means_are_weighted_by_tokens():
     assert shares.constraint_L.tolist() == [0.75] * 4
 
 
-def test_a_type_without_tokens_is_left_out():
-    nothing = balance({0: [0.2, 0.3, 0.5], 1: [float("nan")] * 3}, {0: 30, 1: 0})
-    assert meter(nothing).result().task_types == (0,)
+def test_a_batch_of_padding_alone_adds_no_shares():
+    """As `last_balance` tells it: no task type had a real token."""
+    nothing = dataclasses.replace(FIRST, task_types=(), gate_TLE=FIRST.gate_TLE[:0], tokens_T=FIRST.tokens_T[:0])
+    assert meter(nothing).result() is None
     shares = meter(FIRST, nothing).result()
     assert shares.task_types == (0, 1)
-    assert shares.tokens_T.tolist() == [60, 10]
-    torch.testing.assert_close(shares.gate_TLE[1], meter(FIRST).result().gate_TLE[1])
-    assert meter(balance({1: [float("nan")] * 3}, {1: 0})).result() is None
+    torch.testing.assert_close(shares.gate_TLE, meter(FIRST).result().gate_TLE)
 
 
 def test_groups_by_layer_and_flat():
