@@ -36,7 +36,7 @@ SOURCES = (
 REPEATS: Mapping[str, str] = {
     # 2026-11-30: the tiny scale's loramoe_all, blc_target="match", zero_experts=4, rate 0.004, seed 10
     "729c45aca180de93": "d5ae91e9759db8d1",
-    # 2026-11-30: the real scale's loramoe_match, rate 0.001, seed 0
+    # 2026-11-30: the real scale's loramoe_match and loramoe_paper, rate 0.001, seed 0
     "b6fb978ab1306cf2": "2e1ec7c34b9f4578",
 }
 
