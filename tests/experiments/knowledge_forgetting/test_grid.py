@@ -15,7 +15,7 @@ import pytest
 
 from experiments.knowledge_forgetting import __main__ as program
 from experiments.knowledge_forgetting import provenance
-from experiments.knowledge_forgetting.arms import recipe_of
+from experiments.knowledge_forgetting.arms import ARMS, recipe_of
 from experiments.knowledge_forgetting.changes import BEST, FINALISTS, LONGER, RECIPES
 from experiments.knowledge_forgetting.grid import (
     RECIPE_SEEDS,
@@ -24,6 +24,7 @@ from experiments.knowledge_forgetting.grid import (
     best,
     check_alike,
     frontier,
+    longer,
     recipes,
     rows_study,
     work_through,
@@ -101,12 +102,26 @@ def test_the_larger_size_of_the_real_scale_takes_the_same_rates_on_other_rows(tm
 
 
 @pytest.mark.parametrize("study", ["longer", "best"])
-def test_two_epochs_take_the_two_lowest_rates_and_at_the_real_scale_the_two_above(study: str, tmp_path: Path):
-    runs = STUDIES[study](RealScale(tmp_path))
-    rates = {arm: {one.learning_rate for one in runs if one.arm == arm} for arm in ("full", "lora_all", "loramoe_all")}
-    assert rates == {"full": {3e-5, 1e-4}, "lora_all": {3e-4, 1e-3}, "loramoe_all": {3e-4, 1e-3}}
-    tiny = {one.learning_rate for one in STUDIES[study](TinyScale()) if one.arm == "loramoe_all"}
-    assert tiny == set(TinyScale.learning_rates["loramoe"][:2])
+def test_two_epochs_take_the_two_rates_above_the_lowest_at_the_real_scale(study: str, tmp_path: Path):
+    assert rates_by_arm(STUDIES[study](RealScale(tmp_path))) == {
+        "full": [3e-5, 1e-4],
+        "lora_all": [3e-4, 1e-3],
+        "loramoe_all": [3e-4, 1e-3],
+    }
+
+
+def test_at_the_tiny_scale_the_best_recipe_has_every_rate_of_the_arms_and_half_the_lowest():
+    assert rates_by_arm(longer(TinyScale()))["loramoe_all"] == [1e-3, 2e-3]
+    rates = rates_by_arm(best(TinyScale()))
+    assert set(rates) == {"full", "lora_all", "loramoe_all"}
+    for arm, (lowest, *others) in rates.items():
+        of_the_arm = TinyScale.learning_rates[ARMS[arm].kind]
+        assert tuple(others) == of_the_arm
+        assert lowest == of_the_arm[0] / 2
+
+
+def rates_by_arm(runs: list[Settings]) -> dict[str, list[float]]:
+    return {arm: sorted({one.learning_rate for one in runs if one.arm == arm}) for arm in {one.arm for one in runs}}
 
 
 def test_a_scale_of_which_no_more_is_said_is_asked_on_its_own_rows_at_the_second_rate():
