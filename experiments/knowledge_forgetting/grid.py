@@ -41,14 +41,10 @@ MORE_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 # More steps learn as much at a lower rate. At the tiny scale those are the two lowest. At the real one these teach next
 # to nothing, and the third is the best in one epoch.
 LONGER_RATES: Mapping[str, slice] = {"real": slice(1, 3)}
-# The recipe that is best has the budget of the arms, where that can be had: every rate of theirs. And half the lowest,
+# The recipe that is best has the budget of the arms: each of their four rates. At the tiny scale half the lowest too,
 # as it takes twice the steps, and as what keeps the goal's 99 % is found among the lowest.
-BEST_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "tiny": {
-        "full": (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3),
-        "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-        "loramoe": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-    },
+LOWER_RATES: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "tiny": {"full": (1.5e-4,), "lora": (5e-4,), "loramoe": (5e-4,)},
 }
 # Results that tell no precision were made when every scale had but one.
 FIRST_PRECISION: Mapping[str, str] = {"tiny": "float32", "real": "bfloat16"}
@@ -108,22 +104,18 @@ def larger(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settin
 
 def longer(scale: Scale, seeds: Sequence[int] = RECIPE_SEEDS[:1]) -> list[Settings]:
     """`LONGER`, at the two learning rates of `LONGER_RATES`; where it names none, at the two lowest."""
-    return _variants(scale, LONGER, seeds, _longer_rates(scale))
+    return _variants(scale, LONGER, seeds, LONGER_RATES.get(scale.name, slice(0, 2)))
 
 
 def best(scale: Scale, seeds: Sequence[int] = SEEDS) -> list[Settings]:
-    """`BEST`, at the learning rates of `BEST_RATES`; where it names none, at those of `longer`."""
-    rates = BEST_RATES.get(scale.name, {kind: of[_longer_rates(scale)] for kind, of in scale.learning_rates.items()})
+    """`BEST`, at every learning rate of the arms, and at those of `LOWER_RATES`."""
     return [
         Settings(scale.name, arm, rate, scale.rows, seed, change)
         for seed in seeds
         for arm, change in BEST
-        for rate in rates[ARMS[arm].kind]
+        for kind in [ARMS[arm].kind]
+        for rate in (*LOWER_RATES.get(scale.name, {}).get(kind, ()), *scale.learning_rates[kind])
     ]
-
-
-def _longer_rates(scale: Scale) -> slice:
-    return LONGER_RATES.get(scale.name, slice(0, 2))
 
 
 def _variants(

@@ -101,23 +101,20 @@ def test_the_larger_size_of_the_real_scale_takes_the_same_rates_on_other_rows(tm
     assert sorted({one.rows for one in larger}) == [800, 2_400, 8_000, 24_000]
 
 
-@pytest.mark.parametrize("study", ["longer", "best"])
-def test_two_epochs_take_the_two_rates_above_the_lowest_at_the_real_scale(study: str, tmp_path: Path):
-    assert rates_by_arm(STUDIES[study](RealScale(tmp_path))) == {
-        "full": [3e-5, 1e-4],
-        "lora_all": [3e-4, 1e-3],
-        "loramoe_all": [3e-4, 1e-3],
-    }
-
-
-def test_at_the_tiny_scale_the_best_recipe_has_every_rate_of_the_arms_and_half_the_lowest():
+def test_several_epochs_take_the_two_lowest_rates_and_at_the_real_scale_the_two_above(tmp_path: Path):
     assert rates_by_arm(longer(TinyScale()))["loramoe_all"] == [1e-3, 2e-3]
-    rates = rates_by_arm(best(TinyScale()))
-    assert set(rates) == {"full", "lora_all", "loramoe_all"}
-    for arm, (lowest, *others) in rates.items():
-        of_the_arm = TinyScale.learning_rates[ARMS[arm].kind]
-        assert tuple(others) == of_the_arm
-        assert lowest == of_the_arm[0] / 2
+    rates = {"full": [3e-5, 1e-4], "lora_all": [3e-4, 1e-3], "loramoe_all": [3e-4, 1e-3]}
+    assert rates_by_arm(longer(RealScale(tmp_path))) == rates
+
+
+def test_the_best_recipe_has_every_rate_of_the_arms_and_at_the_tiny_scale_half_the_lowest(tmp_path: Path):
+    for scale, more in ((RealScale(tmp_path), 0), (TinyScale(), 1)):
+        rates = rates_by_arm(best(scale))
+        assert set(rates) == {"full", "lora_all", "loramoe_all"}
+        for arm, of_arm in rates.items():
+            its_own = scale.learning_rates[ARMS[arm].kind]
+            assert tuple(of_arm[more:]) == its_own
+            assert of_arm[:more] == [its_own[0] / 2] * more
 
 
 def rates_by_arm(runs: list[Settings]) -> dict[str, list[float]]:
