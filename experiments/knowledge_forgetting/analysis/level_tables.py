@@ -35,12 +35,19 @@ def levels(summary: Summary) -> str:
     """
     if not summary.levels:
         return "No runs yet."
-    alike = [table for group in summary.alike for table in _tables(group)]
-    return "\n\n".join([_MATCHED, *_tables(summary.levels), *([_ALIKE, *alike] if alike else [])])
+    alike = [table for group in summary.alike for table in tables_of(group)]
+    return "\n\n".join([_MATCHED, *tables_of(summary.levels), *([_ALIKE, *alike] if alike else [])])
 
 
-def _tables(of: Sequence[Level]) -> list[str]:
-    """What is kept at some levels, and by how much more than by each arm of reference."""
+def tables_of(of: Sequence[Level]) -> list[str]:
+    """What is kept at some levels, and by how much more than by each arm of reference.
+
+    Args:
+        of: The levels, of the same arms.
+
+    Returns:
+        Tables, and sentences between them.
+    """
     arms, head = list(of[0].kept), ["arm", *map(_level_name, of)]
     parts = [table(head, [[words(arm), *(reading(level.kept[arm]) for level in of)] for arm in arms])]
     for reference in of[0].differences:

@@ -137,19 +137,22 @@ def fixed_levels(lowest: float, highest: float) -> list[float]:
     return []
 
 
-def match(lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures]) -> list[Level]:
+def match(
+    lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures], references: Sequence[str] = REFERENCES
+) -> list[Level]:
     """Reads all arms' lines at every level.
 
     Args:
         lines: For each arm its points by learning rate.
         tuned: For each arm the one at its tuned learning rate.
+        references: Arms that the others are compared with.
 
     Returns:
         The levels of arms first, then fixed ones.
     """
-    levels = [_level(arm, tuned[arm].downstream, lines) for arm in LEVEL_ARMS if arm in tuned]
+    levels = [_level(arm, tuned[arm].downstream, lines, references) for arm in LEVEL_ARMS if arm in tuned]
     observed = [accuracy for line in lines.values() for accuracy in _mostly_kept(line)]
-    return levels + (_fixed(lines, min(observed), max(observed)) if observed else [])
+    return levels + (_fixed(lines, min(observed), max(observed), references) if observed else [])
 
 
 def match_alike(lines: Mapping[str, Sequence[Figures]]) -> list[list[Level]]:
@@ -172,7 +175,7 @@ def match_alike(lines: Mapping[str, Sequence[Figures]]) -> list[list[Level]]:
     for group in groups.values():
         observed = [_mostly_kept(line) for line in group.values()]
         if len(group) > 1 and all(observed):
-            read.append(_fixed(group, max(map(min, observed)), min(map(max, observed))))
+            read.append(_fixed(group, max(map(min, observed)), min(map(max, observed)), REFERENCES))
     return [levels for levels in read if levels]
 
 
@@ -193,16 +196,18 @@ def _mostly_kept(line: Sequence[Figures]) -> list[float]:
     return [float(point.downstream[0]) for point in line if point.kept[0] >= MOSTLY_KEPT]
 
 
-def _fixed(lines: Mapping[str, Sequence[Figures]], lowest: float, highest: float) -> list[Level]:
+def _fixed(
+    lines: Mapping[str, Sequence[Figures]], lowest: float, highest: float, references: Sequence[str]
+) -> list[Level]:
     like_B = next(iter(lines.values()))[0].downstream
-    return [_level("fixed", np.full_like(like_B, level), lines) for level in fixed_levels(lowest, highest)]
+    return [_level("fixed", np.full_like(like_B, level), lines, references) for level in fixed_levels(lowest, highest)]
 
 
-def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]]) -> Level:
+def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]], references: Sequence[str]) -> Level:
     read = {arm: read_at(*stacked(points), level_B) for arm, points in lines.items()}
     differences = {
         reference: {arm: _matched(difference(read[arm], read[reference])) for arm in lines if arm != reference}
-        for reference in REFERENCES
+        for reference in references
         if reference in lines
     }
     return Level(name, estimate(level_B), {arm: reading for arm, (_, reading) in read.items()}, differences)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from experiments.knowledge_forgetting.analysis.cells import difference, interval, percent, reading, table
@@ -86,6 +86,18 @@ def setting_text(setting: Setting) -> str:
     return f"{text} (own)" if setting.is_own else text
 
 
+def changes_text(changes: Mapping[str, Any]) -> str:
+    """What was changed, for readers.
+
+    Args:
+        changes: Values by setting.
+
+    Returns:
+        The settings with their values.
+    """
+    return ", ".join(f"`{key}` {_value_text(value)}" for key, value in changes.items())
+
+
 def _value_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
@@ -120,8 +132,7 @@ def _level(recipes: Recipes) -> str:
 
 
 def _name(of: RecipeSummary | Recipes) -> str:
-    changes = ", ".join(f"`{key}` {_value_text(value)}" for key, value in of.changes.items())
-    return f"{words(of.arm)}{': ' * bool(changes)}{changes}"
+    return f"{words(of.arm)}{': ' * bool(of.changes)}{changes_text(of.changes)}"
 
 
 def _cells(recipe: RecipeSummary) -> Sequence[str]:

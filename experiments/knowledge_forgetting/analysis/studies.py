@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Final
 
@@ -161,6 +161,28 @@ def ablations(points: Sequence[Point]) -> list[Ablation]:
         Ablation(arm, key, rate, own.get((arm, rate, rows)), tuple(group))
         for (arm, key, rate, rows), group in sorted(groups.items(), key=lambda item: (rank(item[0][0]), item[0]))
     ]
+
+
+def treated_alike(points: Sequence[Point], seeds: Sequence[int]) -> list[list[Point]]:
+    """Points of full fine-tuning and of other arms in which the same was changed.
+
+    Args:
+        points: All points.
+        seeds: Those over which arms are compared; others may have served to choose the change.
+
+    Returns:
+        Of the main number of rows and of these seeds, for each change that full fine-tuning and another arm have,
+        theirs; the more was changed, the later.
+    """
+    rows = main_rows(points)
+    groups: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        runs = {seed: run for seed, run in point.runs.items() if seed in seeds}
+        if point.changes and point.rows == rows and runs:
+            groups[json.dumps(point.changes, sort_keys=True)].append(replace(point, runs=runs))
+    arms = {changes: {point.arm for point in group} for changes, group in groups.items()}
+    alike = [groups[changes] for changes, of in arms.items() if "full" in of and len(of) > 1]
+    return sorted(alike, key=lambda group: len(group[0].changes))
 
 
 def order(value: Any) -> tuple[bool, float, str]:

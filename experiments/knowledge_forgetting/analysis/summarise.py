@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.knowledge_forgetting.analysis import provenance, selection, studies
 from experiments.knowledge_forgetting.analysis.bootstrap import DRAWS, Bootstrap, Figures, estimate
 from experiments.knowledge_forgetting.analysis.learnt import without_unlearnt
-from experiments.knowledge_forgetting.analysis.matched import match, match_alike, read_at, stacked
+from experiments.knowledge_forgetting.analysis.matched import LEVEL_ARMS, match, match_alike, read_at, stacked
 from experiments.knowledge_forgetting.analysis.recipes import Recipes, rank_recipes
 from experiments.knowledge_forgetting.analysis.results import Results, Run
 from experiments.knowledge_forgetting.analysis.studies import Ablation, Point
@@ -20,6 +20,7 @@ from experiments.knowledge_forgetting.analysis.summary import (
     PointSummary,
     Setting,
     Summary,
+    Treated,
     TunedSummary,
 )
 from experiments.knowledge_forgetting.arms import ARMS
@@ -50,7 +51,8 @@ class _Summariser:
         self.tuned = selection.tune(self.compared, self.seeds, results.sets)
 
     def summary(self) -> Summary:
-        sets, lines, tuned = self.results.sets, self._lines(), self._tuned_figures()
+        sets, lines = self.results.sets, self._lines(self.compared, self.seeds)
+        tuned = self._tuned_figures(self.tuned, self.seeds)
         return Summary(
             sets=sets,
             draws=self.draws,
@@ -59,11 +61,12 @@ class _Summariser:
             base=self._base(),
             frontier=[self._point(point, self.seeds if point in self.compared else None) for point in self.frontier],
             compared=[(point.arm, point.learning_rate) for point in self.compared],
-            tuned=self._told(self.tuned),
-            tuned_for_knowledge=self._told(selection.tune_for_knowledge(self.compared, self.seeds, sets)),
+            tuned=self._told(self.tuned, self.seeds),
+            tuned_for_knowledge=self._told(selection.tune_for_knowledge(self.compared, self.seeds, sets), self.seeds),
             levels=match(lines, tuned),
             alike=match_alike(lines),
-            goal=[_goal(arm, line, tuned["full"].downstream) for arm, line in lines.items()] if "full" in tuned else [],
+            goal=_goals(lines, tuned),
+            treated=[self._treated(group, tuned) for group in studies.treated_alike(self.points, self.seeds)],
             rows_study=[self._line(line) for line in studies.rows_study(self.points)],
             ablations=[self._ablation(ablation) for ablation in studies.ablations(self.points)],
             recipes=self._recipes(),
@@ -72,20 +75,34 @@ class _Summariser:
             provenance=provenance.of([self.results.base, *self.results.trained, *self.results.beyond]),
         )
 
-    def _lines(self) -> dict[str, list[Figures]]:
+    def _lines(self, points: Sequence[Point], seeds: tuple[int, ...]) -> dict[str, list[Figures]]:
         lines: dict[str, list[Figures]] = {}
-        for point in self.compared:
-            lines.setdefault(point.arm, []).append(self.bootstrap.point(point, self.seeds))
+        for point in points:
+            lines.setdefault(point.arm, []).append(self.bootstrap.point(point, seeds))
         return lines
 
-    def _tuned_figures(self) -> dict[str, Figures]:
-        return {arm: self.bootstrap.point(one.point, self.seeds) for arm, one in self.tuned.items() if one.point}
+    def _tuned_figures(self, tuned: Mapping[str, selection.Tuned], seeds: tuple[int, ...]) -> dict[str, Figures]:
+        return {arm: self.bootstrap.point(one.point, seeds) for arm, one in tuned.items() if one.point}
 
-    def _told(self, tuned: dict[str, selection.Tuned]) -> list[TunedSummary]:
+    def _told(self, tuned: Mapping[str, selection.Tuned], seeds: tuple[int, ...]) -> list[TunedSummary]:
         return [
-            TunedSummary(one.arm, one.at_edge, self._point(one.point, self.seeds) if one.point else None)
+            TunedSummary(one.arm, one.at_edge, self._point(one.point, seeds) if one.point else None)
             for one in tuned.values()
         ]
+
+    def _treated(self, group: Sequence[Point], as_they_are: Mapping[str, Figures]) -> Treated:
+        compared, seeds = studies.complete(group)
+        tuned = selection.tune(compared, seeds, self.results.sets)
+        lines, figures = self._lines(compared, seeds), self._tuned_figures(tuned, seeds)
+        return Treated(
+            changes=dict(group[0].changes),
+            seeds=seeds,
+            compared=[(point.arm, point.learning_rate) for point in compared],
+            tuned=self._told(tuned, seeds),
+            levels=match(lines, figures, references=LEVEL_ARMS),
+            goal=_goals(lines, as_they_are),
+            goal_alike=_goals(lines, figures),
+        )
 
     def _base(self) -> PointSummary:
         base = self.results.base
@@ -160,6 +177,12 @@ def _share(runs: Sequence[Run]) -> dict[str, list[float]] | None:
         kind: [_mean(group) for group in zip(*(share[kind] for share in shares if kind in share), strict=True)]
         for kind in kinds
     }
+
+
+def _goals(lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures]) -> list[Goal]:
+    if "full" not in tuned:
+        return []
+    return [_goal(arm, line, tuned["full"].downstream) for arm, line in lines.items()]
 
 
 def _goal(arm: str, line: Sequence[Figures], full_B: Array) -> Goal:

@@ -88,6 +88,29 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Treated:
+    """Arms in which the same was changed, compared as the arms themselves are.
+
+    Attributes:
+        changes: What was changed.
+        seeds: Those over which they are compared.
+        compared: Which points of theirs are, as (arm, learning rate).
+        tuned: By the first rule of `selection`.
+        levels: Knowledge at matched downstream accuracy.
+        goal: How near each arm came to the goal, by full fine-tuning as it is; nothing if that has no runs.
+        goal_alike: The same, by full fine-tuning with the same change.
+    """
+
+    changes: dict[str, Any]
+    seeds: tuple[int, ...]
+    compared: list[tuple[str, float]]
+    tuned: list[TunedSummary]
+    levels: list[Level]
+    goal: list[Goal]
+    goal_alike: list[Goal]
+
+
+@dataclass(frozen=True)
 class Setting:
     """A point of an ablation.
 
@@ -130,6 +153,7 @@ class Summary:
         levels: Knowledge at matched downstream accuracy.
         alike: The same for each group of adapters beside the same linears, at accuracies that all of them reach.
         goal: How near each arm came to the goal.
+        treated: Full fine-tuning and other arms in which the same was changed.
         rows_study: For each arm and learning rate, its points by number of rows.
         ablations: Every setting that was changed alone, at each learning rate.
         recipes: Every arm and what was changed in it, over the learning rates; at each level of downstream accuracy.
@@ -150,6 +174,7 @@ class Summary:
     levels: list[Level]
     alike: list[list[Level]]
     goal: list[Goal]
+    treated: list[Treated]
     rows_study: list[list[PointSummary]]
     ablations: list[AblationSummary]
     recipes: list[Recipes]

@@ -21,6 +21,7 @@ from experiments.knowledge_forgetting.analysis.summary import (
     Goal,
     PointSummary,
     Summary,
+    Treated,
     TunedSummary,
 )
 
@@ -49,7 +50,8 @@ def tables(summary: Summary) -> str:
         "Every arm, every learning rate": _frontier(summary),
         "At the tuned learning rate": _tuned(summary),
         "Knowledge at matched downstream accuracy": level_tables.levels(summary),
-        f"The goal: {100 * GOAL_KEPT:.0f} % kept, at full fine-tuning's downstream accuracy": _goal(summary),
+        f"The goal: {100 * GOAL_KEPT:.0f} % kept, at full fine-tuning's downstream accuracy": _goal(summary.goal),
+        "Arms in which the same was changed": _treated(summary),
         "Knowledge against the number of training rows": _rows_study(summary),
         "Ablations": recipe_tables.ablations(summary),
         "Recipes, ranked on validation": recipe_tables.ranking(summary),
@@ -138,12 +140,10 @@ def _tuned_table(tuned: Sequence[TunedSummary]) -> str:
     return table(["arm", "learning rate", "knowledge, %", "kept, % of base", "downstream, %"], rows)
 
 
-def _goal(summary: Summary) -> str:
-    if not summary.goal:
+def _goal(goals: Sequence[Goal]) -> str:
+    if not goals:
         return "No runs of full fine-tuning yet."
-    reached = [
-        f"{words(goal.arm)} (in {100 * goal.reached_in:.0f} % of the draws)" for goal in summary.goal if goal.reached
-    ]
+    reached = [f"{words(goal.arm)} (in {100 * goal.reached_in:.0f} % of the draws)" for goal in goals if goal.reached]
     head = [
         "arm",
         "kept at its downstream accuracy, %",
@@ -152,7 +152,7 @@ def _goal(summary: Summary) -> str:
     ]
     verdict = f"Reached by: {', '.join(reached)}." if reached else "No arm reaches it."
     text = f"{verdict} That is by what was observed; the last column says in how many draws it is reached."
-    return f"{text}\n\n{table([*head, 'reached', 'in draws, %'], map(_goal_row, summary.goal))}"
+    return f"{text}\n\n{table([*head, 'reached', 'in draws, %'], map(_goal_row, goals))}"
 
 
 def _goal_row(goal: Goal) -> list[str]:
@@ -166,6 +166,30 @@ def _goal_row(goal: Goal) -> list[str]:
         "yes" if goal.reached else "no",
         percent(goal.reached_in),
     ]
+
+
+def _treated(summary: Summary) -> str:
+    if not summary.treated:
+        return "Nothing was changed in full fine-tuning and another arm yet."
+    text = (
+        "Whatever a change wins for one arm, it may win for others. Here they are compared as the arms are above; all "
+        "their learning rates are in “Recipes, every learning rate”."
+    )
+    return "\n\n".join([text, *map(_treated_alike, summary.treated)])
+
+
+def _treated_alike(group: Treated) -> str:
+    parts = [
+        f"### With {recipe_tables.changes_text(group.changes)}",
+        f"Seeds {', '.join(map(str, group.seeds))}, test split; chosen by: {selection.BY_DOWNSTREAM}.",
+        _tuned_table(group.tuned),
+        *(level_tables.tables_of(group.levels) if group.levels else []),
+        "The goal, by full fine-tuning as it is:",
+        _goal(group.goal),
+        "By full fine-tuning with the same change:",
+        _goal(group.goal_alike),
+    ]
+    return "\n\n".join(parts)
 
 
 def _rows_study(summary: Summary) -> str:

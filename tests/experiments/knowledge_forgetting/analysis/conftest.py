@@ -88,6 +88,17 @@ class Grid:
         return np.arange(ITEMS) < round(value * ITEMS) if isinstance(value, float) else np.asarray(value, dtype=bool)
 
 
+def add_changed(grid: Grid) -> None:
+    """Full fine-tuning and two other arms, as they are and with a change, which helps all; one seed more for one."""
+    for seed in range(3):
+        grid.add("full", 1.0, 0.8, 0.6, seed=seed)
+        for arm, line in {"full": ((0.9, 0.7), (0.5, 0.8)), "loramoe_all": ((1.0, 0.65), (0.9, 0.8))}.items():
+            for rate, (facts, tasks) in enumerate(line, 1):
+                grid.add(arm, float(rate), facts, tasks, seed=seed, changes={"epochs": 2})
+    grid.add("loramoe_all", 1.0, 0.0, 0.0, seed=10, changes={"epochs": 2})
+    grid.add("full", 1.0, 0.0, 0.0, seed=0, rows=40, changes={"epochs": 2})
+
+
 def packed(right: Any) -> str:
     """Which items are right as result files have it."""
     return base64.b64encode(np.packbits(right).tobytes()).decode()

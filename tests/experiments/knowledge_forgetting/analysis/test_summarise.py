@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.knowledge_forgetting.analysis.summarise import summarise
-from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
+from tests.experiments.knowledge_forgetting.analysis.conftest import Grid, add_changed
 
 
 def test_a_base_alone(grid):
@@ -43,6 +43,24 @@ def test_the_goal_is_reached_or_how_near(grid):
     assert 0.5 < best.reached_in < 1.0  # in some draws the second point keeps 98 %
     assert (best.reached, best.kept.value.value) == (True, pytest.approx(0.995))
     assert best.behind.value.value == pytest.approx(0.1)
+
+
+def test_arms_in_which_the_same_was_changed_are_compared_with_each_other(grid):
+    add_changed(grid)
+    grid.add("loramoe_all", 1.0, 0.0, 0.0, changes={"replay": 0.5})  # full fine-tuning has nothing of the kind
+    (alike,) = summarise(grid.read(), draws=50).treated
+    assert (alike.changes, alike.seeds) == ({"epochs": 2}, (0, 1, 2))
+    assert alike.compared == [("full", 1.0), ("full", 2.0), ("loramoe_all", 1.0), ("loramoe_all", 2.0)]
+    assert [(one.arm, one.point.learning_rate, one.point.kept.value) for one in alike.tuned] == [
+        ("full", 2.0, pytest.approx(0.5)),
+        ("loramoe_all", 2.0, pytest.approx(0.9)),
+    ]
+    assert [level.name for level in alike.levels] == ["full", "fixed", "fixed", "fixed"]
+    more = {round(level.downstream.value, 2): level.differences["full"]["loramoe_all"] for level in alike.levels}
+    assert more[0.8].value.value == pytest.approx(0.4)
+    by_full, by_itself = ([(one.arm, one.reached) for one in goals] for goals in (alike.goal, alike.goal_alike))
+    assert by_full == [("full", False), ("loramoe_all", True)]  # at 60 %, the line of one begins with all facts
+    assert by_itself == [("full", False), ("loramoe_all", False)]
 
 
 def test_a_line_of_the_rows_study_has_the_same_seeds_throughout(grid):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.knowledge_forgetting.analysis.summarise import summarise
 from experiments.knowledge_forgetting.analysis.tables import tables
-from tests.experiments.knowledge_forgetting.analysis.conftest import Grid
+from tests.experiments.knowledge_forgetting.analysis.conftest import Grid, add_changed
 
 
 def page(grid):
@@ -54,6 +54,19 @@ def test_adapters_beside_the_same_linears_are_read_where_both_get(grid):
     assert "full fine-tuning" not in alike
     (difference,) = [line for line in alike.splitlines() if line.startswith("| LoRAMoE as in the paper | +")]
     assert " +3.2 [" in difference.split("|")[2]  # a quarter of the way from 1 to 10
+
+
+def test_arms_in_which_the_same_was_changed_have_a_section(grid):
+    head = "## Arms in which the same was changed\n\n"
+    assert f"{head}Nothing was changed in full fine-tuning and another arm yet.\n" in page(grid)
+    add_changed(grid)
+    section = page(grid).split(head)[1].split("\n## ")[0]
+    assert "### With `epochs` 2\n\nSeeds 0, 1, 2, test split; chosen by: the highest downstream" in section
+    assert "| LoRAMoE on attention and MLP | 2 \\* | 90.0 [" in section
+    assert "What an arm keeps more than **full fine-tuning**" in section
+    by_full, by_itself = section.split("The goal, by full fine-tuning as it is:")[1].split("By full fine-tuning with")
+    assert "Reached by: LoRAMoE on attention and MLP (in 100 % of the draws)." in by_full
+    assert "No arm reaches it." in by_itself
 
 
 def test_chance_is_told(grid):
