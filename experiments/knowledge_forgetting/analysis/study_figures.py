@@ -179,13 +179,20 @@ def epochs(summary: Summary) -> Figure:
         )
         axes.plot(x, y, **style, label=_epochs_name(recipe))
     axes.axhline(100 * GOAL_KEPT, color=GREY, linestyle=":", linewidth=1)
-    highest = max(100 * at.kept.high for recipe in of_epochs(summary) for at in recipe.at_rates)
-    axes.set_ylim(100 * MOSTLY_KEPT, max(101.0, highest + 1))
+    shown = [at for recipe in of_epochs(summary) for at in recipe.at_rates if at.kept.value >= MOSTLY_KEPT]
+    axes.set_xlim(
+        *_with_room(100 * min(at.downstream.low for at in shown), 100 * max(at.downstream.high for at in shown))
+    )
+    axes.set_ylim(100 * MOSTLY_KEPT, max(101.0, 100 * max(at.kept.high for at in shown) + 1))
     axes.set_xlabel(f"{DOWNSTREAM}; each point is a learning rate, bars: 95 % intervals")
     axes.set_ylabel(KEPT)
     axes.grid(alpha=0.25)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=4, frameon=False)
     return figure
+
+
+def _with_room(low: float, high: float) -> tuple[float, float]:
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
 def _epochs_name(recipe: RecipeSummary) -> str:

@@ -97,7 +97,7 @@ class _Summariser:
         return Treated(
             changes=dict(group[0].changes),
             seeds=seeds,
-            compared=[(point.arm, point.learning_rate) for point in compared],
+            points=[self._point(point, seeds) for point in compared],
             tuned=self._told(tuned, seeds),
             levels=match(lines, figures, references=LEVEL_ARMS),
             goal=_goals(lines, as_they_are),

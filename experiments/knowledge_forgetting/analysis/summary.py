@@ -94,7 +94,7 @@ class Treated:
     Attributes:
         changes: What was changed.
         seeds: Those over which they are compared.
-        compared: Which points of theirs are, as (arm, learning rate).
+        points: Of theirs all that have these seeds.
         tuned: By the first rule of `selection`.
         levels: Knowledge at matched downstream accuracy.
         goal: How near each arm came to the goal, by full fine-tuning as it is; nothing if that has no runs.
@@ -103,7 +103,7 @@ class Treated:
 
     changes: dict[str, Any]
     seeds: tuple[int, ...]
-    compared: list[tuple[str, float]]
+    points: list[PointSummary]
     tuned: list[TunedSummary]
     levels: list[Level]
     goal: list[Goal]

@@ -104,14 +104,17 @@ def _missing(summary: Summary) -> str:
 def _frontier(summary: Summary) -> str:
     if not summary.frontier:
         return "No runs yet."
-    head = ["arm", "learning rate", "parameters", "seeds", "knowledge, %", "kept, % of base", "downstream, %"]
-    rows = [_frontier_row(point, summary) for point in [summary.base, *summary.frontier]]
     text = f"{summary.rows:,} training rows, test split; mean ± standard deviation over seeds, sets as means."
+    return f"{text}\n\n{_by_set([summary.base, *summary.frontier], summary)}"
+
+
+def _by_set(points: Sequence[PointSummary], summary: Summary) -> str:
+    head = ["arm", "learning rate", "parameters", "seeds", "knowledge, %", "kept, % of base", "downstream, %"]
     every = [_EVERY] if summary.sets.uncounted else []
-    return f"{text}\n\n{table([*head, *summary.sets.names, *every], rows)}"
+    return table([*head, *summary.sets.names, *every], [_by_set_row(point, summary) for point in points])
 
 
-def _frontier_row(point: PointSummary, summary: Summary) -> list[str]:
+def _by_set_row(point: PointSummary, summary: Summary) -> list[str]:
     sets = summary.sets
     every = [point.by_set[name] for name in (*sets.downstream, *sets.uncounted)]
     by_set = [point.by_set[name] for name in sets.names] + ([sum(every) / len(every)] if sets.uncounted else [])
@@ -171,16 +174,14 @@ def _goal_row(goal: Goal) -> list[str]:
 def _treated(summary: Summary) -> str:
     if not summary.treated:
         return "Nothing was changed in full fine-tuning and another arm yet."
-    text = (
-        "Whatever a change wins for one arm, it may win for others. Here they are compared as the arms are above; all "
-        "their learning rates are in “Recipes, every learning rate”."
-    )
-    return "\n\n".join([text, *map(_treated_alike, summary.treated)])
+    text = "Whatever a change wins for one arm, it may win for others. Here they are compared as the arms are above."
+    return "\n\n".join([text, *(_treated_alike(group, summary) for group in summary.treated)])
 
 
-def _treated_alike(group: Treated) -> str:
+def _treated_alike(group: Treated, summary: Summary) -> str:
     parts = [
         f"### With {recipe_tables.changes_text(group.changes)}",
+        _by_set(group.points, summary),
         f"Seeds {', '.join(map(str, group.seeds))}, test split; chosen by: {selection.BY_DOWNSTREAM}.",
         _tuned_table(group.tuned),
         *(level_tables.tables_of(group.levels) if group.levels else []),

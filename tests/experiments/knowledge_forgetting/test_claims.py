@@ -26,8 +26,9 @@ def summary(scale: str) -> dict[str, Any]:
 
 
 def told(page: str, scale: str) -> str:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return text.split(f"<!-- figures:{scale} -->")[1].split("<!-- /figures -->")[0]
+    """All that a page tells of a scale."""
+    parts = (ROOT / page).read_text(encoding="utf-8").split(f"<!-- figures:{scale} -->")[1:]
+    return "\n\n".join(part.split("<!-- /figures -->")[0] for part in parts)
 
 
 def claims(scale: str, at: int = 0) -> list[Figures]:
@@ -140,6 +141,12 @@ def test_readme_tells_of_the_tiny_scale_what_was_measured(page: str):
         *(*more_than_lora, level_of_lora),
         *(*beside_mlp[0], "53.0", *beside_mlp[1]),
         *at_full_level(),
+        *(
+            figure
+            for arm in ("loramoe_all", "full", "lora_all")
+            for figure in with_interval(by_full(arm)["kept"]["value"])
+        ),
+        *("70.0", *over(0.7, "full"), *over(0.7, "lora_all")),
     ]
 
 
@@ -182,6 +189,41 @@ BEST = {"epochs": 2, "replay": 0.5}
 TREATED_ALIKE = ("loramoe_all", "lora_all", "full")
 
 
+def treated_alike(scale: str = "tiny") -> dict[str, Any]:
+    """The arms with the best recipe, compared with each other."""
+    (found,) = [one for one in summary(scale)["treated"] if one["changes"] == BEST]
+    return dict(found)
+
+
+def by_full(arm: str) -> dict[str, Any]:
+    """How near an arm with the best recipe comes to the goal, by full fine-tuning in one epoch."""
+    (found,) = [goal for goal in treated_alike()["goal"] if goal["arm"] == arm]
+    return dict(found)
+
+
+def at(downstream: float) -> dict[str, Any]:
+    """The arms with the best recipe at an accuracy."""
+    fixed = [one for one in treated_alike()["levels"] if one["name"] == "fixed"]
+    (found,) = [one for one in fixed if one["downstream"]["value"] == downstream]
+    return dict(found)
+
+
+def over(downstream: float, than: str) -> Figures:
+    """By how much more LoRAMoE keeps than another arm, with the best recipe."""
+    return with_interval(at(downstream)["differences"][than]["loramoe_all"]["value"])
+
+
+def test_the_best_recipe_is_read_where_full_fine_tuning_gets_in_one_epoch_and_further_on():
+    head = told("docs/experiments.md", "tiny").split("| kept, in two epochs with replayed facts")[1].splitlines()[0]
+    assert SIGNED.findall(head) == [percent(level("tiny", "full")["downstream"]["value"]), "60.0", "70.0", "80.0"]
+    rows = []
+    for arm in TREATED_ALIKE:
+        readings = [by_full(arm)["kept"], *(at(downstream)["kept"][arm] for downstream in (0.6, 0.7, 0.8))]
+        rows.append([figure for reading in readings if reading for figure in with_interval(reading["value"])])
+    assert claims("tiny", 1) == rows
+    assert [len(row) for row in rows] == [12, 9, 12]  # LoRA does not get to 80 %
+
+
 def recipe(level: dict[str, Any], arm: str) -> dict[str, Any]:
     (found,) = [one for one in level["ranked"] if (one["arm"], one["changes"]) == (arm, BEST)]
     return dict(found)
@@ -196,7 +238,7 @@ def test_the_best_recipe_has_at_each_rate_its_own_figures():
 
 
 def further_on() -> Figures:
-    """The highest level that the best recipe is read at, and what the arms with it keep there."""
+    """The highest level that the best recipe is read at on the second base, and what the arms with it keep there."""
     of_level = summary("tiny_again")["recipes"][-1]
     assert of_level["changes"] == BEST
     kept_there = [recipe(of_level, arm)["told"]["test"]["kept"]["value"] for arm in ("loramoe_all", "full", "lora_all")]
@@ -204,8 +246,3 @@ def further_on() -> Figures:
         percent(of_level["level"]["test"]["value"]),
         *(figure for of in kept_there for figure in with_interval(of)),
     ]
-
-
-@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
-def test_readme_tells_of_the_best_recipe_what_was_measured(page: str):
-    assert SIGNED.findall(told(page, "tiny_again")) == further_on()

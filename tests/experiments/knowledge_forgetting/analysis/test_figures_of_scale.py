@@ -75,6 +75,15 @@ def test_several_epochs_are_drawn_beside_their_arm_as_it_is(grid):
     ]
 
 
+def test_rates_that_were_too_high_do_not_stretch_the_figure_of_epochs(grid):
+    for rate, facts, downstream in ((1e-3, 0.95, 0.6), (2e-3, 0.9, 0.7), (4e-3, 0.1, 0.05)):
+        for changes in ({}, {"epochs": 2}):
+            grid.add("full", rate, facts, downstream, changes=changes)
+    (axes,) = epochs(summarise(grid.read(), draws=200)).axes
+    left, right = axes.get_xlim()
+    assert 35 < left < 60 < 70 < right < 90
+
+
 def test_epochs_tell_how_many_seeds_their_rates_have(grid):
     grid.add("full", 1.0, 0.9, 0.5)
     for rate, seeds in ((1.0, (0,)), (2.0, (0, 1))):

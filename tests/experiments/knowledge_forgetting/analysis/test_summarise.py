@@ -50,7 +50,12 @@ def test_arms_in_which_the_same_was_changed_are_compared_with_each_other(grid):
     grid.add("loramoe_all", 1.0, 0.0, 0.0, changes={"replay": 0.5})  # full fine-tuning has nothing of the kind
     (alike,) = summarise(grid.read(), draws=50).treated
     assert (alike.changes, alike.seeds) == ({"epochs": 2}, (0, 1, 2))
-    assert alike.compared == [("full", 1.0), ("full", 2.0), ("loramoe_all", 1.0), ("loramoe_all", 2.0)]
+    points = [(p.arm, p.learning_rate, p.downstream.value, list(p.kept.by_seed)) for p in alike.points]
+    assert points == [
+        (arm, rate, pytest.approx(downstream), [0, 1, 2])
+        for arm, lowest in (("full", 0.7), ("loramoe_all", 0.65))
+        for rate, downstream in ((1.0, lowest), (2.0, 0.8))
+    ]
     assert [(one.arm, one.point.learning_rate, one.point.kept.value) for one in alike.tuned] == [
         ("full", 2.0, pytest.approx(0.5)),
         ("loramoe_all", 2.0, pytest.approx(0.9)),

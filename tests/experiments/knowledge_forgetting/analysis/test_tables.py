@@ -61,7 +61,9 @@ def test_arms_in_which_the_same_was_changed_have_a_section(grid):
     assert f"{head}Nothing was changed in full fine-tuning and another arm yet.\n" in page(grid)
     add_changed(grid)
     section = page(grid).split(head)[1].split("\n## ")[0]
-    assert "### With `epochs` 2\n\nSeeds 0, 1, 2, test split; chosen by: the highest downstream" in section
+    assert "### With `epochs` 2\n\n| arm | learning rate | parameters | seeds |" in section
+    assert "| full fine-tuning | 2 | 1,234 | 3 | 50.0 ± 0.0 | 50.0 ± 0.0 | 80.0 ± 0.0 | 50.0 | 80.0 |" in section
+    assert "\n\nSeeds 0, 1, 2, test split; chosen by: the highest downstream" in section
     assert "| LoRAMoE on attention and MLP | 2 \\* | 90.0 [" in section
     assert "What an arm keeps more than **full fine-tuning**" in section
     by_full, by_itself = section.split("The goal, by full fine-tuning as it is:")[1].split("By full fine-tuning with")
