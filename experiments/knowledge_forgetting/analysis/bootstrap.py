@@ -13,6 +13,7 @@ Shape letters: B draws, the first of them what was observed; I items; N runs; S 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -62,8 +63,25 @@ class Bootstrap:
         knowledge = {name: _accuracy(runs, split, name, draws) for name in sets.knowledge}
         self._knowledge_BN = _mean(knowledge.values())
         self._kept_BN = _mean(_kept(of_set, sets.chance[name]) for name, of_set in knowledge.items())
-        self._downstream_BN = _mean(_accuracy(runs, split, name, draws) for name in sets.downstream)
+        self._downstream = {name: _accuracy(runs, split, name, draws) for name in sets.downstream}
+        self._downstream_BN = _mean(self._downstream.values())
+        self._base_run = results.base
         self.base = self._figures([results.base])
+
+    def without(self, name: str) -> Bootstrap:
+        """The same draws, with a downstream set left out of the mean.
+
+        Args:
+            name: The set; not the only one.
+
+        Returns:
+            Another bootstrap.
+        """
+        other = copy.copy(self)
+        other._downstream = {key: of_set for key, of_set in self._downstream.items() if key != name}
+        other._downstream_BN = _mean(other._downstream.values())
+        other.base = other._figures([self._base_run])
+        return other
 
     def point(self, point: Point, seeds: tuple[int, ...] | None = None) -> Figures:
         """Figures of a point: means over seeds.

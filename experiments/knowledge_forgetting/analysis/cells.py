@@ -70,8 +70,12 @@ def difference(of: Reading | None) -> str:
     """What a line says more than another."""
     if of is None:
         return "—"
-    text = f"{100 * of.value.value:+.1f} [{100 * of.value.low:+.1f}, {100 * of.value.high:+.1f}]"
-    return text.replace("-", "−") + _reached(of)
+    return signed(of.value) + _reached(of)
+
+
+def signed(of: Estimate) -> str:
+    """By how much something is more, with its interval, in points."""
+    return f"{100 * of.value:+.1f} [{100 * of.low:+.1f}, {100 * of.high:+.1f}]".replace("-", "−")
 
 
 def _reached(of: Reading) -> str:

@@ -20,7 +20,8 @@ from experiments.knowledge_forgetting.analysis.bootstrap import Figures, estimat
 from experiments.knowledge_forgetting.arms import ARMS
 from loramoe.evaluation.statistics import Array, Estimate
 
-REFERENCES: Final = ("lora_mlp", "lora_all", "loramoe_free")
+REFERENCES: Final = ("full", "lora_mlp", "lora_all", "loramoe_free")
+UNCHANGED: Final = "unchanged"
 LEVEL_ARMS: Final = ("full", "lora_mlp", "lora_all")
 MOSTLY_KEPT: Final = 0.75  # below, a learning rate was too high, and its downstream accuracy is of no interest
 _STEPS: Final = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
@@ -49,7 +50,8 @@ class Level:
     """All arms at one downstream accuracy.
 
     Attributes:
-        name: An arm, whose tuned downstream accuracy it is; or "fixed".
+        name: An arm, whose tuned downstream accuracy it is; `UNCHANGED`, that of full fine-tuning as it is, beside arms
+            in which something was changed; or "fixed".
         downstream: The accuracy. An arm's is drawn again with the items and seeds.
         kept: For each arm, the share of the base's knowledge that it keeps; None if it does not get so far.
         differences: For each reference arm and arm, what the arm keeps more, in the draws in which both get so far;
@@ -138,21 +140,23 @@ def fixed_levels(lowest: float, highest: float) -> list[float]:
 
 
 def match(
-    lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures], references: Sequence[str] = REFERENCES
+    lines: Mapping[str, Sequence[Figures]], tuned: Mapping[str, Figures], unchanged: Figures | None = None
 ) -> list[Level]:
     """Reads all arms' lines at every level.
 
     Args:
         lines: For each arm its points by learning rate.
         tuned: For each arm the one at its tuned learning rate.
-        references: Arms that the others are compared with.
+        unchanged: Full fine-tuning as it is, at its tuned learning rate, if something was changed in the arms.
 
     Returns:
-        The levels of arms first, then fixed ones.
+        The level of `unchanged` first, then those of arms, then fixed ones.
     """
-    levels = [_level(arm, tuned[arm].downstream, lines, references) for arm in LEVEL_ARMS if arm in tuned]
+    named = {UNCHANGED: unchanged} if unchanged else {}
+    named |= {arm: tuned[arm] for arm in LEVEL_ARMS if arm in tuned}
+    levels = [_level(name, figures.downstream, lines) for name, figures in named.items()]
     observed = [accuracy for line in lines.values() for accuracy in _mostly_kept(line)]
-    return levels + (_fixed(lines, min(observed), max(observed), references) if observed else [])
+    return levels + (_fixed(lines, min(observed), max(observed)) if observed else [])
 
 
 def match_alike(lines: Mapping[str, Sequence[Figures]]) -> list[list[Level]]:
@@ -175,7 +179,7 @@ def match_alike(lines: Mapping[str, Sequence[Figures]]) -> list[list[Level]]:
     for group in groups.values():
         observed = [_mostly_kept(line) for line in group.values()]
         if len(group) > 1 and all(observed):
-            read.append(_fixed(group, max(map(min, observed)), min(map(max, observed)), REFERENCES))
+            read.append(_fixed(group, max(map(min, observed)), min(map(max, observed))))
     return [levels for levels in read if levels]
 
 
@@ -196,22 +200,28 @@ def _mostly_kept(line: Sequence[Figures]) -> list[float]:
     return [float(point.downstream[0]) for point in line if point.kept[0] >= MOSTLY_KEPT]
 
 
-def _fixed(
-    lines: Mapping[str, Sequence[Figures]], lowest: float, highest: float, references: Sequence[str]
-) -> list[Level]:
+def _fixed(lines: Mapping[str, Sequence[Figures]], lowest: float, highest: float) -> list[Level]:
     like_B = next(iter(lines.values()))[0].downstream
-    return [_level("fixed", np.full_like(like_B, level), lines, references) for level in fixed_levels(lowest, highest)]
+    return [_level("fixed", np.full_like(like_B, level), lines) for level in fixed_levels(lowest, highest)]
 
 
-def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]], references: Sequence[str]) -> Level:
+def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]]) -> Level:
     read = {arm: read_at(*stacked(points), level_B) for arm, points in lines.items()}
     differences = {
-        reference: {arm: _matched(difference(read[arm], read[reference])) for arm in lines if arm != reference}
-        for reference in references
+        reference: {arm: unbounded(difference(read[arm], read[reference])) for arm in lines if arm != reference}
+        for reference in REFERENCES
         if reference in lines
     }
     return Level(name, estimate(level_B), {arm: reading for arm, (_, reading) in read.items()}, differences)
 
 
-def _matched(difference: Reading | None) -> Reading | None:
+def unbounded(difference: Reading | None) -> Reading | None:
+    """A difference, but if either of what it is of is a bound: then it bounds nothing that is known to be above it.
+
+    Args:
+        difference: What `difference` returned.
+
+    Returns:
+        The same, or None.
+    """
     return None if difference is None or difference.is_bound else difference

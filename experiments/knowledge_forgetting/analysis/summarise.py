@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from experiments.knowledge_forgetting.analysis import provenance, selection, studies
+from experiments.knowledge_forgetting.analysis import one_task, provenance, selection, studies
 from experiments.knowledge_forgetting.analysis.bootstrap import DRAWS, Bootstrap, Figures, estimate
 from experiments.knowledge_forgetting.analysis.learnt import without_unlearnt
-from experiments.knowledge_forgetting.analysis.matched import LEVEL_ARMS, match, match_alike, read_at, stacked
+from experiments.knowledge_forgetting.analysis.matched import match, match_alike, read_at, stacked
 from experiments.knowledge_forgetting.analysis.recipes import Recipes, rank_recipes
 from experiments.knowledge_forgetting.analysis.results import Results, Run
 from experiments.knowledge_forgetting.analysis.studies import Ablation, Point
@@ -49,6 +49,7 @@ class _Summariser:
         self.frontier = studies.frontier(self.points)
         self.compared, self.seeds = studies.complete(self.frontier)
         self.tuned = selection.tune(self.compared, self.seeds, results.sets)
+        self.counted = one_task.without_each(results.sets, self.bootstrap)
 
     def summary(self) -> Summary:
         sets, lines = self.results.sets, self._lines(self.compared, self.seeds)
@@ -66,6 +67,7 @@ class _Summariser:
             levels=match(lines, tuned),
             alike=match_alike(lines),
             goal=_goals(lines, tuned),
+            pairs=one_task.compare(self.compared, self.seeds, self.counted),
             treated=[self._treated(group, tuned) for group in studies.treated_alike(self.points, self.seeds)],
             rows_study=[self._line(line) for line in studies.rows_study(self.points)],
             ablations=[self._ablation(ablation) for ablation in studies.ablations(self.points)],
@@ -99,9 +101,10 @@ class _Summariser:
             seeds=seeds,
             points=[self._point(point, seeds) for point in compared],
             tuned=self._told(tuned, seeds),
-            levels=match(lines, figures, references=LEVEL_ARMS),
+            levels=match(lines, figures, as_they_are.get("full")),
             goal=_goals(lines, as_they_are),
             goal_alike=_goals(lines, figures),
+            pairs=one_task.compare(compared, seeds, self.counted),
         )
 
     def _base(self) -> PointSummary:

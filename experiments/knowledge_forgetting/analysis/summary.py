@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from experiments.knowledge_forgetting.analysis.matched import Level, Reading
+from experiments.knowledge_forgetting.analysis.one_task import Pair
 from experiments.knowledge_forgetting.analysis.provenance import Provenance
 from experiments.knowledge_forgetting.analysis.recipes import Recipes
 from experiments.knowledge_forgetting.analysis.results import Sets
@@ -99,6 +100,7 @@ class Treated:
         levels: Knowledge at matched downstream accuracy.
         goal: How near each arm came to the goal, by full fine-tuning as it is; nothing if that has no runs.
         goal_alike: The same, by full fine-tuning with the same change.
+        pairs: Two arms each, with all tasks and with each left out.
     """
 
     changes: dict[str, Any]
@@ -108,6 +110,7 @@ class Treated:
     levels: list[Level]
     goal: list[Goal]
     goal_alike: list[Goal]
+    pairs: list[Pair]
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class Summary:
         levels: Knowledge at matched downstream accuracy.
         alike: The same for each group of adapters beside the same linears, at accuracies that all of them reach.
         goal: How near each arm came to the goal.
+        pairs: Two arms each, with all tasks and with each left out.
         treated: Full fine-tuning and other arms in which the same was changed.
         rows_study: For each arm and learning rate, its points by number of rows.
         ablations: Every setting that was changed alone, at each learning rate.
@@ -174,6 +178,7 @@ class Summary:
     levels: list[Level]
     alike: list[list[Level]]
     goal: list[Goal]
+    pairs: list[Pair]
     treated: list[Treated]
     rows_study: list[list[PointSummary]]
     ablations: list[AblationSummary]

@@ -51,6 +51,7 @@ def tables(summary: Summary) -> str:
         "At the tuned learning rate": _tuned(summary),
         "Knowledge at matched downstream accuracy": level_tables.levels(summary),
         f"The goal: {100 * GOAL_KEPT:.0f} % kept, at full fine-tuning's downstream accuracy": _goal(summary.goal),
+        "With each task left out": level_tables.with_each_task_left_out(summary.pairs),
         "Arms in which the same was changed": _treated(summary),
         "Knowledge against the number of training rows": _rows_study(summary),
         "Ablations": recipe_tables.ablations(summary),
@@ -189,6 +190,7 @@ def _treated_alike(group: Treated, summary: Summary) -> str:
         _goal(group.goal),
         "By full fine-tuning with the same change:",
         _goal(group.goal_alike),
+        level_tables.with_each_task_left_out(group.pairs),
     ]
     return "\n\n".join(parts)
 

@@ -37,6 +37,18 @@ def claims(scale: str, at: int = 0) -> list[Figures]:
     return [SIGNED.findall(row) for row in tables[at].splitlines()[2:]]
 
 
+def claim(begins: str) -> str:
+    """The row of the table of the tiny scale's claims that begins so."""
+    (found,) = [row for row in told("docs/experiments.md", "tiny").splitlines() if row.startswith(f"| {begins}")]
+    return found
+
+
+def others_than_reversing(of: dict[str, Any]) -> int:
+    """What a point has learnt of the other tasks of the tiny scale, in per cent."""
+    tasks = [task for task in summary("tiny")["sets"]["downstream"] if task != "reversing"]
+    return round(100 * sum(of["by_set"][task] for task in tasks) / len(tasks))
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f}".replace("-", "−")
 
@@ -128,6 +140,18 @@ def at_full_level() -> Figures:
     return [tuned_full, *kept("tiny", "full", "loramoe_all"), *kept("tiny", "full", "full")]
 
 
+def more_than_full_at_its_level() -> Figures:
+    return with_interval(level("tiny", "full")["differences"]["full"]["loramoe_all"]["value"])
+
+
+def learnt_more_by_loramoe() -> Figures:
+    """Than LoRA and full fine-tuning, each at its tuned rate; and the same without reversing."""
+    compared = [(than, left_out) for left_out in (None, "reversing") for than in ("lora_all", "full")]
+    more = [pair(summary("tiny"), *of)["learns_more"] for of in compared]
+    signs = (1, 1, 1, -1)  # the last is told as less
+    return [figure for one, sign in zip(more, signs, strict=True) for figure in with_interval(one, sign)]
+
+
 def over_lora() -> Figures:
     more = level("tiny", "lora_all")["differences"]["lora_all"]["loramoe_all"]["value"]
     return [percent(level("tiny", "lora_all")["downstream"]["value"]), *with_interval(more)]
@@ -141,12 +165,9 @@ def test_readme_tells_of_the_tiny_scale_what_was_measured(page: str):
         *(*more_than_lora, level_of_lora),
         *(*beside_mlp[0], "53.0", *beside_mlp[1]),
         *at_full_level(),
-        *(
-            figure
-            for arm in ("loramoe_all", "full", "lora_all")
-            for figure in with_interval(by_full(arm)["kept"]["value"])
-        ),
-        *("70.0", *over(0.7, "full"), *over(0.7, "lora_all")),
+        *with_interval(by_full("loramoe_all")["kept"]["value"]),
+        *(*over("unchanged", "lora_all"), *over("unchanged", "full")),
+        *("70.0", *over(0.7, "lora_all"), *over(0.7, "full")),
     ]
 
 
@@ -168,6 +189,10 @@ def test_each_claim_at_the_tiny_scale_has_its_own_figures():
     ]
     learnt = [percent(of_rows(arm, 20_000)["downstream"]["value"]) for arm in ("loramoe_all", "full", "lora_all")]
     paper = of_rows("loramoe_paper", 20_000)
+    most_rows = claim("LoRAMoE keeps it as the data grow")
+    assert [int(of) for of in re.findall(r"(\d+) %[,)]", most_rows.split("besides reversing")[1])] == [
+        others_than_reversing(of_rows(arm, 20_000)) for arm in ("full", "loramoe_all")
+    ]
     assert claims("tiny") == [
         [*more_rows[0], *more_rows[1]],
         [
@@ -176,9 +201,16 @@ def test_each_claim_at_the_tiny_scale_has_its_own_figures():
             *with_interval(paper["kept"]),
             percent(paper["downstream"]["value"]),
         ],
-        [*at_full_level(), *over_lora(), *where_less_is_learnt()],
+        [
+            *(*at_full_level(), *more_than_full_at_its_level(), *over_lora()),
+            *(
+                *more_kept(least_kept_more(summary("tiny"), "full")),
+                *more_kept(least_kept_more(summary("tiny"), "lora_all")),
+            ),
+            *where_less_is_learnt(),
+        ],
         against_lora(),
-        downstream("tiny", "loramoe_paper", "lora_mlp", "loramoe_all", "lora_all", "full"),
+        [*downstream("tiny", "loramoe_paper", "lora_mlp", "loramoe_all"), *learnt_more_by_loramoe()],
         [*of_the_constraint(0.52, 0.53, 0.54), *at_the_highest_rate()],
         [*shares(tuned("tiny", "loramoe_paper")), *shares(tuned("tiny", "loramoe_free"))],
         [*variations("loramoe_free"), *variations("loramoe_paper")],
@@ -201,48 +233,49 @@ def by_full(arm: str) -> dict[str, Any]:
     return dict(found)
 
 
-def at(downstream: float) -> dict[str, Any]:
-    """The arms with the best recipe at an accuracy."""
-    fixed = [one for one in treated_alike()["levels"] if one["name"] == "fixed"]
-    (found,) = [one for one in fixed if one["downstream"]["value"] == downstream]
+def at(where: float | str) -> dict[str, Any]:
+    """The arms with the best recipe at an accuracy, or at the level of a name."""
+    levels = treated_alike()["levels"]
+    (found,) = [one for one in levels if where in (one["name"], one["downstream"]["value"])]
     return dict(found)
 
 
-def over(downstream: float, than: str) -> Figures:
+def over(where: float | str, than: str) -> Figures:
     """By how much more LoRAMoE keeps than another arm, with the best recipe."""
-    return with_interval(at(downstream)["differences"][than]["loramoe_all"]["value"])
+    return with_interval(at(where)["differences"][than]["loramoe_all"]["value"])
 
 
-def test_the_best_recipe_is_read_where_full_fine_tuning_gets_in_one_epoch_and_further_on():
-    head = told("docs/experiments.md", "tiny").split("| kept, in two epochs with replayed facts")[1].splitlines()[0]
-    assert SIGNED.findall(head) == [percent(level("tiny", "full")["downstream"]["value"]), "60.0", "70.0", "80.0"]
-    rows = []
-    for arm in TREATED_ALIKE:
-        readings = [by_full(arm)["kept"], *(at(downstream)["kept"][arm] for downstream in (0.6, 0.7, 0.8))]
-        rows.append([figure for reading in readings if reading for figure in with_interval(reading["value"])])
-    assert claims("tiny", 1) == rows
-    assert [len(row) for row in rows] == [12, 9, 12]  # LoRA does not get to 80 %
-
-
-def recipe(level: dict[str, Any], arm: str) -> dict[str, Any]:
-    (found,) = [one for one in level["ranked"] if (one["arm"], one["changes"]) == (arm, BEST)]
+def pair(of: dict[str, Any], than: str, left_out: str | None = None, arm: str = "loramoe_all") -> dict[str, Any]:
+    """Two arms of a scale, or of `treated_alike`, at the tuned accuracy of the one that learns less."""
+    (found,) = [p for p in of["pairs"] if (p["than"], p["arm"], p["left_out"]) == (than, arm, left_out)]
     return dict(found)
 
 
-def test_the_best_recipe_has_at_each_rate_its_own_figures():
-    of_level = summary("tiny_again")["recipes"][0]
-    at_rates = [at for arm in TREATED_ALIKE for at in recipe(of_level, arm)["at_rates"]]
+def least_kept_more(of: dict[str, Any], than: str) -> dict[str, Any]:
+    """Of all tasks that may be left out, the one without which LoRAMoE keeps least more than another arm."""
+    pairs = [pair(of, than, left_out) for left_out in (None, *summary("tiny")["sets"]["downstream"])]
+    return min(pairs, key=lambda one: one["keeps_more"]["value"]["value"])
+
+
+def more_kept(of: dict[str, Any], sign: int = 1) -> Figures:
+    return with_interval(of["keeps_more"]["value"], sign)
+
+
+def test_the_best_recipe_is_read_where_full_fine_tuning_gets_in_one_epoch_and_around_it():
+    head = told("docs/experiments.md", "tiny").split("| kept, in two epochs with replayed facts")[1].splitlines()[0]
+    assert SIGNED.findall(head) == ["60.0", percent(level("tiny", "full")["downstream"]["value"]), "70.0"]
+    assert at("unchanged")["downstream"] == level("tiny", "full")["downstream"]
+    columns = (0.6, "unchanged", 0.7)
+    kept_at = {arm: [at(where)["kept"][arm]["value"] for where in columns] for arm in TREATED_ALIKE}
+    rows = [[figure for one in kept_at[arm] for figure in with_interval(one)] for arm in TREATED_ALIKE]
+    rows += [[figure for where in columns for figure in over(where, than)] for than in ("lora_all", "full")]
+    assert claims("tiny", 1) == rows
+
+
+def test_the_best_recipe_has_at_each_rate_its_own_figures_on_the_second_base():
+    points = treated_alike("tiny_again")["points"]
+    of_arms = [p for arm in TREATED_ALIKE for p in points if p["arm"] == arm]
+    assert all(list(p["kept"]["by_seed"]) == ["0", "1", "2"] for p in of_arms)
     assert claims("tiny_again") == [
-        [f"{at['learning_rate']:g}", *with_interval(at["kept"]), *with_interval(at["downstream"])] for at in at_rates
-    ]
-
-
-def further_on() -> Figures:
-    """The highest level that the best recipe is read at on the second base, and what the arms with it keep there."""
-    of_level = summary("tiny_again")["recipes"][-1]
-    assert of_level["changes"] == BEST
-    kept_there = [recipe(of_level, arm)["told"]["test"]["kept"]["value"] for arm in ("loramoe_all", "full", "lora_all")]
-    return [
-        percent(of_level["level"]["test"]["value"]),
-        *(figure for of in kept_there for figure in with_interval(of)),
+        [f"{p['learning_rate']:g}", *with_spread(p["kept"]), *with_spread(p["downstream"])] for p in of_arms
     ]

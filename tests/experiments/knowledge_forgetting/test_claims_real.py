@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.experiments.knowledge_forgetting.test_claims import (
+    BEST,
     SIGNED,
     TREATED_ALIKE,
     Figures,
@@ -20,7 +21,6 @@ from tests.experiments.knowledge_forgetting.test_claims import (
     level,
     percent,
     point,
-    recipe,
     shares,
     summary,
     told,
@@ -125,7 +125,9 @@ def test_each_arm_has_its_own_figures_on_the_larger_sets_of_items():
 
 def of_two_epochs(arm: str) -> list[dict[str, Any]]:
     """The best recipe at each of its rates."""
-    return list(recipe(summary("real")["recipes"][0], arm)["at_rates"])
+    ranked = summary("real")["recipes"][0]["ranked"]
+    (found,) = [one for one in ranked if (one["arm"], one["changes"]) == (arm, BEST)]
+    return list(found["at_rates"])
 
 
 def test_the_best_recipe_has_at_each_rate_its_own_figures_at_the_real_scale():

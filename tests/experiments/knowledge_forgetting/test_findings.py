@@ -106,13 +106,16 @@ def test_a_strong_constraint():
 
 
 def test_replay():
-    gains = [more("tiny", 0, arm, replay=0.5) for arm in ("loramoe_all", "lora_all", "full")]
-    most = recipe("tiny", 1, replay=0.5)["told"]["test"]["most_downstream"]
-    assert figures("tiny", "Replayed facts help the three arms") == [
+    arms = ("loramoe_all", "lora_all", "full")
+    gains = [more("tiny", 0, arm, replay=0.5) for arm in arms]
+    (alike,) = [one for one in summary("tiny")["treated"] if one["changes"] == {"replay": 0.5}]
+    (replayed,) = [one for one in alike["levels"] if (one["name"], one["downstream"]["value"]) == ("fixed", 0.6)]
+    at_60 = [[one["kept"][arm]["value"]["value"] for one in (replayed, level("tiny", "fixed", 0.6))] for arm in arms]
+    assert figures("tiny", "At the same rates replayed facts keep more") == [
         *(figure for gain in gains for figure in with_interval(gain)),
-        percent(most),
+        *("60.0", *(percent(share) for of_arm in at_60 for share in of_arm)),
     ]
-    assert most < summary("tiny")["recipes"][1]["level"]["test"]["value"]
+    assert all(with_them < without for with_them, without in at_60)
 
 
 def test_more_experts():
@@ -204,7 +207,7 @@ def test_batches_as_they_come():
     ]
     assert list(own["kept"]["by_seed"]) == ["10"]
     kept, learnt = at_rate("tiny", 4e-3, grouped=False)
-    assert figures("tiny", "Batches as they come are no worse") == [
+    assert figures("tiny", "Unsorted batches are no worse") == [
         *with_interval(more("tiny", 1, grouped=False)),
         *("0.004", learnt, kept),
     ]

@@ -60,7 +60,7 @@ def test_all_arms_of_the_real_model_in_one_seed():
 def test_the_larger_sets_of_items():
     points, base = summary("real_gpu")["frontier"], summary("real_gpu")["base"]["by_set"]
     lowest = min(p["kept"]["low"] for p in points)
-    assert figures("real_gpu", "Every arm knows more than before") == [percent(lowest)]
+    assert figures("real_gpu", "Every arm answers more than before") == [percent(lowest)]
     assert lowest > 1
     assert max(p["kept"]["value"] - p["kept"]["low"] for p in points) < 0.03
     for name, gained in {"webquestions": (4.4, 6.2), "natural_questions": (3.9, 5.1), "trex": (0.7, 1.5)}.items():
@@ -120,7 +120,7 @@ def test_one_step_above_the_tuned_rates_of_the_real_model():
 def test_what_is_damaged_one_and_two_steps_above():
     of_base = percent(summary("real")["base"]["by_set"]["gsm8k"])
     solved = {arm: steps_above(1, arm)["by_set"]["gsm8k"] for arm in ("full", *LORA, *OF_LORAMOE)}
-    assert figures("real", "There GSM8K is damaged before knowledge is") == [
+    assert figures("real", "There GSM8K (asked for its last computation") == [
         *(of_base, percent(solved["full"])),
         *(percent(solved[arm]) for arm in LORA),
         *(percent(of(solved[arm] for arm in OF_LORAMOE)) for of in (min, max)),

@@ -60,7 +60,8 @@ def test_arms_in_which_the_same_was_changed_are_compared_with_each_other(grid):
         ("full", 2.0, pytest.approx(0.5)),
         ("loramoe_all", 2.0, pytest.approx(0.9)),
     ]
-    assert [level.name for level in alike.levels] == ["full", "fixed", "fixed", "fixed"]
+    assert [level.name for level in alike.levels] == ["unchanged", "full", "fixed", "fixed", "fixed"]
+    assert alike.levels[0].downstream.value == pytest.approx(0.6)
     more = {round(level.downstream.value, 2): level.differences["full"]["loramoe_all"] for level in alike.levels}
     assert more[0.8].value.value == pytest.approx(0.4)
     by_full, by_itself = ([(one.arm, one.reached) for one in goals] for goals in (alike.goal, alike.goal_alike))

@@ -66,6 +66,7 @@ def test_arms_in_which_the_same_was_changed_have_a_section(grid):
     assert "\n\nSeeds 0, 1, 2, test split; chosen by: the highest downstream" in section
     assert "| LoRAMoE on attention and MLP | 2 \\* | 90.0 [" in section
     assert "What an arm keeps more than **full fine-tuning**" in section
+    assert "| arm | as full fine-tuning unchanged, tuned: 60.0 % | as full fine-tuning, tuned: 80.0 % |" in section
     by_full, by_itself = section.split("The goal, by full fine-tuning as it is:")[1].split("By full fine-tuning with")
     assert "Reached by: LoRAMoE on attention and MLP (in 100 % of the draws)." in by_full
     assert "No arm reaches it." in by_itself
