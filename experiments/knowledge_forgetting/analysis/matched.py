@@ -216,12 +216,12 @@ def _level(name: str, level_B: Array, lines: Mapping[str, Sequence[Figures]]) ->
 
 
 def unbounded(difference: Reading | None) -> Reading | None:
-    """A difference, but if either of what it is of is a bound: then it bounds nothing that is known to be above it.
+    """Leaves a difference out if either of its readings is a bound: it could then be off to either side.
 
     Args:
         difference: What `difference` returned.
 
     Returns:
-        The same, or None.
+        The same; None if it is of a bound.
     """
     return None if difference is None or difference.is_bound else difference
