@@ -65,7 +65,6 @@ class Bootstrap:
         self._kept_BN = _mean(_kept(of_set, sets.chance[name]) for name, of_set in knowledge.items())
         self._downstream = {name: _accuracy(runs, split, name, draws) for name in sets.downstream}
         self._downstream_BN = _mean(self._downstream.values())
-        self._base_run = results.base
         self.base = self._figures([results.base])
 
     def without(self, name: str) -> Bootstrap:
@@ -80,7 +79,6 @@ class Bootstrap:
         other = copy.copy(self)
         other._downstream = {key: of_set for key, of_set in self._downstream.items() if key != name}
         other._downstream_BN = _mean(other._downstream.values())
-        other.base = other._figures([self._base_run])
         return other
 
     def point(self, point: Point, seeds: tuple[int, ...] | None = None) -> Figures:

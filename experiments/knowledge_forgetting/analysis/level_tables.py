@@ -61,7 +61,7 @@ def with_each_task_left_out(pairs: Sequence[Pair]) -> str:
         [
             words(pair.arm),
             words(pair.than),
-            pair.left_out or "—",
+            pair.left_out or "none",
             interval(pair.downstream),
             difference(pair.keeps_more),
             signed(pair.learns_more),

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from experiments.knowledge_forgetting.analysis import selection
 from experiments.knowledge_forgetting.analysis.bootstrap import Bootstrap, Figures, estimate
 from experiments.knowledge_forgetting.analysis.matched import Reading, difference, read_at, stacked, unbounded
@@ -95,7 +97,7 @@ def _pair(
     than: str, arm: str, left_out: str | None, chosen: Mapping[str, Figures], lines: Mapping[str, Sequence[Figures]]
 ) -> Pair:
     ours_B, other_B = chosen[arm].downstream, chosen[than].downstream
-    level_B = min(ours_B, other_B, key=lambda downstream_B: float(downstream_B[0]))
+    level_B = np.minimum(ours_B, other_B)  # in each draw, so that both get there in each
     ours, other = (read_at(*stacked(lines[one]), level_B) for one in (arm, than))
     keeps_more = unbounded(difference(ours, other))
     return Pair(than, arm, left_out, estimate(level_B), keeps_more, estimate(ours_B - other_B))

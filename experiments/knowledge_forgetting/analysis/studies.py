@@ -171,8 +171,8 @@ def treated_alike(points: Sequence[Point], seeds: Sequence[int]) -> list[list[Po
         seeds: Those over which arms are compared; others may have served to choose the change.
 
     Returns:
-        Of the main number of rows and of these seeds, for each change that full fine-tuning and another arm have,
-        theirs; the more was changed, the later.
+        Of the main number of rows and of these seeds, for each change that full fine-tuning and another arm have
+        after `complete`, theirs; the more was changed, the later.
     """
     rows = main_rows(points)
     groups: dict[str, list[Point]] = defaultdict(list)
@@ -180,7 +180,7 @@ def treated_alike(points: Sequence[Point], seeds: Sequence[int]) -> list[list[Po
         runs = {seed: run for seed, run in point.runs.items() if seed in seeds}
         if point.changes and point.rows == rows and runs:
             groups[json.dumps(point.changes, sort_keys=True)].append(replace(point, runs=runs))
-    arms = {changes: {point.arm for point in group} for changes, group in groups.items()}
+    arms = {changes: {point.arm for point in complete(group)[0]} for changes, group in groups.items()}
     alike = [groups[changes] for changes, of in arms.items() if "full" in of and len(of) > 1]
     return sorted(alike, key=lambda group: len(group[0].changes))
 

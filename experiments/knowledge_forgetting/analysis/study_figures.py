@@ -179,7 +179,8 @@ def epochs(summary: Summary) -> Figure:
         )
         axes.plot(x, y, **style, label=_epochs_name(recipe))
     axes.axhline(100 * GOAL_KEPT, color=GREY, linestyle=":", linewidth=1)
-    shown = [at for recipe in of_epochs(summary) for at in recipe.at_rates if at.kept.value >= MOSTLY_KEPT]
+    every = [at for recipe in of_epochs(summary) for at in recipe.at_rates]
+    shown = [at for at in every if at.kept.value >= MOSTLY_KEPT] or every
     axes.set_xlim(
         *_with_room(100 * min(at.downstream.low for at in shown), 100 * max(at.downstream.high for at in shown))
     )

@@ -68,7 +68,7 @@ class _Summariser:
             alike=match_alike(lines),
             goal=_goals(lines, tuned),
             pairs=one_task.compare(self.compared, self.seeds, self.counted),
-            treated=[self._treated(group, tuned) for group in studies.treated_alike(self.points, self.seeds)],
+            treated=[self._treated(group) for group in studies.treated_alike(self.points, self.seeds)],
             rows_study=[self._line(line) for line in studies.rows_study(self.points)],
             ablations=[self._ablation(ablation) for ablation in studies.ablations(self.points)],
             recipes=self._recipes(),
@@ -92,8 +92,10 @@ class _Summariser:
             for one in tuned.values()
         ]
 
-    def _treated(self, group: Sequence[Point], as_they_are: Mapping[str, Figures]) -> Treated:
+    def _treated(self, group: Sequence[Point]) -> Treated:
         compared, seeds = studies.complete(group)
+        full = {arm: one for arm, one in self.tuned.items() if arm == "full"}
+        as_it_is = self._tuned_figures(full, seeds)  # of the group's seeds, so that it is paired with them
         tuned = selection.tune(compared, seeds, self.results.sets)
         lines, figures = self._lines(compared, seeds), self._tuned_figures(tuned, seeds)
         return Treated(
@@ -101,8 +103,8 @@ class _Summariser:
             seeds=seeds,
             points=[self._point(point, seeds) for point in compared],
             tuned=self._told(tuned, seeds),
-            levels=match(lines, figures, as_they_are.get("full")),
-            goal=_goals(lines, as_they_are),
+            levels=match(lines, figures, as_it_is.get("full")),
+            goal=_goals(lines, as_it_is),
             goal_alike=_goals(lines, figures),
             pairs=one_task.compare(compared, seeds, self.counted),
         )

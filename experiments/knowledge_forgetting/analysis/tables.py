@@ -33,6 +33,7 @@ _INTERVALS: Final = (
     "several are about the same subject, which makes intervals too narrow; and there was one world and one base model, "
     "so that no interval tells how others would fare."
 )
+_EDGE: Final = r"\* The lowest or highest rate that was tried: a better one may lie outside."
 _EVERY: Final = "downstream, all sets"
 
 
@@ -129,7 +130,7 @@ def _tuned(summary: Summary) -> str:
     parts = [f"{text}{selection.BY_DOWNSTREAM}.\n\n{_tuned_table(summary.tuned)}"]
     if summary.tuned_for_knowledge:
         parts.append(f"Chosen by: {selection.BY_KNOWLEDGE}.\n\n{_tuned_table(summary.tuned_for_knowledge)}")
-    return "\n\n".join([*parts, r"\* The lowest or highest rate that was tried: a better one may lie outside."])
+    return "\n\n".join([*parts, _EDGE])
 
 
 def _tuned_table(tuned: Sequence[TunedSummary]) -> str:
@@ -175,7 +176,10 @@ def _goal_row(goal: Goal) -> list[str]:
 def _treated(summary: Summary) -> str:
     if not summary.treated:
         return "Nothing was changed in full fine-tuning and another arm yet."
-    text = "Whatever a change wins for one arm, it may win for others. Here they are compared as the arms are above."
+    text = (
+        "Whatever a change wins for one arm, it may win for others. Here they are compared as the arms are above, over "
+        f"the learning rates that have all seeds. {_EDGE}"
+    )
     return "\n\n".join([text, *(_treated_alike(group, summary) for group in summary.treated)])
 
 

@@ -100,7 +100,7 @@ def test_further_on_on_the_second_base():
         *with_interval(of_all[1]["learns_more"], sign=-1),
     ]
     assert [least_kept_more(alike, than)["left_out"] for than in ("lora_all", "full")] == ["reading", "reversing"]
-    assert round(100 * of_all[0]["keeps_more"]["reached"]) == 81
+    assert all(least_kept_more(alike, than)["keeps_more"]["value"]["low"] > 0 for than in ("lora_all", "full"))
 
 
 def test_it_takes_both():
@@ -121,6 +121,8 @@ def test_one_epoch_on_another_base_model():
         "65.0",
         *(percent(higher["kept"][arm]["value"]["value"]) for arm in arms),
         *less[1],
+        *more_kept(pair(summary("tiny_again"), "lora_all")),
+        *more_kept(pair(summary("tiny_again"), "full", "reversing"), sign=-1),
     ]
 
 

@@ -89,7 +89,7 @@ class Grid:
 
 
 def add_changed(grid: Grid) -> None:
-    """Full fine-tuning and two other arms, as they are and with a change, which helps all; one seed more for one."""
+    """Full fine-tuning and another arm with a change, which helps both; one seed more for one."""
     for seed in range(3):
         grid.add("full", 1.0, 0.8, 0.6, seed=seed)
         for arm, line in {"full": ((0.9, 0.7), (0.5, 0.8)), "loramoe_all": ((1.0, 0.65), (0.9, 0.8))}.items():

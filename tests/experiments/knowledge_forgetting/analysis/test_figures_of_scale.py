@@ -85,6 +85,13 @@ def test_rates_that_were_too_high_do_not_stretch_the_figure_of_epochs(grid):
     assert 70 < right < 90
 
 
+def test_epochs_are_drawn_though_every_rate_was_too_high(grid):
+    for changes in ({}, {"epochs": 2}):
+        grid.add("full", 1.0, 0.1, 0.5, changes=changes)
+    (axes,) = epochs(summarise(grid.read(), draws=20)).axes
+    assert axes.get_xlim()[0] < 50 < axes.get_xlim()[1]
+
+
 def test_epochs_tell_how_many_seeds_their_rates_have(grid):
     grid.add("full", 1.0, 0.9, 0.5)
     for rate, seeds in ((1.0, (0,)), (2.0, (0, 1))):

@@ -69,6 +69,26 @@ def test_arms_in_which_the_same_was_changed_are_compared_with_each_other(grid):
     assert by_itself == [("full", False), ("loramoe_all", False)]
 
 
+def test_a_change_without_full_fine_tuning_of_as_many_seeds_is_compared_with_nothing(grid):
+    for seed in range(3):
+        grid.add("full", 1.0, 0.8, 0.6, seed=seed)
+        for arm in ("lora_all", "loramoe_all"):
+            grid.add(arm, 1.0, 0.9, 0.6, seed=seed, changes={"epochs": 2})
+    grid.add("full", 1.0, 0.9, 0.6, seed=1, changes={"epochs": 2})
+    assert summarise(grid.read(), draws=20).treated == []
+
+
+def test_full_fine_tuning_as_it_is_has_the_seeds_of_what_it_is_compared_with(grid):
+    for seed, downstream in enumerate((0.3, 0.6, 0.9)):
+        grid.add("full", 1.0, 0.8, downstream, seed=seed)
+    for arm in ("full", "loramoe_all"):
+        grid.add(arm, 1.0, 0.9, 0.7, seed=1, changes={"epochs": 2})
+    (alike,) = summarise(grid.read(), draws=20).treated
+    assert alike.seeds == (1,)
+    assert alike.levels[0].name == "unchanged"
+    assert alike.levels[0].downstream.value == pytest.approx(0.6)
+
+
 def test_a_line_of_the_rows_study_has_the_same_seeds_throughout(grid):
     for seed, rows in ((0, 100), (0, 400), (1, 400), (1, 800), (0, 800)):
         grid.add("full", 1.0, 0.9 - 0.1 * seed, 0.5, seed=seed, rows=rows)
