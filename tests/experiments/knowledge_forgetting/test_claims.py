@@ -261,6 +261,12 @@ def more_kept(of: dict[str, Any], sign: int = 1) -> Figures:
     return with_interval(of["keeps_more"]["value"], sign)
 
 
+def test_with_each_task_left_out_loramoe_keeps_more_on_every_linear_in_one_epoch():
+    of_all = [one for one in summary("tiny")["pairs"] if one["arm"] == "loramoe_all"]
+    assert len(of_all) == 2 * (1 + len(summary("tiny")["sets"]["downstream"]))
+    assert all(one["keeps_more"]["value"]["low"] > 0 for one in of_all)
+
+
 def test_the_best_recipe_is_read_where_full_fine_tuning_gets_in_one_epoch_and_around_it():
     head = told("docs/experiments.md", "tiny").split("| kept, in two epochs with replayed facts")[1].splitlines()[0]
     assert SIGNED.findall(head) == ["60.0", percent(level("tiny", "full")["downstream"]["value"]), "70.0"]

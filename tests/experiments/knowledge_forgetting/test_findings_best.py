@@ -75,9 +75,8 @@ def test_how_much_of_the_best_recipe_is_one_task():
     assert SIGNED.findall(told_of) == [
         *(*more_kept(least), *more_kept(of_full, sign=-1), *with_interval(of_full["learns_more"], sign=-1)),
     ]
-    assert least["keeps_more"]["value"]["low"] > 0
-    tasks = (None, "reading", "inference", "sentiment", "extraction", "sorting")
-    assert all(pair(treated_alike(), "full", task)["keeps_more"]["value"]["low"] > 0 for task in tasks)
+    holds = {(one["than"], one["left_out"]): one["keeps_more"]["value"]["low"] > 0 for one in treated_alike()["pairs"]}
+    assert [of for of, is_sure in holds.items() if not is_sure] == [("full", "reversing")]
     assert re.findall(r"\d+(?:\.\d+)?", of_seeds) == [
         *(*reversed_by_seed("loramoe_all", 2e-3), "0.002", *reversed_by_seed("full", 1.2e-3), "0.0012"),
     ]

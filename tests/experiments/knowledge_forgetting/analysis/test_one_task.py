@@ -98,7 +98,7 @@ def test_both_arms_get_to_the_level_in_every_draw_though_either_may_be_ahead(gri
     assert pair.learns_more.low < 0 < pair.learns_more.high
 
 
-def test_the_page_tells_it(two_tasks, tmp_path):
+def test_the_page_tells_it(two_tasks):
     section = tables(summarise(two_tasks.read(), draws=50)).split("## With each task left out\n\n")[1].split("\n## ")[0]
     rows = [line.split(" | ")[:3] for line in section.splitlines()[4:] if line]
     assert rows == [["| LoRAMoE on attention and MLP", "full fine-tuning", left] for left in ("none", "easy", "odd")]
