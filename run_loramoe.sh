@@ -50,7 +50,8 @@ modules_to_save=${modules_to_save:-}     # modules trained whole beside the adap
 # --- the localized balancing constraint -------------------------------------------------------------------------------
 blc_weight=${blc_weight:-0.1}            # weight in the loss; 0 switches it off (paper: 0.1)
 blc_alpha=${blc_alpha:-0.1}              # importance counts 1.1 where expert and sample are of one type, else 0.9 (paper: 0.1)
-blc_target=${blc_target:-paper}          # paper: the matching group ends with less gate weight; match: with more
+blc_target=${blc_target:-match}          # match: the experts of a sample's type get more gate weight; paper: less
+blc_importance=${blc_importance:-mean}   # mean or sum of the gates over a sample's tokens; a sum lets long samples decide
 expert_types=${expert_types:-}           # e.g. 1,1,0,0; empty: 1 for the first half, 0 for the rest
 
 # --- optimisation -----------------------------------------------------------------------------------------------------
@@ -143,6 +144,7 @@ flags=(
     --max_seq_length "$max_seq_length" --preprocessing_num_workers "$preprocessing_num_workers"
     --lora_rank "$lora_rank" --lora_alpha "$lora_alpha" --lora_dropout "$lora_dropout" --lora_nums "$lora_nums"
     --blc_weight "$blc_weight" --blc_alpha "$blc_alpha" --blc_target "$blc_target"
+    --blc_importance "$blc_importance"
     --learning_rate "$learning_rate" --lr_scheduler_type "$lr_scheduler_type" --warmup_ratio "$warmup_ratio"
     --weight_decay "$weight_decay" --num_train_epochs "$num_train_epochs" --max_steps "$max_steps"
     --per_device_train_batch_size "$per_device_train_batch_size"

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from benchmarks.sides import Mixture, NaiveMixture, linear_side, ours, trained
-from loramoe.mixture import mixture_reference, route
+from benchmarks.sides import OURS, Mixture, NaiveMixture, linear_side, trained
+from loramoe.ops import mixture_reference, route
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}  # of ‖error‖ / ‖truth‖; one rounding to bfloat16 is 2e-3
 CHECKED_TOKENS = 1024  # the loop in float64 keeps every full-width product, and takes longer than what is timed
@@ -69,11 +69,11 @@ def check(base: nn.Linear, x: Tensor, dy: Tensor, mixture: Mixture) -> dict[str,
     """
     x, dy = x.detach()[:CHECKED_TOKENS], dy[:CHECKED_TOKENS]
     mixture = Mixture(mixture.experts, mixture.rank, mixture.alpha, dropout=0.0)
-    weights = adapter_weights(linear_side("stacked", base, mixture))
+    weights = adapter_weights(linear_side("eager", base, mixture))
     truth = _truth(base, x, dy, weights, mixture.scaling)
     tolerance = TOLERANCE[str(x.dtype).removeprefix("torch.")]
     errors = {}
-    for name in ("naive", *ours(x.device)):
+    for name in ("naive", *OURS):
         side = linear_side(name, base, mixture)
         set_adapter_weights(side, *weights)
         errors[name] = max(_error(mine, true) for mine, true in zip(_results(side, x, dy), truth, strict=True))

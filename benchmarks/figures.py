@@ -25,11 +25,12 @@ COLOURS = {  # Okabe and Ito's
     "base": "#767676",
     "lora": "#E69F00",
     "naive": "#D55E00",
-    "stacked": "#56B4E9",
+    "eager": "#56B4E9",
+    "stacked": "#56B4E9",  # the name of eager in results up to 2026-11
     "fused": "#0072B2",
     "xlora": "#CC79A7",
 }
-MARKERS = {"lora": "s", "naive": "X", "stacked": "^", "fused": "o"}
+MARKERS = {"lora": "s", "naive": "X", "eager": "^", "stacked": "^", "fused": "o"}
 
 
 def figures(folder: Path) -> dict[Path, tuple[Result, Callable[[Result], Figure]]]:
@@ -111,6 +112,8 @@ def _layer(result: Result) -> Figure:
     cells = result["cells"]
     figure, (axes,) = _new(1, height=1.6 + 0.3 * len(cells))
     for side, marker in MARKERS.items():
+        if side not in cells[0]["time_over_base"]:
+            continue
         spans = [cell["time_over_base"][side] for cell in cells]
         middle = [span["p50"] for span in spans]
         around = [[m - s["p20"] for m, s in zip(middle, spans, strict=True)]]

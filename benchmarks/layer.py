@@ -28,7 +28,7 @@ from benchmarks.harness import (
     write_result,
 )
 from benchmarks.memory import saved_bytes
-from benchmarks.sides import OURS, Mixture, linear_side, ours, trained
+from benchmarks.sides import OURS, Mixture, linear_side, trained
 
 OTHERS = ("base", "lora", "naive")
 EXPERTS = (2, 4, 8, 16, 32)
@@ -155,7 +155,7 @@ def measure(
     base, x, dy = operands(cell, device)
     mixture = Mixture(dropout=cell.dropout)
     errors = check(base, x, dy, mixture) if cell.dropout == 0 else {}
-    sides = {name: linear_side(name, base, mixture) for name in (*OTHERS, *ours(device))}
+    sides = {name: linear_side(name, base, mixture) for name in (*OTHERS, *OURS)}
     sides |= guests(base, mixture)
     runs = {name: forward_backward(side, x, dy) for name, side in sides.items()}
     seconds = paired(runs, pairs, warmup, name=str(cell))

@@ -3,7 +3,7 @@
 The work is timed by itself in the same rounds as the step, because it is too little to be seen in the difference of two
 steps (which stands beside it, `with_over_without`). It has two halves:
 
-- `gather`, for every forward: the summary that the constraint's hook keeps, and adding it up in the meter;
+- `gather`, for every forward: the figures of the constraint's hook by task type, and adding them up in the meter;
 - `log`, for every log: bringing the sums to the CPU and from the processes, deriving all figures, and writing them into
   TensorBoard's file.
 
@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from accelerate.utils import gather_object
@@ -32,7 +31,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.harness import ROOT, paired, quantiles, ratios, run_alone, start, write_result
 from benchmarks.sides import MLP, Mixture, trained
-from loramoe import hooks, last_balance
+from loramoe import last_balance
 from loramoe.report import ShareMeter
 from loramoe.report.live import live_figures
 
@@ -67,17 +66,17 @@ class Live:
     """
 
     def __init__(self, model: nn.Module, batch: dict[str, Tensor], folder: str) -> None:
-        with patch.object(hooks, "summary", wraps=hooks.summary) as summary, torch.no_grad():
+        with torch.no_grad():
             model(**batch)
-        self.model, self.call = model, summary.call_args
+        self.model = model
         self.meter = ShareMeter()
         self.writer = SummaryWriter(folder)
         self.logs = 0
 
     def gather(self) -> None:
         """The work of one forward."""
-        balance = hooks.summary(*self.call.args, **self.call.kwargs)
-        last_balance(self.model)  # the Trainer finds it so
+        balance = last_balance(self.model)
+        assert balance is not None
         self.meter.add(balance)
 
     def log(self) -> dict[str, float]:
@@ -96,13 +95,11 @@ class Live:
 
 
 def training_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
-    """One step that keeps nothing of what the experts did, ready to be repeated."""
+    """One step without what is logged, ready to be repeated."""
     optimiser = torch.optim.AdamW(trained(model), lr=1e-4)
 
     def run() -> None:
-        with patch.object(hooks, "summary", lambda *_: None):
-            loss = model(**batch).loss
-        loss.backward()
+        model(**batch).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from benchmarks.harness import run_alone, start, write_result
 from benchmarks.layer import Cell, measure
 from benchmarks.sides import Mixture
-from loramoe.mixture import mixture_reference, route
+from loramoe.ops import mixture_reference, route
 
 SIDE = "moe-peft"
 

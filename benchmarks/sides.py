@@ -5,7 +5,7 @@
 | `base`    | the frozen base, with a gradient to its input alone: the floor                                  |
 | `lora`    | PEFT's plain LoRA at rank E·R: as many parameters as the experts, without a router              |
 | `naive`   | the mixture as the released code computes it, expert by expert                                  |
-| `stacked` | ours, plain PyTorch                                                                             |
+| `eager`   | ours, plain PyTorch                                                                             |
 | `fused`   | ours, one operation: the default                                                                |
 | `xlora`   | PEFT's X-LoRA with E adapters of rank R, adapters trained too (whole models only)               |
 
@@ -15,7 +15,6 @@ All weights of an adapter have the base's dtype, on every side; B is drawn at ra
 from __future__ import annotations
 
 import copy
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,23 +33,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import loramoe
-from loramoe.mixture import IMPLEMENTATIONS
+from loramoe.ops import IMPLEMENTATIONS
 
 MLP = ("gate_proj", "up_proj", "down_proj")
-OURS = ("stacked", "fused")
-
-
-def ours(device: torch.device) -> tuple[str, ...]:
-    """Our implementations that one linear is measured with: on a GPU with triton installed, its kernels too.
-
-    Args:
-        device: Where.
-
-    Returns:
-        Their names.
-    """
-    kernels = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    return (*OURS, "triton") if kernels else OURS
+OURS = ("eager", "fused")
 
 
 @dataclass(frozen=True)
@@ -163,9 +149,7 @@ def linear_side(side: str, base: nn.Linear, mixture: Mixture) -> nn.Module:
     if side == "naive":
         return NaiveMixture(shared_copy(base), mixture)
     if side not in ("lora", *IMPLEMENTATIONS):
-        raise ValueError(
-            f"a single linear has the sides base, lora, naive, stacked, fused and triton; got side={side!r}."
-        )
+        raise ValueError(f"a single linear has the sides base, lora, naive, eager and fused; got side={side!r}.")
     holder = nn.ModuleDict({"linear": shared_copy(base)})
     config = mixture.equal_lora(("linear",)) if side == "lora" else mixture.config(("linear",))
     inject_adapter_in_model(config, holder)
@@ -264,7 +248,7 @@ _BUILDERS: dict[str, Callable[[nn.Module, Mixture], nn.Module]] = {
     "base": _base,
     "lora": _lora,
     "naive": _naive,
-    "stacked": _ours("stacked"),
+    "eager": _ours("eager"),
     "fused": _ours("fused"),
     "xlora": _xlora,
 }

@@ -12,11 +12,11 @@ from huggingface_hub.errors import HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import loramoe  # noqa: F401  # registers the method with peft
-from loramoe.compat import keep_gradients
+from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
 from loramoe.data.fingerprint import tokenizer_hash
-from loramoe.hooks import unwatch
 from loramoe.training.errors import UsageError, as_usage_error
 from loramoe.training.model_arguments import ModelArguments
+from loramoe.tuner.hooks import detach_hooks
 
 
 def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
@@ -129,7 +129,9 @@ def load_base(arguments: ModelArguments, device: str | None = None) -> Any:
         options |= {"quantization_config": BitsAndBytesConfig(**quantisation(arguments)), "device_map": {"": device}}
     with _told("base model", arguments.model_name_or_path) as name:
         base = AutoModelForCausalLM.from_pretrained(name, **options)
-    keep_gradients(base)  # packed, a 4-bit linear on a CPU could have in-features that are multiples of 64 alone
+    disable_bnb_cpu_packing(
+        base
+    )  # packed, a 4-bit linear on a CPU could have in-features that are multiples of 64 alone
     return (base if "device_map" in options else base.to(device)).eval()
 
 
@@ -205,7 +207,7 @@ def _given_back(base: Any, saved: Collection[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        unwatch(base)
+        detach_hooks(base)
         for name, module in modules.items():
             if base.get_submodule(name) is not module:
                 base.set_submodule(name, module)

@@ -3,6 +3,6 @@
 What changes is said by the files below this one, each for the installed module of its name: `tuners/lora.py`.
 """
 
-from loramoe.overlay import run_installed
+from loramoe.compat.overlay import run_installed
 
 run_installed(__name__, __file__)

@@ -150,7 +150,7 @@ def original(tmp_path: Path) -> Path:
 @pytest.fixture
 def converted(tmp_path: Path) -> Path:
     """The original adapter, converted."""
-    from loramoe.checkpoint import convert
+    from loramoe.export.original import convert
 
     convert(ORIGINAL, tmp_path / "ours")
     return tmp_path / "ours"

@@ -17,7 +17,7 @@ B, S, VOCAB = 3, 8, 40
 def llama(**overrides: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, pad_token_id=0, **sizes, **overrides))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, pad_token_id=0, **{**sizes, **overrides}))
 
 
 def adapted(base: nn.Module | None = None, **config: Any) -> Any:

@@ -145,9 +145,25 @@ def test_python_blocks_run(code: str, output: str, checkout: Path) -> None:
 # --- Tables and figures ----------------------------------------------------------------------------------------------
 
 
-def test_the_tables_of_the_direction_page_are_what_the_constraint_does_today() -> None:
-    page = text("docs/direction.md")
+def test_the_tables_of_the_method_page_are_up_to_date() -> None:
+    page = text("docs/method.md")
     assert script("direction").fill(page) == page
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("target", ["match", "paper"])
+def test_with_the_mean_every_length_reaches_the_closed_form(ratio: int, target: str) -> None:
+    direction = script("direction")
+    for types, lengths in ((direction.TWO_TYPES, (1, ratio)), (direction.THREE_TYPES, (1, ratio, 2 * ratio))):
+        own_group = direction.closed_form(len(lengths), 0.1, target)
+        shares = direction.minimise(types, 0.1, target, "mean", lengths)
+        assert shares == pytest.approx([own_group] * len(lengths), abs=1e-5)
+
+
+def test_with_the_sum_a_short_sample_goes_to_the_other_group() -> None:
+    direction = script("direction")
+    question, task = direction.minimise(direction.TWO_TYPES, 0.1, "match", "sum", (1, 4))
+    assert question < 0.5 < task
 
 
 def test_a_page_without_markers_is_refused() -> None:

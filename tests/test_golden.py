@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from loramoe.checkpoint import stack_experts
-from loramoe.mixture import mixture_reference, route
+from loramoe.ops import mixture_reference, route
+from loramoe.tuner.state_dict import current_names
 
 GOLDEN = Path(__file__).parent / "golden"
 CASE = GOLDEN / "six_experts_balanced"
@@ -80,7 +80,7 @@ def ten_steps(model: Any) -> list[float]:
 def test_the_gradient(model: Any) -> None:
     """In float64, so that only the rounding of the golden numbers is left: 7e-5 of the gradient's norm."""
     original = {name.removeprefix("grad."): t for name, t in TENSORS.items() if name.startswith("grad.")}
-    expected = stack_experts(original)
+    expected = current_names(original)
     got = gradients(model.double())
     assert got.keys() == expected.keys()
     names = list(expected)
@@ -105,7 +105,7 @@ def test_gradients_and_ten_steps_of_the_loop_over_experts(model: Any, monkeypatc
     fused = copy.deepcopy(model).double()
     looped = model.double()
     ours = gradients(fused), ten_steps(fused)
-    monkeypatch.setattr("loramoe.layer.IMPLEMENTATIONS", {"fused": add_loop})
+    monkeypatch.setattr("loramoe.tuner.layer.IMPLEMENTATIONS", {"fused": add_loop})
     theirs = gradients(looped), ten_steps(looped)
     for name, gradient in theirs[0].items():
         assert relative_error(ours[0][name], gradient) < 1e-9, name

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import loramoe
-from loramoe.mixture import IMPLEMENTATIONS
+from loramoe.ops import IMPLEMENTATIONS
 from tests.constrained import adapted, batch
 
 pytestmark = [

@@ -4,6 +4,6 @@ What changes is said by the files below this one, each for the installed module 
 `models/llama/modeling_llama.py`. peft is not imported here: it imports transformers itself.
 """
 
-from loramoe.overlay import run_installed
+from loramoe.compat.overlay import run_installed
 
 run_installed(__name__, __file__)

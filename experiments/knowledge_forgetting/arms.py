@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn import functional
 
 from loramoe import LoraMoeConfig, LoraMoeLayer
-from loramoe.mixture import mixture, route
+from loramoe.ops import mixture, route
+from loramoe.tuner.forward_pass import current_pass
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -47,7 +49,7 @@ class Recipe:
         detached: Whether the router's input is detached, so that it teaches nothing to the layers before it.
         replay: Share of the rows of type 1 that tell facts as the base model has read them, in place of questions.
         grouped: Whether a step's rows are of about one length. If not, they are as they come; the constraint then
-            pushes both types of rows to the same experts, as rows of type 1 are the shorter ones (docs/direction.md).
+            pushes both types of rows to the same experts, as rows of type 1 are the shorter ones (docs/method.md).
         epochs: How often the rows are gone through, each time in another order, on one schedule.
     """
 
@@ -149,14 +151,14 @@ def prepare(model: Any, kind: Kind, recipe: Recipe) -> Any:
     if kind == "lora":
         return get_peft_model(model, LoraConfig(**shared))
     constraint = {name: getattr(recipe, name) for name in ("lora_nums", "blc_weight", "blc_alpha", "blc_target")}
-    model = get_peft_model(model, LoraMoeConfig(**shared, **constraint))
+    model = get_peft_model(model, LoraMoeConfig(**shared, **constraint, blc_importance="sum"))  # as the published runs
     for layer in _layers(model):
         router, _, B = layer.weights("default")
         router.data.mul_(recipe.router_scale)
         if recipe.zero_experts:
             B.register_hook(_ZeroFirst(recipe.zero_experts * layer.r["default"]))  # type: ignore[no-untyped-call]
         if recipe.detached:
-            layer.add_mixture = partial(_add_detached, layer)  # type: ignore[method-assign]
+            layer._add_mixture = partial(_add_detached, layer)  # type: ignore[method-assign]
     return model
 
 
@@ -173,12 +175,15 @@ class _ZeroFirst:
 
 
 def _add_detached(layer: LoraMoeLayer, adapter_name: str, y: Tensor, x: Tensor) -> Tensor:
-    """`LoraMoeLayer.add_mixture`, with no gradient from the gates to x."""
+    """What the layer adds, with no gradient from the gates to x."""
     router, A, B = layer.weights(adapter_name)
     gates = route(x.detach(), router)
-    if layer.watched:
-        layer.gates[adapter_name] = gates
-    return y + mixture(layer.loramoe_dropout[adapter_name](x), gates, A, B, layer.scaling[adapter_name]).to(y.dtype)
+    forward_pass = current_pass()
+    if forward_pass is not None:
+        forward_pass.add(adapter_name, layer.key, gates, router)
+    experts = layer.loramoe_experts[adapter_name]
+    dropped = functional.dropout(x, experts.dropout, experts.training)
+    return y + mixture(dropped, gates, A, B, layer.scaling[adapter_name]).to(y.dtype)
 
 
 def _layers(model: nn.Module) -> list[LoraMoeLayer]:
@@ -199,8 +204,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe, learning_rate: float) -> 
     groups: dict[float, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            factor = recipe.router_rate if "loramoe_router" in name else 1.0
-            factor = recipe.rate_B if "loramoe_B" in name or "lora_B" in name else factor
+            factor = recipe.router_rate if name.endswith(".router") else 1.0
+            factor = recipe.rate_B if name.endswith(".B") or "lora_B" in name else factor
             groups.setdefault(factor * learning_rate, []).append(parameter)
     return [{"params": parameters, "lr": lr} for lr, parameters in groups.items()]
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from loramoe import LoraMoeConfig
 from loramoe.data import PackedCollator
-from loramoe.layer import MERGE_REFUSED
+from loramoe.tuner.layer import MERGE_REFUSED
 
 ADAPTER = "loramoe"
 

@@ -10,8 +10,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from loramoe.config import LoraMoeConfig
-from loramoe.layer import LoraMoeLayer
+from loramoe.tuner.config import LoraMoeConfig
+from loramoe.tuner.layer import LoraMoeLayer
 
 # What a batch holds for the measuring alone; everything else goes into the model.
 NOT_FOR_THE_MODEL = ("labels", "task_types")
@@ -66,8 +66,8 @@ def adapted(model: Any) -> Adapted:
         raise ExportError(f"adapter {name!r} is of type {config.peft_type.value}; only LoRAMoE needs this export.")
     modules = model.get_base_model().named_modules()
     layers = {linear: module for linear, module in modules if isinstance(module, LoraMoeLayer)}
-    layers = {linear: layer for linear, layer in layers.items() if name in layer.loramoe_A}
-    if any(not layer.adapters_at_work for layer in layers.values()):
+    layers = {linear: layer for linear, layer in layers.items() if name in layer.loramoe_experts}
+    if any(not layer.adapters_in_use for layer in layers.values()):
         raise ExportError(f"adapter {name!r} is disabled. Call export_lora outside of disable_adapter().")
     _check_in_memory(name, layers)
     return Adapted(model, name, config, layers)
@@ -76,8 +76,7 @@ def adapted(model: Any) -> Adapted:
 def _check_in_memory(name: str, layers: Mapping[str, LoraMoeLayer]) -> None:
     """Refuses offloaded weights: accelerate would undo any change of them, such as that of `as_plain_lora`."""
     for layer in layers.values():
-        parts = (layer.loramoe_router[name], layer.loramoe_A[name], layer.loramoe_B[name])
-        if any(weight.is_meta for part in parts for weight in part.parameters()):
+        if any(weight.is_meta for weight in layer.weights(name)):
             raise ExportError(
                 f"weights of adapter {name!r} are on the meta device: offloaded, or not loaded. Load the model whole."
             )

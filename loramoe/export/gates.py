@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from loramoe.balance import rows_as_samples
 from loramoe.export.adapted import Adapted, ExportError, adapted, in_evaluation, on_device_of, real_tokens, run
-from loramoe.samples import by_token, told_apart
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def mean_gates(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: bo
     with in_evaluation(model), torch.inference_mode():
         for batch in tqdm(batches, desc="mean gates", disable=not progress, leave=False):
             on_device = on_device_of(model, batch)
-            with gates_kept(adapter):
+            with gates_kept(adapter) as kept:
                 run(model, on_device)
-                kept = {linear: gates_of(adapter, linear, real_tokens(on_device)) for linear in adapter.layers}
-            for linear, gates_NE in kept.items():
+            for linear in adapter.layers:
+                gates_NE = gates_of(kept, linear, real_tokens(on_device))
                 sums[linear] = sums.get(linear, 0.0) + _moments(gates_NE)
     if not sums:
         raise ExportError("the calibration rows are empty: there are no gates to average. Give at least one batch.")
@@ -68,30 +69,44 @@ def mean_gates(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: bo
 
 
 @contextmanager
-def gates_kept(adapter: Adapted) -> Iterator[None]:
-    """Within, the layers keep the gates of their forwards; afterwards they keep none.
+def gates_kept(adapter: Adapted) -> Iterator[dict[str, Tensor]]:
+    """Within, the gates of each layer's forward are kept.
 
     Args:
         adapter: The adapter.
 
     Yields:
-        Nothing.
+        The gates [..., E] of each layer that was called, by its name.
     """
-    for layer in adapter.layers.values():
-        layer.watched, layer.gates = True, {}
+    kept: dict[str, Tensor] = {}
+    handles = [
+        layer.loramoe_experts[adapter.name].register_forward_hook(partial(_keep_gates, kept, name))
+        for name, layer in adapter.layers.items()
+    ]
     try:
-        yield
+        yield kept
     finally:
-        for layer in adapter.layers.values():
-            layer.watched, layer.gates = False, {}
+        for handle in handles:
+            handle.remove()
 
 
-def gates_of(adapter: Adapted, linear: str, real_BS: Tensor) -> Tensor:
-    """The gates that a linear kept, of the real tokens.
+def _keep_gates(
+    kept: dict[str, Tensor], name: str, experts: nn.Module, args: Any, output: tuple[Tensor, Tensor]
+) -> None:
+    if name in kept:
+        raise ExportError(
+            f"{name} was called twice in one forward pass, as the shared layers of ALBERT are: which gates count is "
+            "not known. Choose an adapter without such layers."
+        )
+    kept[name] = output[1]
+
+
+def gates_of(kept: Mapping[str, Tensor], linear: str, real_BS: Tensor) -> Tensor:
+    """The gates of a layer that were kept, of the real tokens.
 
     Args:
-        adapter: The adapter.
-        linear: Name of the linear.
+        kept: What `gates_kept` yielded.
+        linear: Name of the layer.
         real_BS: Which tokens of the batch are real, bool [B, S].
 
     Returns:
@@ -100,14 +115,13 @@ def gates_of(adapter: Adapted, linear: str, real_BS: Tensor) -> Tensor:
     Raises:
         ExportError: If the linear did not see each token of the batch once.
     """
-    gates = adapter.layers[linear].gates.get(adapter.name)
-    gates_NE = by_token(gates, real_BS.shape)
-    if gates_NE is None:
+    gates, samples = kept.get(linear), rows_as_samples(real_BS)
+    if gates is None or not samples.covers(gates):
         raise ExportError(
-            f"{told_apart(linear, gates, real_BS.shape)}: which of them are real cannot be told, so no mean gate "
-            "can be given. Such an adapter cannot be exported."
+            f"{samples.token_mismatch_message(linear, gates)}: which of them are real is not known, so there is no "
+            "mean gate. Such an adapter cannot be exported."
         )
-    return gates_NE[real_BS.flatten().to(gates_NE.device)]
+    return gates.flatten(0, -2)[real_BS.flatten().to(gates.device)]
 
 
 def _moments(gates_NE: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loramoe.export.adapted import Adapted
 from loramoe.export.gates import gates_kept, gates_of
-from loramoe.mixture import mixture
+from loramoe.ops import mixture
 
 
 class LinearErrors:
@@ -39,9 +39,9 @@ class LinearErrors:
         Yields:
             Nothing.
         """
-        with gates_kept(self._adapter):
+        with gates_kept(self._adapter) as kept:
             hooks = [
-                layer.register_forward_hook(partial(self._add, linear, real_BS))
+                layer.register_forward_hook(partial(self._add, kept, linear, real_BS))
                 for linear, layer in self._adapter.layers.items()
             ]
             try:
@@ -50,8 +50,16 @@ class LinearErrors:
                 for hook in hooks:
                     hook.remove()
 
-    def _add(self, linear: str, real_BS: Tensor, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        gates_NE = gates_of(self._adapter, linear, real_BS)
+    def _add(
+        self,
+        kept: Mapping[str, Tensor],
+        linear: str,
+        real_BS: Tensor,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        output: Tensor,
+    ) -> None:
+        gates_NE = gates_of(kept, linear, real_BS)
         dtype, device = gates_NE.dtype, gates_NE.device
         x_ND = args[0].reshape(real_BS.numel(), -1)[real_BS.flatten().to(device)].to(dtype)
         _, A, B = (weight.to(dtype) for weight in self._adapter.layers[linear].weights(self._adapter.name))

@@ -18,8 +18,8 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from loramoe.config import LoraMoeConfig
 from loramoe.export.adapted import Adapted, adapted
+from loramoe.tuner.config import LoraMoeConfig
 
 # Fields that mean in LoRA what they mean in LoRAMoE.
 SHARED_FIELDS: tuple[str, ...] = ("base_model_name_or_path", "exclude_modules", "layers_pattern", "layers_to_transform")
@@ -116,15 +116,15 @@ def as_plain_lora(model: Any, mean_gates: Mapping[str, Tensor]) -> Iterator[None
         Nothing.
     """
     adapter = adapted(model)
-    kept: list[tuple[nn.Module, Any]] = []
+    kept: list[tuple[Any, nn.Parameter, nn.Parameter]] = []
     try:
         for linear, (_, B) in lora_weights(adapter, mean_gates).items():
             layer = adapter.layers[linear]
-            router, up = layer.loramoe_router[adapter.name], layer.loramoe_B[adapter.name]
-            kept += [(router, router.weight), (up, up.weight)]
-            router.weight = nn.Parameter(layer.weights(adapter.name)[0].new_zeros(1, layer.in_features), False)
-            up.weight = nn.Parameter(B, False)
+            experts: Any = layer.loramoe_experts[adapter.name]
+            kept.append((experts, experts.router, experts.B))
+            experts.router = nn.Parameter(experts.router.new_zeros(1, layer.in_features), False)
+            experts.B = nn.Parameter(B, False)
         yield
     finally:
-        for module, weight in kept:
-            module.weight = weight
+        for experts, router, B in kept:
+            experts.router, experts.B = router, B

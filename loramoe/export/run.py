@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import loramoe
-from loramoe.adapter_files import CONFIG, SAFE
 from loramoe.data.disk import sync
 from loramoe.export.adapted import Adapted, ExportError, adapted, in_evaluation
 from loramoe.export.card import model_card
@@ -25,6 +24,7 @@ from loramoe.export.distance import BASE, EXPORT, MIXTURE, Distance, distance
 from loramoe.export.figure import FIGURE, draw_linears
 from loramoe.export.gates import GateStatistics, mean_gates
 from loramoe.export.lora import as_plain_lora, plain_lora
+from loramoe.export.original import CONFIG, SAFE
 from loramoe.export.report import REPORT, ExportReport, LinearReport
 from loramoe.recall import Probe, recall
 from loramoe.report.card import hub_name, public_name

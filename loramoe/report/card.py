@@ -20,8 +20,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
 from peft import PeftConfig
 
-from loramoe.config import LoraMoeConfig
 from loramoe.training.files import filled_then_moved
+from loramoe.tuner.config import LoraMoeConfig
 
 CARD = "README.md"
 TAGS = ("lora", "loramoe", "mixture-of-experts", "peft")

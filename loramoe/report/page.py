@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
 
-from loramoe.config import LoraMoeConfig
 from loramoe.report.figure import MEANING
 from loramoe.report.measures import Measures
 from loramoe.report.pictures import Picture
 from loramoe.report.template import HTML, MARKDOWN
 from loramoe.report.tokens import visible
+from loramoe.tuner.config import LoraMoeConfig
 
 SECTIONS: Final = {
     "gates": (

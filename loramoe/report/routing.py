@@ -23,12 +23,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from loramoe.config import LoraMoeConfig
+from loramoe.balance import rows_as_samples
 from loramoe.export.adapted import Adapted, in_evaluation, real_tokens
 from loramoe.export.gates import gates_kept
-from loramoe.layer import LoraMoeLayer
 from loramoe.report.layers import Layer, bands_of, layers_of
-from loramoe.samples import by_token, told_apart
+from loramoe.tuner.config import LoraMoeConfig
+from loramoe.tuner.layer import LoraMoeLayer
 
 NEEDED = ("input_ids", "task_types")
 
@@ -160,9 +160,9 @@ def observe(model: Any, batches: Iterable[Mapping[str, Tensor]], *, progress: bo
             ids_BS, task_types = batch["input_ids"].to(model.device), batch["task_types"]
             real_BS = real_tokens(batch).to(model.device)
             places_P = real_BS.flatten().nonzero().squeeze(-1)  # once: an accelerator has to be waited for
-            with gates_kept(adapter):
+            with gates_kept(adapter) as kept:
                 trunk(input_ids=ids_BS, attention_mask=real_BS.long(), use_cache=False)
-                gates = [_gates_of(adapter, linear, real_BS.shape, places_P) for linear in adapter.layers]
+                gates = [_gates_of(kept, linear, real_BS, places_P) for linear in adapter.layers]
             types_BS = task_types.to(model.device)[:, None].expand_as(ids_BS)
             ids_P, types_P = (each_BS.flatten().index_select(0, places_P) for each_BS in (ids_BS, types_BS))
             meter.add(gates, ids_P, types_P, task_types.tolist())
@@ -203,7 +203,9 @@ def routed(model: Any) -> Adapted:
         )
     modules = model.get_base_model().named_modules()
     layers = {linear: module for linear, module in modules if isinstance(module, LoraMoeLayer)}
-    return Adapted(model, name, config, {linear: each for linear, each in layers.items() if name in each.loramoe_A})
+    return Adapted(
+        model, name, config, {linear: each for linear, each in layers.items() if name in each.loramoe_experts}
+    )
 
 
 def _trunk(base: nn.Module, adapter: Adapted) -> nn.Module:
@@ -221,13 +223,12 @@ def _check_batch(batch: Mapping[str, Tensor]) -> None:
         )
 
 
-def _gates_of(adapter: Adapted, linear: str, shape: torch.Size, places_P: Tensor) -> Tensor:
+def _gates_of(kept: Mapping[str, Tensor], linear: str, real_BS: Tensor, places_P: Tensor) -> Tensor:
     """Gates [P, E] of the P real tokens of a batch [B, S]; some architectures flatten that into one dimension."""
-    gates = adapter.layers[linear].gates.get(adapter.name)
-    gates_NE = by_token(gates, shape)
-    if gates_NE is None:
+    gates, samples = kept.get(linear), rows_as_samples(real_BS)
+    if gates is None or not samples.covers(gates):
         raise ValueError(
-            f"{told_apart(linear, gates, shape)}: whose gates are whose cannot be told. Adapters on linears that see "
-            "each token once, row by row, can be reported on, and no others."
+            f"{samples.token_mismatch_message(linear, gates)}. Adapters on layers that see each token once, row by "
+            "row, can be reported on, and no others."
         )
-    return gates_NE.index_select(0, places_P.to(gates_NE.device))
+    return gates.flatten(0, -2).index_select(0, places_P.to(gates.device))

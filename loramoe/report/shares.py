@@ -22,7 +22,7 @@ from loramoe.balance import squared_cv
 from loramoe.report.layers import layers_of
 
 if TYPE_CHECKING:
-    from loramoe import Balance
+    from loramoe import BalanceStats
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Shares:
 
 
 class ShareMeter:
-    """Gathers the `Balance` of many forwards into `Shares`.
+    """Gathers the `BalanceStats` of many forwards into `Shares`.
 
     The expert count and the linears must be the same in all of them; the task types need not be.
     """
@@ -117,19 +117,20 @@ class ShareMeter:
         self._batches = 0
         self._names: tuple[tuple[str, ...], tuple[int, ...]] | None = None
 
-    def add(self, balance: Balance) -> None:
+    def add(self, balance: BalanceStats) -> None:
         """Adds one forward.
 
         Args:
             balance: What `loramoe.last_balance(model)` returned after it.
         """
+        tokens_T, gate_TLE = balance.tokens_T.double(), balance.gate_TLE.double()
         for t, task_type in enumerate(balance.task_types):
-            tokens = balance.tokens_T[t].double()
-            self._gates[task_type] = self._gates.get(task_type, 0.0) + tokens * balance.gate_TLE[t].double()
+            tokens = tokens_T[t]
+            self._gates[task_type] = self._gates.get(task_type, 0.0) + tokens * gate_TLE[t]
             self._tokens[task_type] = self._tokens.get(task_type, 0.0) + tokens
         self._constraint_L = self._constraint_L + balance.constraint_L.double()
         self._batches += 1
-        self._names = (tuple(balance.linears), tuple(balance.expert_types))
+        self._names = (tuple(balance.layers), tuple(balance.expert_types))
 
     def on_cpu(self) -> ShareMeter:
         """A copy on the CPU, which can be sent to other processes."""

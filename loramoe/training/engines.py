@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from loramoe.layer import LoraMoeLayer
 from loramoe.training.errors import UsageError
 
 
@@ -72,27 +71,6 @@ def start_engine(args: TrainingArguments, asks: bool = False) -> None:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
-
-
-def gather_where_used(model: nn.Module) -> None:
-    """Tells ZeRO-3 that a LoRAMoE layer uses the weights of its experts and router itself; else does nothing.
-
-    ZeRO-3 gathers the weights that a module has of its own. A LoRAMoE layer computes with those of its submodules,
-    without calling them. DeepSpeed finds that out in a forward of its engine, but a model that generates first, as it
-    does to measure the recall before the training, is not called through the engine.
-
-    Args:
-        model: The adapted model.
-    """
-    if not is_deepspeed_zero3_enabled():
-        return
-    import deepspeed
-
-    for layer in model.modules():
-        if isinstance(layer, LoraMoeLayer):
-            for adapter_name in layer.loramoe_A:
-                for weight in layer.weights(adapter_name):
-                    deepspeed.zero.register_external_parameter(layer, weight)
 
 
 def whole_adapter(model: nn.Module, keep: bool = True) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def _wished_config(arguments: ModelArguments) -> LoraMoeConfig:
             blc_weight=arguments.blc_weight,
             expert_types=arguments.expert_type_list(),
             blc_target=arguments.blc_target,
+            blc_importance=arguments.blc_importance,
             target_modules=comma_list(arguments.trainable),
             modules_to_save=comma_list(arguments.modules_to_save),
         )
@@ -82,6 +83,7 @@ def _tell_differences(arguments: ModelArguments, config: LoraMoeConfig) -> None:
         "blc_weight",
         "types_of_experts",
         "blc_target",
+        "blc_importance",
     ]
     names += ["target_modules"] if wished.target_modules else []
     names += ["modules_to_save"] if wished.modules_to_save else []

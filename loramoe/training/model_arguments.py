@@ -42,10 +42,14 @@ class ModelArguments:
         metadata={"help": "Type of each expert, comma-separated. Default: 1 for the first half, 0 for the rest."},
     )
     blc_target: Literal["paper", "match"] = field(
-        default="paper",
+        default="match",
         metadata={
-            "help": "paper: the group of a sample's type ends with less gate weight (released code); match: with more."
+            "help": "match: the experts of a sample's type get more gate weight; paper: less, as in the original code."
         },
+    )
+    blc_importance: Literal["mean", "sum"] = field(
+        default="mean",
+        metadata={"help": "Importance of an expert for a sample: mean or sum of its gates over the sample's tokens."},
     )
     modules_to_save: str | None = field(
         default=None, metadata={"help": "Modules to train and save whole beside the adapter, comma-separated."}

@@ -19,7 +19,7 @@ from loramoe.report.write import remove_pages
 from loramoe.training import checkpoints
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.card import Origin, describe
-from loramoe.training.engines import gather_where_used, start_engine
+from loramoe.training.engines import start_engine
 from loramoe.training.errors import UsageError, as_usage_error
 from loramoe.training.experts_page import leave_page
 from loramoe.training.files import SEAL, write_json
@@ -83,7 +83,6 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     if data_args.packing:
         attend_by_sample(base)
     model = add_adapter(base, model_args, config)
-    gather_where_used(model)
     trainer = _make_trainer(model, tokenizer, splits, probes, args, make_collator(tokenizer, data_args))
     if not args.do_train:
         return _evaluate_only(trainer, arguments)

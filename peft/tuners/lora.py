@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from loramoe.compat import extend_lora_config
+from loramoe.compat.peft import extend_lora_config
 
 
 def extend(module: ModuleType) -> None:

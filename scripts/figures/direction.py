@@ -1,10 +1,11 @@
-"""The direction of the balancing constraint by numbers: minimise it on free gates, and see which experts get what.
+"""The minimum of the balancing constraint, by numbers: which group of experts gets the gate weight of which samples.
 
-There is no model here and no language-model loss: one sample of each task type, one free logit for each of its experts,
-and `loramoe.balance` as training uses it. What the minimiser finds stands beside the closed form, Q ∝ 1/I for
-`blc_target="paper"` and Q ∝ I for `blc_target="match"`.
+There is no model here and no language-model loss: one sample of each task type, one free logit for each sample and
+expert, and the functions of `loramoe.balance` that training uses. The tables compare what the minimiser finds with the
+closed form: Q ∝ I for `blc_target="match"` and Q ∝ 1 / I for "paper".
 
-    python scripts/figures/direction.py      # rewrites the tables of docs/direction.md, and docs/figures/direction.png
+    python scripts/figures/direction.py            # rewrites the tables of docs/method.md, and the figure
+    python scripts/figures/direction.py --check    # writes nothing; exits with 1 if the tables are out of date
 """
 
 from __future__ import annotations
@@ -26,43 +27,59 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from loramoe.balance import BLC_TARGETS, BlcTarget, coefficient, importance, localized_balance, match_types
+from loramoe.balance import (
+    BLC_IMPORTANCES,
+    BLC_TARGETS,
+    BlcImportance,
+    BlcTarget,
+    coefficient,
+    localized_balance,
+    match_types,
+    rows_as_samples,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, FIGURE = ROOT / "docs/direction.md", ROOT / "docs/figures/direction.png"
+PAGE, FIGURE = ROOT / "docs/method.md", ROOT / "docs/figures/direction.png"
 
 TWO_TYPES, THREE_TYPES = (1, 1, 0, 0), (2, 2, 1, 1, 0, 0)
-STYLES = {"paper": ("#0072B2", "-", "o"), "match": ("#D55E00", "--", "s")}  # Okabe and Ito's blue and vermilion
+ALPHA = 0.1  # blc_alpha in the tables: the paper's
+RATIOS = (1, 2, 3, 4, 8, 16)  # tokens of a task for each token of a question
+LINES = {"match": ("#0072B2", "o", "full"), "paper": ("#D55E00", "s", "none")}  # Okabe and Ito's blue and vermilion
 
 
 def minimise(
-    expert_types: Sequence[int], blc_alpha: float, blc_target: BlcTarget, lengths: Sequence[int] | None = None
-) -> tuple[list[float], float]:
-    """Minimise the constraint on free gates, one sample for each task type.
+    expert_types: Sequence[int],
+    blc_alpha: float,
+    blc_target: BlcTarget,
+    blc_importance: BlcImportance = "mean",
+    lengths: Sequence[int] | None = None,
+) -> list[float]:
+    """Minimise the constraint over free gates, with one sample of each task type.
 
     Args:
         expert_types: Type of each of the E experts, groups of equal size.
         blc_alpha: a in 1 ± a.
         blc_target: Direction of the constraint.
-        lengths: Tokens of each sample, the highest type first; all tokens of a sample have one gate. Default: 1 each.
+        blc_importance: "mean" or "sum" of the gates over the tokens of a sample.
+        lengths: Tokens of each sample, the highest type first; all tokens of a sample have equal gates. Default: 1.
 
     Returns:
-        At the minimum, the share of the gate weight that each sample gives to the group of its own type, and the
-        constraint.
+        The share of its gate weight that each sample, at the minimum, gives to the experts of its own type.
     """
     task_types = torch.tensor(sorted(set(expert_types), reverse=True))
     tokens_M = torch.tensor(lengths or [1] * len(task_types))
-    mask_MS = torch.arange(int(tokens_M.max())) < tokens_M.unsqueeze(-1)
-    I_ME = coefficient(task_types, expert_types, blc_alpha, blc_target)
-    logits_ME = torch.randn(I_ME.shape, generator=torch.Generator().manual_seed(0)).double().requires_grad_(True)
+    membership = rows_as_samples(torch.arange(int(tokens_M.max())) < tokens_M.unsqueeze(-1))
+    coefficient_ME = coefficient(task_types, expert_types, blc_alpha, blc_target)
+    generator = torch.Generator().manual_seed(0)
+    logits_ME = torch.randn(coefficient_ME.shape, generator=generator).double().requires_grad_(True)
 
     def constraint() -> Tensor:
-        gates_MSE = logits_ME.softmax(-1).unsqueeze(1).expand(-1, mask_MS.shape[1], -1)
-        return localized_balance(importance(gates_MSE, mask_MS), I_ME)
+        gates_MSE = logits_ME.softmax(-1).unsqueeze(1).expand(-1, membership.shape[1], -1)
+        return localized_balance(membership.importance(gates_MSE, blc_importance), coefficient_ME)
 
     _descend(constraint, logits_ME)
     own_M = (logits_ME.detach().softmax(-1) * match_types(task_types, expert_types)).sum(-1)
-    return own_M.tolist(), constraint().item()
+    return own_M.tolist()
 
 
 def _descend(constraint: Callable[[], Tensor], logits: Tensor) -> None:
@@ -80,68 +97,61 @@ def _descend(constraint: Callable[[], Tensor], logits: Tensor) -> None:
 
 
 def closed_form(groups: int, blc_alpha: float, blc_target: BlcTarget) -> float:
-    """Share of the matching group where I ∘ Q is equal: Q ∝ 1/I ("paper"), or, dividing by I instead, Q ∝ I ("match").
+    """Return the share of a sample's own group where Z is even: Q ∝ I under "match", Q ∝ 1 / I under "paper".
 
     Args:
         groups: Number of groups of experts, all of one size.
         blc_alpha: a in 1 ± a.
         blc_target: Direction of the constraint.
-
-    Returns:
-        The share, for samples of equal length.
     """
-    # For "paper", 1/(1 + a) : 1/(1 − a) is the same proportion as 1 − a : 1 + a.
-    matching, other = (1 - blc_alpha, 1 + blc_alpha) if blc_target == "paper" else (1 + blc_alpha, 1 - blc_alpha)
-    return matching / (matching + (groups - 1) * other)
+    # 1 / (1 + a) and 1 / (1 − a) have the ratio of 1 − a and 1 + a.
+    own, other = (1 + blc_alpha, 1 - blc_alpha) if blc_target == "match" else (1 - blc_alpha, 1 + blc_alpha)
+    return own / (own + (groups - 1) * other)
 
 
 def split_table() -> str:
-    """Samples of one length: what a matching expert and any other are left with."""
+    """Return the table for samples of one length: the gates of each group at the minimum."""
     rows = [
-        "| task types | E | `blc_alpha` | `blc_target` | gate of a matching expert | of any other expert "
-        "| share of the matching group | closed form |",
+        "| types | E | a | `blc_target` | gate, own type | gate, other type | share, own group | closed form |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for types, alpha, target in itertools.product((TWO_TYPES, THREE_TYPES), (0.1, 0.5), BLC_TARGETS):
+    for types, target in itertools.product((TWO_TYPES, THREE_TYPES), BLC_TARGETS):
         groups = len(set(types))
         size = len(types) // groups
-        own_M, _ = minimise(types, alpha, target)
-        own = _common(own_M)
+        own = _common(minimise(types, ALPHA, target))
         gates = f"{own / size:.4f} | {(1 - own) / (len(types) - size):.4f}"
-        rows.append(
-            f'| {groups} | {len(types)} | {alpha} | "{target}" | {gates} | {own:.4f} '
-            f"| {closed_form(groups, alpha, target):.4f} |"
-        )
+        expected = closed_form(groups, ALPHA, target)
+        rows.append(f'| {groups} | {len(types)} | {ALPHA} | "{target}" | {gates} | {own:.4f} | {expected:.4f} |')
     return "\n".join(rows) + "\n"
 
 
 def _common(shares: Sequence[float]) -> float:
-    """The value that all samples share; fails if they differ."""
+    """Return the value that all samples share; fails if they differ."""
     torch.testing.assert_close(torch.tensor(shares), torch.full((len(shares),), shares[0]), rtol=0, atol=1e-5)
     return shares[0]
 
 
 def length_table() -> str:
-    """Samples of different lengths: a short question of type 1 beside a longer task of type 0."""
+    """Return the table for samples of different lengths: a short question of type 1, a longer task of type 0."""
     rows = [
-        '| tokens, question : task | "paper": question | task | "match": question | task | constraint that is left |',
-        "|---|---|---|---|---|---|",
+        '| tokens, question : task | "mean": question | task | "sum": question | task |',
+        "|---|---|---|---|---|",
     ]
-    for ratio in (1, 2, 3, 4, 8, 16):
-        (paper, left), (match, _) = (minimise(TWO_TYPES, 0.1, target, (1, ratio)) for target in BLC_TARGETS)
-        shares = " | ".join(f"{share:.3f}" for share in (*paper, *match))
-        rows.append(f"| 1 : {ratio} | {shares} | {left:.3f} |")
+    for ratio in RATIOS:
+        found = [minimise(TWO_TYPES, ALPHA, "match", importance, (1, ratio)) for importance in BLC_IMPORTANCES]
+        cells = " | ".join(f"{share:.3f}" for shares in found for share in shares)
+        rows.append(f"| 1:{ratio} | {cells} |")
     return "\n".join(rows) + "\n"
 
 
 def fill(page: str) -> str:
-    """The page with its tables made anew, between their markers.
+    """Return a page with the tables between its markers computed anew.
 
     Args:
         page: The page's Markdown.
 
-    Returns:
-        The same, with what the functions above say today.
+    Raises:
+        ValueError: If the page does not have one pair of markers for each table.
     """
     for name, table in (("split", split_table()), ("lengths", length_table())):
         between = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
@@ -152,17 +162,18 @@ def fill(page: str) -> str:
 
 
 def draw(file: Path) -> None:
-    """Draw the matching group's share against blc_alpha: the closed form as lines, what was minimised as markers.
+    """Draw the share of a sample's own group against blc_alpha: lines are the closed form, markers the minimiser's.
 
     Args:
         file: The PNG to write.
     """
     with plt.rc_context({"font.size": 11}):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(9, 3.7), sharey=True, layout="constrained")
         for panel, types in zip(axes, (TWO_TYPES, THREE_TYPES), strict=True):
             _draw_shares(panel, types)
-        axes[0].set_ylabel("share of the gate weight\nthat goes to the matching group")
-        axes[0].legend(loc="upper left", frameon=False)
+        axes[0].set_ylabel("share of the gate weight\nfor the sample's own group")
+        axes[0].legend(loc="upper left", frameon=False, fontsize=10)
+        figure.suptitle('With "match" a sample gives its own group more weight, with "paper" less', fontsize=12)
         figure.savefig(file, dpi=160, metadata={"Software": None})
         plt.close(figure)
 
@@ -171,23 +182,34 @@ def _draw_shares(panel: Axes, types: tuple[int, ...]) -> None:
     groups = len(set(types))
     lines, marks = torch.linspace(0, 0.95, 96).tolist(), torch.linspace(0.1, 0.9, 9).tolist()
     for target in BLC_TARGETS:
-        colour, dash, marker = STYLES[target]
-        panel.plot(lines, [closed_form(groups, a, target) for a in lines], dash, color=colour)
-        panel.plot(marks, [_common(minimise(types, a, target)[0]) for a in marks], marker, color=colour)
-        panel.plot([], [], dash, marker=marker, color=colour, label=f'blc_target="{target}"')
-    panel.axhline(1 / groups, color="0.6", linewidth=1, linestyle=":", zorder=0)
-    panel.annotate("even", (0.95, 1 / groups), ha="right", va="bottom", color="0.35")
-    panel.set(title=f"{groups} task types, {len(types)} experts", xlabel="blc_alpha", xlim=(0, 1), ylim=(0, 1))
+        colour, marker, filled = LINES[target]
+        look = {"color": colour, "marker": marker, "fillstyle": filled}
+        found = [_common(minimise(types, a, target)) for a in marks]
+        panel.plot(lines, [closed_form(groups, a, target) for a in lines], color=colour)
+        panel.plot(marks, found, linestyle="", **look)
+        panel.plot([], [], label=f'blc_target="{target}"', **look)
+    panel.axhline(1 / groups, color="0.4", linewidth=1, linestyle="--", zorder=0, label="even share")
+    panel.set(title=f"{groups} task types, {len(types)} experts", xlabel="blc_alpha", xlim=(0, 0.95), ylim=(0, 1))
+    panel.title.set_fontsize(11)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def main() -> None:
-    """Rewrite the page's tables and the figure."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+def main() -> int:
+    """Rewrite the tables and the figure, or compare the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the tables are out of date")
+    check = parser.parse_args().check
+    page = PAGE.read_text(encoding="utf-8")
+    filled = fill(page)
+    if check:
+        name = PAGE.relative_to(ROOT)
+        print(f"{name} is up to date" if filled == page else f"{name} is out of date; run {Path(__file__).name}")
+        return int(filled != page)
+    PAGE.write_text(filled, encoding="utf-8")
     draw(FIGURE)
     print(f"wrote {PAGE.relative_to(ROOT)} and {FIGURE.relative_to(ROOT)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

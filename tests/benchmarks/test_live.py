@@ -39,12 +39,11 @@ def test_the_table_has_both_ways_of_measuring() -> None:
     assert row.endswith(" | 103.40% (100.00%–110.00%) | 1.03 (1.00–1.10) |")
 
 
-def test_the_step_without_keeps_nothing_and_learns(adapted) -> None:
+def test_the_step_without_logging_learns(adapted) -> None:
     model = adapted(blc_weight=0.1, blc_alpha=0.1).train()
     ids = torch.arange(3, 23).reshape(2, 10)
     before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
     live.training_step(model, {"input_ids": ids, "labels": ids, "task_types": torch.tensor([0, 1])})()
-    assert live.last_balance(model) is None
     assert all(not torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
 
 

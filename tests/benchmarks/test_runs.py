@@ -137,7 +137,7 @@ def test_decode_refuses_implementations_that_disagree(generating: dict[str, nn.M
     generating["fused"].register_forward_hook(
         lambda _module, _args, output: setattr(output, "logits", output.logits + 1)
     )
-    with pytest.raises(AssertionError, match="stacked and fused disagree: not timed"):
+    with pytest.raises(AssertionError, match="eager and fused disagree: not timed"):
         decode.check(generating, torch.arange(6)[None])
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from benchmarks.check import adapter_weights, set_adapter_weights
 from benchmarks.sides import MLP, MODEL_SIDES, OURS, LlamaShape, Mixture, linear_side, model_side, shared_copy, trained
-from loramoe.layer import LoraMoeLayer
-from loramoe.mixture import mixture_reference, route
+from loramoe.ops import mixture_reference, route
+from loramoe.tuner.layer import LoraMoeLayer
 
 LINEAR_SIDES = ("base", "lora", "naive", *OURS)
 SHAPE = LlamaShape(layers=2, hidden=32, intermediate=48, heads=2, vocabulary=64, positions=32)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from peft import PeftModel, get_peft_model
+from peft.utils.other import fsdp_auto_wrap_policy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -26,6 +27,7 @@ from transformers import AutoModelForCausalLM
 from loramoe import LoraMoeConfig
 from loramoe.training.engines import whole_adapter
 from loramoe.training.processes import leave
+from loramoe.tuner.layer import Experts
 
 STEPS = 4
 
@@ -44,12 +46,15 @@ def build(base: str, checkpointing: bool, dtype: torch.dtype) -> PeftModel:
 
 
 def shard(model: PeftModel) -> None:
-    """As accelerate does it: each decoder layer for itself, and then what is left."""
+    """By PEFT's own policy: each leaf with trained weights, each decoder layer, and then what is left."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in model.get_base_model().model.layers:
-        fully_shard(layer, mesh=mesh)
+    policy = fsdp_auto_wrap_policy(model)
+    modules = [module for module in model.modules() if policy(module=module, recurse=False, nonwrapped_numel=0)]
+    for module in reversed(modules):  # from the leaves upwards
+        fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     assert isinstance(model, FSDPModule)
+    assert all(isinstance(module, FSDPModule) for module in model.modules() if isinstance(module, Experts))
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.conftest import ADAPTER, ROOT, STEPS, Finished, check, free_port, start
+from tests.plain_loop import make_config, make_rows, plain_loop
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +39,9 @@ def zero_run(request: pytest.FixtureRequest, runs: Any, zero: None) -> tuple[Fin
 def test_an_adapter_of_zero_is_whole(zero_run: tuple[Finished, Any]) -> None:
     run, _ = zero_run
     shapes = {
-        "loramoe_A": {(32, 32), (32, 48)},
-        "loramoe_B": {(48, 32), (32, 32)},
-        "loramoe_router": {(8, 32), (8, 48)},
+        "loramoe_experts.A": {(32, 32), (32, 48)},
+        "loramoe_experts.B": {(48, 32), (32, 32)},
+        "loramoe_experts.router": {(8, 32), (8, 48)},
     }
     shapes |= {"embed_tokens": {(64, 32)}, "lm_head": {(64, 32)}}
     for of in (".", "checkpoint-15", f"checkpoint-{STEPS}"):
@@ -112,6 +113,17 @@ def test_evaluation_alone_under_zero_3(runs: Any, zero: None) -> None:
     check(runs.launch(out, variables, **changes))
     results = json.loads((out / "eval_results.json").read_text())
     assert results["eval_loss"] == pytest.approx(trained.metrics["after"]["loss"], rel=1e-6)
+
+
+def test_a_plain_trainer_under_zero_3_computes_what_a_loop_does(tiny_task: Any, zero: None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_task.base), make_config())
+    expected, _ = plain_loop(model, make_rows(), 2, accumulation=2)  # two processes are two steps of accumulation
+    worker = str(Path(__file__).with_name("zero3_worker.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", worker]
+    arguments = [str(tiny_task.base), str(tmp_path), str(ROOT / "configs/zero3.json")]
+    check(start([*command, *arguments], tmp_path, {"PYTHONPATH": ROOT, "DS_ACCELERATOR": "cpu"}))
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])

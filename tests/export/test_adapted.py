@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
 
 from loramoe.export.adapted import ExportError, adapted, in_evaluation, on_device_of, real_tokens
 from tests.helpers import layers_of, trainable
@@ -56,7 +55,7 @@ def test_a_disabled_adapter(loramoe_model):
 
 def test_weights_that_are_not_in_memory(loramoe_model):
     layer = next(iter(layers_of(loramoe_model).values()))
-    layer.loramoe_A["default"].weight = nn.Parameter(layer.loramoe_A["default"].weight.to("meta"))
+    layer.loramoe_experts["default"].to("meta")
     with pytest.raises(ExportError, match="'default' are on the meta device"):
         adapted(loramoe_model)
 
@@ -64,7 +63,7 @@ def test_weights_that_are_not_in_memory(loramoe_model):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_comes_back_as_it_was(loramoe_model, training):
     loramoe_model.train(training)
-    layers_of(loramoe_model)["base_model.model.model.layers.0.mlp.up_proj"].loramoe_A.requires_grad_(False)
+    layers_of(loramoe_model)["base_model.model.model.layers.0.mlp.up_proj"].loramoe_experts.requires_grad_(False)
     before = trainable(loramoe_model)
     with in_evaluation(loramoe_model), loramoe_model.disable_adapter():
         assert not loramoe_model.training

@@ -129,8 +129,8 @@ def test_conv1d_can_be_merged(perturb, reloaded, ids):
 def test_dtypes_and_names_stay(adapted, batches):
     model = adapted(modules_to_save=["lm_head"])
     for layer in layers_of(model).values():
-        layer.loramoe_A.to(torch.bfloat16)
-        layer.loramoe_B.to(torch.bfloat16)
+        experts = layer.loramoe_experts["default"]
+        experts.A.data, experts.B.data = experts.A.data.to(torch.bfloat16), experts.B.data.to(torch.bfloat16)
     gates = {name: torch.full((3,), 1 / 3) for name in layers_of(model.get_base_model())}
     config, weights = plain_lora(model, gates)
     assert weights.pop("base_model.model.lm_head.weight").dtype == torch.float32

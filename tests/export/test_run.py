@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from loramoe.adapter_files import CONFIG
 from transformers import AutoTokenizer
 
 import loramoe
-from loramoe.adapter_files import CONFIG
 from loramoe.export import ExportError, as_plain_lora
 from loramoe.recall import Probe
 from tests.helpers import layers_of, trainable

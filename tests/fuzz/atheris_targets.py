@@ -16,7 +16,6 @@ import atheris
 
 # What is instrumented is what decides: our readers, and the parsers in Python below them.
 with atheris.instrument_imports(include=["loramoe", "json", "yaml"]):
-    from loramoe.adapter_files import SAFE, CheckpointError, read_adapter, read_config
     from loramoe.data import DatasetError, iter_rows
     from loramoe.training.arguments import TrainArguments
     from loramoe.training.flag_file import flags_of_file
@@ -58,37 +57,7 @@ def flags(folder: Path) -> Target:
     return read
 
 
-def config(folder: Path) -> Target:
-    """An adapter's configuration."""
-
-    def read(content: bytes) -> None:
-        file = folder / "adapter_config.json"
-        file.write_bytes(content)
-        try:
-            assert isinstance(read_config(file), dict)
-        except CheckpointError as error:
-            must_name("adapter_config.json", error)
-
-    return read
-
-
-def weights(folder: Path) -> Target:
-    """An adapter's weights: the header of safetensors, or what has none."""
-    (folder / "adapter_config.json").write_text("{}")
-
-    def read(content: bytes) -> None:
-        size = len(content[1:])
-        header = size.to_bytes(8, "little") if content[:1] > b"\x7f" else b""  # so that the header is looked at
-        (folder / SAFE).write_bytes(header + content[1:])
-        try:
-            read_adapter(folder)
-        except CheckpointError as error:
-            must_name(SAFE, error)
-
-    return read
-
-
-TARGETS = {target.__name__: target for target in (rows, flags, config, weights)}
+TARGETS = {target.__name__: target for target in (rows, flags)}
 
 # To begin with: valid files, from which libFuzzer makes others.
 SEEDS = {
@@ -97,8 +66,6 @@ SEEDS = {
         b'\x00[{"instruction": "a", "input": "", "output": "b", "task_type": 1}]',
     ],
     "flags": [b"seed: 1\nlabel_names: [labels]\nrun_name: 2024-01-01\nlr_scheduler_kwargs: {a: 1}\n", b'{"seed": 1}'],
-    "config": [b'{"peft_type": "LORAMOE", "r": 4, "lora_nums": 8, "target_modules": ["up_proj"]}'],
-    "weights": [b'\xff{"a.loramoe_A.weight":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'],
 }
 
 

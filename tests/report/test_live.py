@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace as Balance
+
 import pytest
 import torch
 
-from loramoe import Balance
 from loramoe.report import ShareMeter
 from loramoe.report.live import by_depth, by_kind, live_figures, totals
 
@@ -21,13 +22,12 @@ def meter(
     filled = ShareMeter()
     filled.add(
         Balance(
-            constraint=constraint_L.sum(),
             constraint_L=constraint_L,
             gate_TLE=torch.tensor([gates[task_type] for task_type in sorted(gates)]),
             tokens_T=torch.tensor([tokens[task_type] for task_type in sorted(gates)]),
             task_types=tuple(sorted(gates)),
             expert_types=(1,) * (experts // 2) + (0,) * (experts - experts // 2),
-            linears=linears,
+            layers=linears,
         )
     )
     return filled

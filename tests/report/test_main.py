@@ -10,7 +10,7 @@ import pytest
 from peft import LoraConfig, LoraMoeConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loramoe.checkpoint import convert
+from loramoe.export.original import convert
 from loramoe.report.__main__ import main
 from tests.helpers import edit
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace as Balance
 
 import pytest
 import torch
 
-from loramoe import Balance
 from loramoe.report.shares import ShareMeter, write_shares
 
 LINEARS = ("model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj", "head")
@@ -21,13 +20,12 @@ def balance(gates: dict[int, list[float]], tokens: dict[int, int], constraint: f
     types = tuple(sorted(gates))
     shift_LE = torch.tensor([[-step / 100, 0.0, step / 100] for step in range(len(LINEARS))])
     return Balance(
-        constraint=torch.tensor(constraint),
         constraint_L=torch.full((len(LINEARS),), constraint / len(LINEARS)),
         gate_TLE=torch.stack([torch.tensor(gates[t]) + shift_LE for t in types]),
         tokens_T=torch.tensor([float(tokens[t]) for t in types]),
         task_types=types,
         expert_types=EXPERT_TYPES,
-        linears=LINEARS,
+        layers=LINEARS,
     )
 
 
@@ -54,7 +52,8 @@ def test_means_are_weighted_by_tokens():
 
 def test_a_batch_of_padding_alone_adds_no_shares():
     """As `last_balance` tells it: no task type had a real token."""
-    nothing = dataclasses.replace(FIRST, task_types=(), gate_TLE=FIRST.gate_TLE[:0], tokens_T=FIRST.tokens_T[:0])
+    none = {"task_types": (), "gate_TLE": FIRST.gate_TLE[:0], "tokens_T": FIRST.tokens_T[:0]}
+    nothing = Balance(**{**vars(FIRST), **none})
     assert meter(nothing).result() is None
     shares = meter(FIRST, nothing).result()
     assert shares.task_types == (0, 1)

@@ -109,8 +109,8 @@ def test_each_part_has_its_learning_rate():
     model = prepare(MadeUpScale().base()[0], "loramoe", recipe)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, recipe, 1e-3)
-    found = {group["lr"]: {names[id(p)].split(".")[-3] for p in group["params"]} for group in groups}
-    assert found == {1e-3: {"loramoe_A"}, 1e-3 * 16: {"loramoe_B"}, 1e-3 * 0.1: {"loramoe_router"}}
+    found = {group["lr"]: {names[id(p)].split(".")[-1] for p in group["params"]} for group in groups}
+    assert found == {1e-3: {"A"}, 1e-3 * 16: {"B"}, 1e-3 * 0.1: {"router"}}
     assert sum(p.numel() for group in groups for p in group["params"]) == trainable(model)
 
 

@@ -6,7 +6,7 @@ because the Trainer keeps just those columns of a data set that the forward decl
 
 from types import ModuleType
 
-from loramoe.compat import declare_task_types
+from loramoe.compat.transformers import declare_task_types
 
 
 def extend(module: ModuleType) -> None:

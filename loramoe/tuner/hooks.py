@@ -1,0 +1,208 @@
+"""Where the constraint enters the loss: two hooks on the base model, however the adapter came into it.
+
+The hook before the forward takes `task_types` out of the call and opens a forward pass, to which the adapted layers add
+their gates. The hook after it computes the constraint of all layers and, in training, adds it to `outputs.loss`. Hooks,
+because an adapter that came by `model.load_adapter` or `inject_adapter_in_model` leaves no other object of ours behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loramoe.balance import COUNTED_LABELS, coefficient, localized_balance, share_of_step
+from loramoe.compat.transformers import skips_first_label
+from loramoe.ops import without_autocast
+from loramoe.tuner.config import LoraMoeConfig
+from loramoe.tuner.forward_pass import ForwardPass, close_pass, collected_aux_losses, open_pass
+from loramoe.tuner.layer import LoraMoeLayer
+from loramoe.tuner.samples import arguments_by_name, membership_of, validate_samples, validate_task_types
+from loramoe.tuner.stats import BalanceStats
+
+
+def last_balance(model: nn.Module, adapter_name: str | None = None) -> BalanceStats | None:
+    """Return what the constraint saw in the model's last forward pass with task types, in training or evaluation.
+
+    Args:
+        model: The adapted model, or a PeftModel, or any module around it.
+        adapter_name: Which adapter. Default: the first that was active.
+
+    Returns:
+        The statistics; None if there was no such forward pass, or the model has no LoRAMoE adapter.
+    """
+    for hooks in balance_hooks(model):
+        if hooks.last:
+            return hooks.last.get(adapter_name or next(iter(hooks.last)))
+    return None
+
+
+def balance_hooks(model: nn.Module) -> Iterator[BalanceHooks]:
+    """Yield the hooks of each adapted model in a module."""
+    for module in model.modules():
+        owners = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
+        yield from (owner for owner in owners if isinstance(owner, BalanceHooks))
+
+
+def attach_hooks(model: nn.Module, adapter_name: str, config: LoraMoeConfig) -> None:
+    """Register the two hooks on a base model, once, for one more adapter."""
+    hooks = next(balance_hooks(model), None)
+    if hooks is None or hooks.before not in model._forward_pre_hooks.values():
+        hooks = BalanceHooks()
+        model.register_forward_pre_hook(hooks.before, with_kwargs=True)
+        model.register_forward_hook(hooks.after, with_kwargs=True, always_call=True)
+    hooks.configs[adapter_name] = config
+
+
+def detach_hooks(model: nn.Module) -> None:
+    """Remove the two hooks from a base model, if it has them."""
+    for registered in (model._forward_pre_hooks, model._forward_hooks):
+        for key, hook in list(registered.items()):
+            if isinstance(getattr(hook, "__self__", None), BalanceHooks):
+                del registered[key]
+
+
+class BalanceHooks:
+    """The two hooks of a base model.
+
+    Attributes:
+        configs: Configuration of each adapter of the model.
+        last: For each active adapter, what the constraint saw in the last forward pass with task types.
+        implementation: Which of `loramoe.ops.IMPLEMENTATIONS` layers get that are adapted later.
+    """
+
+    def __init__(self) -> None:
+        self.configs: dict[str, LoraMoeConfig] = {}
+        self.last: dict[str, BalanceStats] = {}
+        self.implementation = "fused"
+        self._warned = False
+
+    def before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take `task_types` out of the call, and open a forward pass that knows the samples of the batch."""
+        kwargs = dict(kwargs)
+        task_types = kwargs.pop("task_types", None)
+        forward_pass = open_pass(model)
+        if task_types is None:
+            self._warn_missing_task_types(model, args, kwargs)
+            return args, kwargs
+        validate_task_types(model, task_types)
+        forward_pass.membership = membership_of(model, arguments_by_name(model, args, kwargs), task_types)
+        forward_pass.task_types_M = task_types
+        if len(task_types) != forward_pass.membership.shape[0]:
+            kwargs["use_cache"] = False  # with a cache, transformers would let the samples of a row see each other
+        return args, kwargs
+
+    def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
+        """Close the pass, compute the constraint, and in training add it to the loss."""
+        forward_pass = close_pass(model)
+        if outputs is None or forward_pass is None or forward_pass.membership is None:  # None: the forward failed
+            return None
+        assert forward_pass.task_types_M is not None
+        self.last = {}
+        weighted = [self._balance(name, forward_pass) for name in forward_pass.gates]
+        configs = [self.configs[name] for name in forward_pass.gates]
+        types = [config.types_of_experts for config in configs if config.lora_nums > 1]  # a single one serves all types
+        validate_samples(forward_pass.membership, forward_pass.task_types_M, types)
+        if not model.training or all(config.blc_weight == 0 for config in configs):
+            return None
+        if forward_pass.untrained and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the gates of {forward_pass.untrained[0]} carry no gradient, so the constraint cannot train its "
+                "router. Gradient checkpointing with use_reentrant=True does this. Set "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
+        call = arguments_by_name(model, args, kwargs)
+        return add_to_loss(outputs, torch.stack(weighted).sum(), call, skips_first_label(model))
+
+    def _balance(self, adapter_name: str, forward_pass: ForwardPass) -> Tensor:
+        """The weighted constraint of one adapter, over all its layers; its statistics are kept in `last`."""
+        config, by_layer, samples = (
+            self.configs[adapter_name],
+            forward_pass.gates[adapter_name],
+            forward_pass.membership,
+        )
+        assert samples is not None
+        assert forward_pass.task_types_M is not None
+        device = next(iter(by_layer.values())).device
+        with without_autocast(device.type):
+            tokens_M, types_M = samples.tokens_M.to(device), forward_pass.task_types_M.to(device)
+            Q_LME = torch.stack(
+                [samples.importance(gates, config.blc_importance).to(device) for gates in by_layer.values()]
+            )
+            I_ME = coefficient(types_M, config.types_of_experts, config.blc_alpha, config.blc_target)
+            constraint_L = localized_balance(Q_LME, I_ME, tokens_M > 0)
+            self.last[adapter_name] = BalanceStats(
+                constraint_L=constraint_L.detach(),
+                importance_LME=Q_LME.detach(),
+                kind=config.blc_importance,
+                tokens_M=tokens_M,
+                task_types_M=types_M,
+                expert_types=config.types_of_experts,
+                layers=tuple(by_layer),
+            )
+            return config.blc_weight * constraint_L.sum()
+
+    def _warn_missing_task_types(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Warn once if a training batch has no task types: one with labels, or with a Trainer that keeps its labels."""
+        due = {name: config.blc_weight for name, config in self.configs.items() if config.blc_weight > 0}
+        if self._warned or not due or not (model.training and torch.is_grad_enabled()):
+            return
+        call = arguments_by_name(model, args, kwargs)
+        if call.get("labels") is None and call.get("num_items_in_batch") is None:
+            return
+        layers = (module for module in model.modules() if isinstance(module, LoraMoeLayer))
+        active = {name for layer in layers for name in layer.adapters_in_use}
+        for name in [name for name in due if name in active][:1]:
+            self._warned = True
+            warnings.warn(
+                f"adapter {name!r} has blc_weight={due[name]}, but this training batch came without task_types, so it "
+                "has no balancing constraint. Pass task_types (the collator has to keep them), or set blc_weight=0.",
+                stacklevel=2,
+            )
+
+
+def add_to_loss(outputs: Any, weighted: Tensor, call: Mapping[str, Any], skips_first: bool) -> Any:
+    """Return a model's outputs with the weighted constraint added to their loss by the micro-batch's share of the step.
+
+    Outputs are a mapping or dataclass with a loss, a tuple that begins with it, or the loss itself. A mapping without a
+    loss gets the constraint as `balance_loss`, for whoever computes the loss.
+    """
+    collected = collected_aux_losses()
+    if collected is not None:
+        collected.append(weighted)
+        return outputs
+    loss = _loss_of(outputs, any(call.get(name) is not None for name in COUNTED_LABELS))
+    if loss is None and isinstance(outputs, Mapping):
+        return _with(outputs, balance_loss=weighted, skips_first_label=skips_first)
+    if loss is None:
+        raise ValueError(
+            f"the model returned a {type(outputs).__name__} without a loss, to which the constraint cannot be added. "
+            "Call it with labels or return_dict=True, or around it use loramoe.collect_aux_loss()."
+        )
+    loss = loss + share_of_step(call, skips_first, loss.device) * weighted.to(loss.device)
+    if isinstance(outputs, Tensor):
+        return loss
+    return (loss, *outputs[1:]) if isinstance(outputs, tuple) else _with(outputs, loss=loss)
+
+
+def _loss_of(outputs: Any, has_labels: bool) -> Tensor | None:
+    if isinstance(outputs, Mapping):
+        return outputs.get("loss")
+    if isinstance(outputs, (tuple, Tensor)):
+        first = outputs[0] if isinstance(outputs, tuple) else outputs
+        return first if has_labels and isinstance(first, Tensor) and first.dim() == 0 else None
+    return getattr(outputs, "loss", None)
+
+
+def _with(outputs: Any, **values: Any) -> Any:
+    if not isinstance(outputs, MutableMapping):
+        return dataclasses.replace(outputs, **values)
+    for name, value in values.items():  # transformers' ModelOutput has no update()
+        outputs[name] = value
+    return outputs

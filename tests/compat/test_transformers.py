@@ -1,0 +1,45 @@
+"""The column `task_types`, which every adapted model declares, so that the Trainer keeps it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from peft import LoraMoeConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Trainer, TrainingArguments
+
+from loramoe.compat.transformers import declare_task_types
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
+
+
+@pytest.mark.parametrize("by_transformers", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GPT2LMHeadModel(GPT2Config(**SIZE)),
+        lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=1, intermediate_size=16)),
+    ],
+    ids=["GPT-2", "Mistral"],
+)
+def test_the_trainer_keeps_the_column(make: Any, by_transformers: bool, tmp_path: Path) -> None:
+    model = make()
+    if by_transformers:
+        model.add_adapter(LoraMoeConfig())
+    else:
+        model = get_peft_model(model, LoraMoeConfig())
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    rows = Dataset.from_list([{"input_ids": [1, 2], "task_types": 0, "source": "book"}])
+    assert trainer._remove_unused_columns(rows).column_names == ["input_ids", "task_types"]
+
+
+def test_declare_task_types_once() -> None:
+    class Closed:
+        def forward(self, ids: int, labels: int = 0) -> None: ...
+
+    for _ in range(2):
+        declare_task_types(Closed)
+    assert list(inspect.signature(Closed.forward).parameters) == ["self", "ids", "labels", "task_types"]

@@ -1,0 +1,234 @@
+"""What PEFT promises of several adapters on one model: which is active, which is trained, and what is deleted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from tests.conformance.small import Deep, Mlp, config, later_peft, rows, seeded
+from tests.helpers import layers_of, trainable
+
+pytestmark = pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted")
+
+
+def deep(*configs: Any) -> Any:
+    """A model with the adapters "default", "one" and "two"."""
+    model = get_peft_model(seeded(Deep), configs[0])
+    for name, each in zip(("one", "two"), configs[1:], strict=False):
+        model.add_adapter(name, each)
+    return model.eval()
+
+
+def of(model: Any, *names: str) -> set[str]:
+    """Names of the parameters of some adapters."""
+    return {path for path, _ in model.named_parameters() if any(f".{name}" in path for name in names)}
+
+
+def at(model: Any, path: str) -> Any:
+    return model.base_model.model.get_submodule(path)
+
+
+def test_set_adapter() -> None:
+    model = deep(config(), config())
+    assert (model.active_adapter, model.active_adapters) == ("default", ["default"])
+    model.set_adapter("one")
+    assert (model.active_adapter, model.active_adapters) == ("one", ["one"])
+    model.base_model.set_adapter(["default", "one"])
+    assert model.active_adapters == ["default", "one"]
+    with pytest.raises(ValueError, match="Adapter nobody not found"):
+        model.set_adapter("nobody")
+
+
+@later_peft
+@pytest.mark.parametrize(
+    ("name", "refused", "message"),
+    [
+        ("default", config(r=4), "Adapter with name 'default' already exists"),
+        ("one", config("nowhere"), r"Target modules .* not found"),
+        ("one", LoraConfig(target_modules=["lin0"]), "Cannot combine adapters with different peft types"),
+    ],
+)
+def test_an_adapter_that_is_refused_changes_nothing(name: str, refused: Any, message: str) -> None:
+    model = deep(config())
+    before, given = {k: v.clone() for k, v in model.state_dict().items()}, model.peft_config["default"]
+    with pytest.raises(ValueError, match=message):
+        model.add_adapter(name, refused)
+    assert list(model.peft_config.values()) == [given]
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_model_in_evaluation_stays_in_evaluation() -> None:
+    model = get_peft_model(seeded(Deep), config(lora_dropout=0.5))
+    model.add_adapter("one", config("lin0", "lin1", lora_dropout=0.5))
+    for name in ("default", "one"):
+        model.set_adapter(name)
+        assert not [module for layer in layers_of(model).values() for module in layer.modules() if module.training]
+        assert torch.equal(model(rows(6)), model(rows(6)))
+
+
+def test_adapters_of_different_layers() -> None:
+    model = deep(config("layers.0.lin0", "layers.1.lin0"), config("layers.1.lin0", "layers.2.lin0"))
+    for name in ("default", "one", "default"):
+        model.set_adapter(name)
+        assert {tuple(layer.active_adapters) for layer in layers_of(model).values()} == {(name,)}
+    assert [sorted(layer.r) for layer in layers_of(model).values()] == [["default"], ["default", "one"], ["one"]]
+    model.add_adapter("two", type(config())(target_modules=r".*lin0.*"))
+    assert {type(layer.base_layer) for layer in layers_of(model).values()} == {nn.Linear}
+
+
+def test_nothing_of_a_deleted_adapter_is_left() -> None:
+    model = deep(config(), config(modules_to_save=["layers.2.lin1"]))
+    model.set_adapter("one")
+    model.delete_adapter("one")
+    assert model.active_adapters == list(model.peft_config) == ["default"]
+    for module in model.modules():
+        held = {name for name, value in vars(module).items() if isinstance(value, dict) and "one" in value}
+        assert not held & {"_modules", "_parameters", *getattr(type(module), "other_param_names", ())}
+    model.delete_adapter("default")
+    assert model.active_adapters == []
+    torch.testing.assert_close(model.base_model(rows(6)), seeded(Deep)(rows(6)))
+
+
+def test_the_next_adapter_takes_the_place_of_a_deleted_one() -> None:
+    model = deep(config(), config(), config())
+    for deleted in ("default", "two"):
+        model.delete_adapter(deleted)
+        assert model.active_adapters == ["one"]
+    assert trainable(model) == of(model, "one")
+    model = deep(config(), config())
+    model.base_model.set_adapter(["default", "one"])
+    model.delete_adapter("default")
+    assert model.base_model.active_adapters == ["one"]
+
+
+@later_peft
+def test_modules_to_save_of_some_adapters_only() -> None:
+    model = deep(config(modules_to_save=["layers.2.lin1"]), config(), config(modules_to_save=["layers.2.lin1"]))
+    wrapper = at(model, "layers.2.lin1")
+    assert set(wrapper.modules_to_save) == {"default", "two"}
+    for name in ("one", "two", "default"):
+        model.set_adapter(name)
+        model(rows(6))
+    model.delete_adapter("default")
+    assert (model.active_adapters, set(wrapper.modules_to_save)) == (["one"], {"two"})
+    model.delete_adapter("one")
+    assert wrapper.modules_to_save["two"].weight is wrapper.weight
+    assert trainable(model) == of(model, "two")
+
+
+@later_peft
+def test_modules_to_save_of_two_active_adapters() -> None:
+    model = deep(config(modules_to_save=["layers.0.lin1"]), config(modules_to_save=["layers.1.lin1"]))
+    model.base_model.set_adapter(["default", "one"])
+    assert at(model, "layers.0.lin1").active_adapters == ["default"]
+    assert at(model, "layers.1.lin1").active_adapters == ["one"]
+    same = deep(config(modules_to_save=["layers.0.lin1"]), config(modules_to_save=["layers.0.lin1"]))
+    with pytest.raises(ValueError, match="Only one adapter can be set at a time for ModulesToSaveWrapper"):
+        same.base_model.set_adapter(["default", "one"])
+
+
+def test_modules_to_save_are_not_adapted() -> None:
+    model = deep(config("lin0", modules_to_save=["layers.2.lin0"]))
+    assert [name[-6:-5] for name in layers_of(model)] == ["0", "1"]
+
+
+@pytest.fixture
+def trio() -> Any:
+    """A model with the adapters "default", "one" and "two", which share a layer."""
+    whole = config("layers.0.lin0", modules_to_save=["layers.2.lin0"])
+    return deep(config("layers.0.lin0"), config("layers.0.lin0", "layers.1.lin0"), whole)
+
+
+@later_peft
+def test_the_active_adapters_are_trained(trio: Any) -> None:
+    assert trainable(trio) == of(trio, "default")
+    for name in ("two", "one"):
+        trio.set_adapter(name)
+        assert trainable(trio) == of(trio, name)
+    trio.base_model.set_adapter(["default", "two"])
+    trio(rows(6)).pow(2).sum().backward()
+    with_gradient = {path for path, p in trio.named_parameters() if p.grad is not None}
+    assert with_gradient == trainable(trio) == of(trio, "default", "two")
+
+
+@later_peft
+def test_inference_mode_and_set_requires_grad(trio: Any) -> None:
+    trio.set_adapter("one", inference_mode=True)
+    assert trio.active_adapters == ["one"]
+    assert not trainable(trio)
+    trio.set_requires_grad(["default", "two"])
+    assert trainable(trio) == of(trio, "default", "two")
+    trio.set_requires_grad("two", requires_grad=False)
+    assert trainable(trio) == of(trio, "default")
+    assert trio.active_adapters == ["one"]
+
+
+@later_peft
+@pytest.mark.parametrize("is_trainable", [False, True])
+def test_each_loaded_adapter_is_trained_as_asked(is_trainable: bool, tmp_path: Path) -> None:
+    get_peft_model(Deep(), config("lin0", modules_to_save=["layers.0.lin1"])).save_pretrained(tmp_path)
+    model = PeftModel.from_pretrained(Deep(), tmp_path, is_trainable=is_trainable)
+    model.load_adapter(tmp_path, "same", is_trainable=is_trainable)
+    model.load_adapter(tmp_path, "opposite", is_trainable=not is_trainable)
+    wanted = of(model, "default", "same") if is_trainable else of(model, "opposite")
+    assert trainable(model) == wanted
+    model.add_adapter("added", config("layers.1.lin1"))
+    assert trainable(model) == wanted
+
+
+@later_peft
+def test_what_the_user_froze_stays_frozen_when_more_come(tmp_path: Path) -> None:
+    get_peft_model(Deep(), config()).save_pretrained(tmp_path)
+    model = get_peft_model(Deep(), config())
+    layer = next(iter(layers_of(model).values()))
+    layer.loramoe_experts["default"].router.requires_grad = False
+    layer.base_layer.weight.requires_grad = True
+    before = trainable(model)
+    model.load_adapter(tmp_path, "one")
+    assert trainable(model) == before
+
+
+def test_disable_adapter_within_itself_and_errors(trio: Any) -> None:
+    def disabled() -> set[bool]:
+        return {layer.disable_adapters for layer in layers_of(trio).values()}
+
+    with trio.disable_adapter():
+        with trio.disable_adapter():
+            assert disabled() == {True}
+        assert disabled() == {True}
+    with pytest.raises(RuntimeError, match="shapes"), trio.disable_adapter():
+        trio(rows(7))
+    assert disabled() == {False}
+    trio.base_model.disable_adapter_layers()
+    with trio.disable_adapter():
+        pass
+    assert disabled() == {True}
+    trio.base_model.enable_adapter_layers()
+    assert trainable(trio) == of(trio, "default")
+
+
+def test_status_of_layers_and_model() -> None:
+    model = deep(config(), config("lin1", "lin0"))
+    one, *_ = model.get_layer_status()
+    assert (one.name, one.enabled, one.active_adapters) == ("model.layers.0.lin0", True, ["default"])
+    model.set_adapter("one")
+    assert model.get_model_status().requires_grad == {"default": False, "one": True}
+    next(iter(layers_of(model).values())).enable_adapters(False)
+    assert model.get_model_status().enabled == "irregular"
+    D, F, E, R = 10, 20, 3, 2
+    own = E * R * (D + F) + E * D
+    assert get_peft_model(Mlp(), config("lin0")).get_nb_trainable_parameters() == (own, own + 220 + 42)
+
+
+def test_the_base_layer_through_the_adapted_layer() -> None:
+    layer = at(get_peft_model(Mlp(), config("lin0")), "lin0")
+    assert layer.weight is layer.base_layer.weight
+    assert layer.bias is layer.base_layer.bias
+    assert "LoraMoeLayer(" in repr(layer)
+    assert "(default): Experts(D=10, F=20, R=2, E=3" in repr(layer)

@@ -1,0 +1,185 @@
+"""What PEFT promises of an adapted model at work: every task type, generation, checkpointing, compilation, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from peft import (
+    LoraMoeConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
+from peft.helpers import rescale_adapter_scale
+from torch import Tensor
+
+from loramoe import last_balance
+from tests.conformance.small import TASKS, Mlp, config, rows, seeded
+from tests.helpers import trainable
+
+Maker = Callable[..., Any]
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file", "ignore:adapter 'default' has blc_wei")
+
+HEADS = {"SEQ_CLS": {"score"}, "TOKEN_CLS": {"score"}, "QUESTION_ANS": {"qa_outputs"}}
+LABELS: dict[str, dict[str, Tensor]] = {
+    "CAUSAL_LM": {"labels": torch.arange(2, 12).reshape(2, 5)},
+    "SEQ_CLS": {"labels": torch.tensor([0, 2])},
+    "TOKEN_CLS": {"labels": torch.ones(2, 5, dtype=torch.long)},
+    "QUESTION_ANS": {"start_positions": torch.tensor([0, 1]), "end_positions": torch.tensor([1, 2])},
+}
+
+
+@pytest.mark.parametrize("task_type", TASKS)
+def test_auto_classes_load_every_task_type(task_type: str, tmp_path: Path) -> None:
+    case = TASKS[task_type]
+    base = case.base()
+    base.save_pretrained(tmp_path / "base")
+    base = type(base).from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, case.config()).eval()
+    whole = {name.split(".modules_to_save.")[0].split(".")[-1] for name in trainable(model) if "loramoe_" not in name}
+    assert whole == HEADS.get(task_type, set())
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = getattr(peft, f"Auto{type(model).__name__}").from_pretrained(tmp_path / "adapter").eval()
+    assert type(loaded) is type(model) is not PeftModel
+    assert loaded.peft_config["default"].task_type == task_type
+    assert torch.equal(case.output(loaded), case.output(model))
+
+
+@pytest.mark.parametrize("task_type", LABELS)
+def test_the_constraint_of_every_task_type(task_type: str, tmp_path: Path) -> None:
+    """Once for a whole batch, and once for two micro-batches of a sample each, as the Trainer counts their labels."""
+    model = TASKS[task_type].adapted().train()
+    model.peft_config["default"].blc_weight = 2.0
+    batch = {**TASKS[task_type].inputs, **LABELS[task_type], "task_types": torch.tensor([0, 1])}
+    micro = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in (0, 1)]
+    trainer = transformers.Trainer(model, transformers.TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    items = trainer._get_num_items_in_batch(micro, torch.device("cpu"))
+    share = {"num_items_in_batch": 2 if items is None else items}
+    for call, part in [(batch, 1.0), *(({**each, **share}, 0.5) for each in micro)]:
+        with_constraint = model(**call).loss
+        constraint = last_balance(model).constraint
+        without = model(**{name: value for name, value in call.items() if name != "task_types"}).loss
+        torch.testing.assert_close(with_constraint, without + 2.0 * constraint * part)
+        assert constraint > 0
+
+
+def test_an_encoder_decoder_generates() -> None:
+    model = TASKS["SEQ_2_SEQ_LM"].adapted()
+    settings = {"input_ids": torch.arange(2, 12).reshape(2, 5), "max_new_tokens": 4, "min_new_tokens": 4}
+    made = model.generate(**settings, do_sample=False)
+    assert torch.equal(made, model.generate(**settings, use_cache=False))
+
+
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
+def test_embeddings_and_a_cache_of_the_caller(task_type: Any, adapted: Maker, ids: Tensor) -> None:
+    model = adapted(task_type=task_type)
+    logits = model(input_ids=ids).logits
+    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, logits)
+    start = model(input_ids=ids[:, :6], use_cache=True)
+    rest = model(input_ids=ids[:, 6:], past_key_values=start.past_key_values)
+    torch.testing.assert_close(torch.cat([start.logits, rest.logits], 1), logits)
+
+
+def test_kbit_training_and_input_gradients(tiny_llama: Maker, ids: Tensor) -> None:
+    model = get_peft_model(prepare_model_for_kbit_training(tiny_llama()), config("up_proj"))
+    assert trainable(model) == {name for name, _ in model.named_parameters() if "loramoe_" in name}
+    model.enable_input_require_grads()
+    assert model.get_input_embeddings()(ids).requires_grad
+
+
+def test_gradient_checkpointing(adapted: Maker, ids: Tensor) -> None:
+    model = adapted(lora_dropout=0.0, blc_weight=0.0).train()
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    model.prepare_model_for_gradient_checkpointing(model)
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    torch.testing.assert_close(gradients(), plain)
+    assert plain.keys() == trainable(model)
+
+
+@torch.no_grad()
+def test_threads(adapted: Maker, ids: Tensor) -> None:
+    model = adapted()
+    wanted = model(ids).logits
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: model(ids).logits, range(8)))
+    assert all(torch.equal(logits, wanted) for logits in made)
+
+
+@pytest.mark.parametrize("compiled_source", [False, True])
+@pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
+def test_compiled_before_it_is_adapted(compiled_source: bool) -> None:
+    source: Any = torch.compile(seeded(Mlp), backend="eager") if compiled_source else seeded(Mlp)
+    inject_adapter_in_model(config("lin0"), source)
+    plain = {name.replace("_orig_mod.", ""): t for name, t in get_peft_model_state_dict(source).items()}
+    model = inject_adapter_in_model(config("lin0"), torch.compile(seeded(Mlp), backend="eager"))
+    given = {f"_orig_mod.{name}": tensor for name, tensor in plain.items()}
+    assert set(get_peft_model_state_dict(model)) == set(given)
+    assert not set_peft_model_state_dict(model, given).unexpected_keys
+    assert torch.equal(model(rows()), source(rows()))
+
+
+# --- what LoRA alone has, and the methods of transformers -------------------------------------------------------------
+
+
+def test_helpers_of_lora_alone_are_refused() -> None:
+    model = get_peft_model(Mlp(), config())
+    with pytest.raises(ValueError, match="only supported for models with `LoraLayer`s"):
+        rescale_adapter_scale(model, 1).__enter__()
+    if "convert_to_lora" in dir(peft):
+        assert not model.supports_lora_conversion()
+        with pytest.raises((TypeError, ValueError), match="not support"):
+            peft.convert_to_lora(model, rank=4)
+
+
+def test_adapter_methods_of_transformers(tiny_llama: Maker, perturb: Maker, ids: Tensor) -> None:
+    model = tiny_llama()
+    base = model(ids).logits
+    for name, experts in (("first", 3), ("second", 2)):
+        model.add_adapter(LoraMoeConfig(lora_nums=experts, r=2), adapter_name=name)
+        assert model.active_adapters() == [name]
+    second = perturb(model)(ids).logits
+    model.set_adapter("first")
+    first = model(ids).logits
+    assert not torch.allclose(first, second, atol=1e-2)
+    model.set_adapter(["first", "second"])
+    assert model.active_adapters() == ["first", "second"]
+    assert {name.split(".")[-2] for name in trainable(model)} == {"first", "second"}
+    model.delete_adapter("second")
+    model.set_adapter("first")
+    assert set(model.peft_config) == {"first"}
+    assert torch.equal(model(ids).logits, first)
+    model.disable_adapters()
+    assert torch.equal(model(ids).logits, base)
+    model.enable_adapters()
+    assert torch.equal(model(ids).logits, first)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_save_and_load_by_transformers(
+    low_cpu_mem_usage: bool, tiny_llama: Maker, perturb: Maker, tmp_path: Path, ids: Tensor
+) -> None:
+    source, model = tiny_llama(), tiny_llama()
+    source.add_adapter(LoraMoeConfig(lora_nums=3, r=2))
+    perturb(source).save_pretrained(tmp_path)
+    wanted = source.eval()(ids).logits
+    assert torch.equal(PeftModel.from_pretrained(tiny_llama(), tmp_path)(ids).logits, wanted)
+    for name in ("one", "two"):
+        model.load_adapter(str(tmp_path), adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
+        assert torch.equal(model.eval()(ids).logits, wanted)
+        assert get_peft_model_state_dict(model, adapter_name=name).keys() == model.get_adapter_state_dict(name).keys()

@@ -1,0 +1,95 @@
+"""LoRAMoE on architectures of transformers: any linear layer as a target, the constraint, and its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraMoeConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from loramoe import last_balance
+from loramoe.tuner.targets import DEFAULT_TARGETS
+from tests.helpers import layers_of
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+LLAMA = SIZE | {"intermediate_size": 48, "num_key_value_heads": 1, "pad_token_id": 0, "max_position_embeddings": 64}
+HEAD = {"head_dim": 16}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "n_positions": 64, "bos_token_id": 1}
+GPT2 |= {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+OPT = SIZE | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0}
+# Of each architecture: a tiny configuration, the linear layers of its attention, one linear layer.
+ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "llama": (LLAMA, ["q_proj", "k_proj", "v_proj", "o_proj"], "up_proj"),
+    "mistral": (LLAMA | HEAD, ["q_proj", "k_proj", "v_proj", "o_proj"], "down_proj"),
+    "qwen3": (LLAMA | HEAD, ["q_proj", "k_proj", "v_proj", "o_proj"], "gate_proj"),
+    "gemma3_text": (LLAMA | HEAD, ["q_proj", "k_proj", "v_proj", "o_proj"], "o_proj"),
+    "phi3": (LLAMA, ["qkv_proj", "o_proj"], "gate_up_proj"),
+    "gpt2": (GPT2, ["c_attn", "attn.c_proj"], "mlp.c_fc"),
+    "gpt_neox": (SIZE | {"intermediate_size": 48}, ["query_key_value", "attention.dense"], "dense_4h_to_h"),
+    "opt": (OPT, ["q_proj", "k_proj", "v_proj", "out_proj"], "fc1"),
+}
+
+
+def tiny(architecture: str) -> nn.Module:
+    """A model of the architecture with random weights, in evaluation mode."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **ARCHITECTURES[architecture][0])
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def linear_layers(model: nn.Module) -> set[str]:
+    """Names of all linear layers but the output embedding, which "all-linear" leaves out."""
+    head = model.get_output_embeddings()
+    return {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+
+
+def ending(names: set[str], suffixes: Any) -> set[str]:
+    """Those of the names that end with one of the suffixes."""
+    return {name for name in names if any(name.endswith(f".{suffix}") for suffix in suffixes)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("which", "lora_nums"),
+    [("the MLP", 8), ("attention", 3), ("one", 1), ("all", 2), ("all-linear", 3)],
+)
+def test_any_linear_layer_can_be_a_target(
+    architecture: str, which: str, lora_nums: int, ids: Tensor, perturb: Any
+) -> None:
+    _, attention, one = ARCHITECTURES[architecture]
+    base = tiny(architecture)
+    everything, logits = linear_layers(base), base(ids).logits
+    targets, wanted = {
+        "the MLP": (None, ending(everything, DEFAULT_TARGETS[architecture])),
+        "attention": (attention, ending(everything, attention)),
+        "one": ([one], ending(everything, [one])),
+        "all": ([*attention, *DEFAULT_TARGETS[architecture]], everything),
+        "all-linear": ("all-linear", everything),
+    }[which]
+    blc_weight = 0.1 if lora_nums > 1 else 0
+    model = get_peft_model(base, LoraMoeConfig(target_modules=targets, lora_nums=lora_nums, r=2, blc_weight=blc_weight))
+    assert layers_of(base).keys() == wanted
+    assert torch.equal(model(ids).logits, logits)  # B is zero; x + 0 is exact
+    assert not torch.allclose(perturb(model)(ids).logits, logits, atol=1e-3)
+    with model.disable_adapter():
+        assert torch.equal(model(ids).logits, logits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_constraint_and_gradients(architecture: str, ids: Tensor, perturb: Any) -> None:
+    model = perturb(get_peft_model(tiny(architecture), LoraMoeConfig(r=2, lora_nums=3, lora_dropout=0))).eval()
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    lm_loss = model(**batch).loss
+    loss = model.train()(**batch, task_types=torch.tensor([0, 1])).loss
+    loss.backward()
+    balance = last_balance(model)
+    assert balance.gate_TLE.shape == (2, len(layers_of(model)), 3)
+    assert loss.item() == pytest.approx(lm_loss.item() + 0.1 * balance.constraint.item(), rel=1e-6)
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert trained == {name for name, _ in model.named_parameters() if "loramoe_" in name}

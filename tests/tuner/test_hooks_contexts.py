@@ -1,0 +1,150 @@
+"""Forward passes in threads, within each other, and that fail; the constraint in outputs of every kind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraMoeConfig, get_peft_model
+from torch import Tensor, nn
+
+from loramoe import collect_aux_loss, last_balance
+from loramoe.tuner.forward_pass import current_pass
+
+IDS = torch.arange(12).reshape(3, 4)
+TYPES = torch.tensor([0, 1, 1])
+PLAIN = {"input_ids": IDS, "labels": IDS}
+BATCH = {**PLAIN, "task_types": TYPES}
+pytestmark = pytest.mark.filterwarnings("ignore:adapter 'default' has blc_weight")
+
+
+@dataclass(frozen=True)
+class Output:
+    loss: Tensor
+    logits: Tensor
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tuple": lambda loss, logits: (loss, logits),
+    "tensor": lambda loss, logits: loss,
+    "dataclass": Output,
+    "dict": lambda loss, logits: {"loss": loss, "logits": logits},
+}
+
+
+class Toy(nn.Module):
+    """Two linear layers between tokens and logits, and something to do between the two."""
+
+    def __init__(self, kind: str = "dict", between: Callable[[], Any] = lambda: None) -> None:
+        super().__init__()
+        self.kind, self.between = kind, between
+        self.embedding = nn.Embedding(16, 8)
+        self.lin0, self.lin1 = nn.Linear(8, 8), nn.Linear(8, 16)
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        x = self.lin0(self.embedding(input_ids))
+        self.between()
+        logits = self.lin1(x)
+        if labels is None:
+            return (logits,)
+        return KINDS[self.kind](nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits)
+
+
+def toy(*args: Any) -> Any:
+    torch.manual_seed(0)
+    options = {"target_modules": ["lin0", "lin1"], "lora_dropout": 0.0, "init_lora_weights": False}
+    return get_peft_model(Toy(*args), LoraMoeConfig(lora_nums=3, r=2, blc_weight=2.0, **options))
+
+
+def loss_of(outputs: Any) -> Tensor:
+    if isinstance(outputs, dict):
+        return outputs["loss"]
+    return outputs[0] if isinstance(outputs, tuple) else getattr(outputs, "loss", outputs)
+
+
+def test_threads_share_a_model_with_task_types(adapted: Callable[..., Any]) -> None:
+    model = adapted()
+    ids = torch.arange(3, 23).reshape(2, 10)
+    batches = [BATCH, {"input_ids": ids, "labels": ids, "task_types": torch.tensor([1, 0])}]
+    wanted = [model(**batch).loss.item() for batch in batches]
+    together = Barrier(len(batches))
+
+    def losses(batch: dict[str, Tensor]) -> set[float]:
+        together.wait()
+        return {model(**batch).loss.item() for _ in range(30)}
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        assert list(pool.map(losses, batches)) == [{loss} for loss in wanted]
+    assert current_pass() is None
+
+
+def test_a_model_called_within_another_has_a_pass_of_its_own() -> None:
+    inner, seen = toy(), []
+    outer = toy("dict", lambda: seen.append(loss_of(inner(IDS[:2], IDS[:2], task_types=TYPES[:2]))))
+    alone = loss_of(inner(IDS[:2], IDS[:2], task_types=TYPES[:2]))
+    assert torch.equal(loss_of(outer(**BATCH)), loss_of(toy()(**BATCH)))
+    assert torch.equal(seen[0], alone)
+    for model, samples in ((inner, 2), (outer, 3)):
+        assert last_balance(model).layers == ("lin0", "lin1")
+        assert last_balance(model).importance_LME.shape == (2, samples, 3)
+
+
+def test_a_nested_call_that_fails_leaves_the_outer_pass_open() -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("before the pass is open")
+
+    def attempt() -> None:
+        with pytest.raises(RuntimeError, match="before the pass"):
+            inner(**BATCH)
+
+    inner, outer = toy(), toy("dict", attempt)
+    inner.get_base_model().register_forward_pre_hook(fail, prepend=True)
+    assert torch.equal(loss_of(outer(**BATCH)), loss_of(toy()(**BATCH)))
+
+
+def test_a_forward_that_fails_keeps_no_gates() -> None:
+    kept: list[Any] = []
+    model = toy("dict", lambda: 1 / 0)
+    experts = model.get_base_model().lin0.loramoe_experts["default"]
+    experts.register_forward_hook(lambda _, args, output: kept.extend(map(weakref.ref, output)))
+    with contextlib.suppress(ZeroDivisionError):  # pytest.raises would keep the frames
+        model(**BATCH)
+    gc.collect()
+    assert [ref() for ref in kept] == [None, None]  # output and gates
+    assert current_pass() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_constraint_is_added_to_outputs_of_every_kind(kind: str) -> None:
+    model = toy(kind)
+    outputs = model(**BATCH)
+    plain = model(**PLAIN)
+    assert type(outputs) is type(plain)
+    torch.testing.assert_close(loss_of(outputs), loss_of(plain) + 2.0 * last_balance(model).constraint)
+    loss_of(outputs).backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "router" in name)
+
+
+def test_outputs_without_a_loss_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"without a loss, .* return_dict=True, .* use loramoe.collect_aux_loss\(\)"):
+        toy()(IDS, task_types=TYPES)
+
+
+def test_collect_aux_loss() -> None:
+    model = toy()
+    with collect_aux_loss() as collected:
+        loss = loss_of(model(**BATCH))
+        with collect_aux_loss() as inner:
+            model(IDS, task_types=TYPES)
+    assert torch.equal(loss, loss_of(model(**PLAIN)))
+    assert (len(collected), len(inner)) == (1, 1)
+    assert collected[0].requires_grad
+    torch.testing.assert_close(collected[0].detach(), 2.0 * last_balance(model).constraint)

@@ -1,0 +1,137 @@
+"""Adapters on a language model: which layers, which dtype, which implementation, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraMoeConfig, PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
+from torch import Tensor, nn
+
+from loramoe import use_implementation
+from tests.conformance.small import later_peft
+from tests.helpers import layers_of
+
+Maker = Callable[..., Any]
+TYPES = torch.tensor([0, 1])
+HALF = [torch.float16, torch.bfloat16]
+
+
+def test_all_linear_gives_every_adapter_the_same_layers(tiny_llama: Maker) -> None:
+    config = {"lora_nums": 2, "target_modules": "all-linear"}
+    model = get_peft_model(tiny_llama(), LoraMoeConfig(**config))
+    first = set(layers_of(model))
+    assert len(first) == 2 * 7
+    for name in ("two", "three"):
+        model.add_adapter(name, LoraMoeConfig(**config))
+    assert set(layers_of(model)) == first
+    assert {tuple(layer.loramoe_experts) for layer in layers_of(model).values()} == {("default", "two", "three")}
+    assert not [name for layer in layers_of(model).values() for name in layers_of(layer) if name]
+
+
+def created(base: Any, config: LoraMoeConfig, folder: Path) -> Any:
+    return get_peft_model(base, config)
+
+
+def added(base: Any, config: LoraMoeConfig, folder: Path) -> Any:
+    model = get_peft_model(base, LoraMoeConfig())
+    model.add_adapter("second", config)
+    model.set_adapter("second")
+    return model
+
+
+def from_pretrained(base: Any, config: LoraMoeConfig, folder: Path) -> Any:
+    get_peft_model(base, config).save_pretrained(folder)
+    return PeftModel.from_pretrained(type(base)(base.config).to(base.dtype), folder, is_trainable=True)
+
+
+def loaded(base: Any, config: LoraMoeConfig, folder: Path) -> Any:
+    model = from_pretrained(base, config, folder)
+    model.load_adapter(folder, "second", is_trainable=True)
+    model.set_adapter("second")
+    return model
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("make", [created, pytest.param(added, marks=later_peft), from_pretrained, loaded])
+def test_modules_to_save_are_trained_in_float32(
+    make: Maker, name: str, dtype: torch.dtype, tiny_llama: Maker, tmp_path: Path
+) -> None:
+    """A step of 1e-5 is too small for most weights in half precision."""
+    model = make(tiny_llama().to(dtype), LoraMoeConfig(lora_nums=2, modules_to_save=[name]), tmp_path).train()
+    (copied,) = [p for path, p in model.named_parameters() if "modules_to_save" in path and p.requires_grad]
+    before, ids = copied.detach().clone(), torch.arange(64).reshape(2, 32)  # every token of the vocabulary
+    output = model(ids, labels=ids, task_types=TYPES)
+    assert (copied.dtype, output.logits.dtype) == (torch.float32, dtype)
+    output.loss.backward()
+    torch.optim.AdamW([copied], lr=1e-5).step()
+    moved = (copied != before).any(-1)
+    moved[model.config.pad_token_id] = True  # the embedding of padding has no gradient
+    assert moved.all()
+    assert (copied != before).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_modules_to_save_for_inference_and_without_autocast_keep_the_dtype(
+    dtype: torch.dtype, tiny_llama: Maker, tmp_path: Path, ids: Tensor
+) -> None:
+    config = LoraMoeConfig(lora_nums=2, modules_to_save=["lm_head", "embed_tokens"])
+    model = get_peft_model(tiny_llama().to(dtype), config)
+    model.save_pretrained(tmp_path)
+    plain = get_peft_model(tiny_llama().to(dtype), config, autocast_adapter_dtype=False)
+    read = PeftModel.from_pretrained(tiny_llama().to(dtype), tmp_path)
+    for each in (plain, read):
+        assert {p.dtype for name, p in each.named_parameters() if "modules_to_save" in name} == {dtype}
+    assert torch.equal(read(ids).logits, tiny_llama().to(dtype)(ids).logits)
+
+
+def test_an_implementation_is_chosen_once_for_all_adapters(adapted: Maker, perturb: Maker, ids: Tensor) -> None:
+    model = adapted()
+    assert {layer.implementation for layer in layers_of(model).values()} == {"fused"}
+    use_implementation(model, "eager")
+    model.add_adapter("two", LoraMoeConfig(lora_nums=5, target_modules=["q_proj", "up_proj"]))
+    perturb(model)
+    assert len(layers_of(model)) == 6 + 2
+    assert {layer.implementation for layer in layers_of(model).values()} == {"eager"}
+    for name in ("default", "two"):
+        model.set_adapter(name)
+        use_implementation(model, "eager")
+        eager = model(ids).logits
+        use_implementation(model, "fused")
+        torch.testing.assert_close(model(ids).logits, eager)
+
+
+def test_an_unknown_implementation_or_a_model_without_layers(adapted: Maker) -> None:
+    with pytest.raises(ValueError, match=r"\['eager', 'fused'\]; got 'loop'"):
+        use_implementation(adapted(), "loop")
+    with pytest.raises(ValueError, match=r"Linear has no LoRAMoE layer\. Add an adapter with get_peft_model"):
+        use_implementation(nn.Linear(2, 2), "fused")
+
+
+@pytest.mark.parametrize("how", ["merge_and_unload", "merge_adapter", "unmerge_adapter", "_check_merge_allowed"])
+def test_merging_is_refused(how: str, adapted: Maker) -> None:
+    with pytest.raises(NotImplementedError, match=r"cannot be merged: .* unload\(\)"):
+        getattr(adapted(), how)()
+
+
+def test_what_peft_has_for_other_methods_is_refused(two: Any, saved: Path, tiny_llama: Maker) -> None:
+    with pytest.raises(ValueError, match="Hotswapping only supports LORA but LORAMOE was passed"):
+        hotswap_adapter(two, saved, adapter_name="default")
+    with pytest.raises(ValueError, match="No adapter layers found on the model"):
+        prepare_model_for_compiled_hotswap(two, target_rank=8)
+    with pytest.raises(ValueError, match="'LORAMOE' is not compatible with the `PeftMixedModel`"):
+        get_peft_model(tiny_llama(), LoraMoeConfig(), mixed=True)
+
+
+def test_unload_removes_the_hooks_and_keeps_the_trained_copies(adapted: Maker) -> None:
+    model = adapted(modules_to_save=["lm_head"])
+    head = model.base_model.model.lm_head.modules_to_save["default"].weight
+    base = model.unload()
+    assert base.lm_head.weight is head
+    assert not base._forward_hooks
+    assert not base._forward_pre_hooks
