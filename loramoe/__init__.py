@@ -1,8 +1,7 @@
 """LoRAMoE: LoRA experts and a router in parallel to the linear layers of a frozen model, with a balancing constraint.
 
-Importing this package registers the method with the installed peft: at once if peft has been imported, else as soon as
-it is. It imports neither torch nor peft by itself, so it costs nothing at the head of a script, and the overlays can
-use it in the midst of peft's own import.
+Importing this package registers the method with the installed peft, as soon as that is imported. It imports neither
+torch nor peft by itself, so it costs nothing, and the overlays can use it during peft's own import.
 
     import loramoe
     from peft import LoraMoeConfig, get_peft_model
@@ -11,7 +10,6 @@ use it in the midst of peft's own import.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import warnings
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 from loramoe.compat.overlay import when_imported
 
 if TYPE_CHECKING:
-    from loramoe.balance import balance_loss
+    from loramoe.balance.constraint import balance_loss
     from loramoe.export import export_lora
     from loramoe.tuner.config import LoraMoeConfig
     from loramoe.tuner.forward_pass import collect_aux_loss
-    from loramoe.tuner.hooks import last_balance
+    from loramoe.tuner.hooks import BalanceStats, last_balance
     from loramoe.tuner.layer import LoraMoeLayer
     from loramoe.tuner.model import LoraMoeModel, use_implementation
-    from loramoe.tuner.stats import BalanceStats
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,11 +39,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "BalanceStats": "loramoe.tuner.stats",
+    "BalanceStats": "loramoe.tuner.hooks",
     "LoraMoeConfig": "loramoe.tuner.config",
     "LoraMoeLayer": "loramoe.tuner.layer",
     "LoraMoeModel": "loramoe.tuner.model",
-    "balance_loss": "loramoe.balance",
+    "balance_loss": "loramoe.balance.constraint",
     "collect_aux_loss": "loramoe.tuner.forward_pass",
     "export_lora": "loramoe.export",
     "last_balance": "loramoe.tuner.hooks",
@@ -61,8 +58,6 @@ def __getattr__(name: str) -> Any:
         name = _RENAMED[name]
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if importlib.util.find_spec("peft") is None:
-        raise ModuleNotFoundError("loramoe extends peft, which is not installed. Run: pip install peft", name="peft")
     return getattr(importlib.import_module(_HOME[name]), name)
 
 

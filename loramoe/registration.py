@@ -1,7 +1,4 @@
-"""Registers LoRAMoE with the installed peft, and has trainers add the constraint: where compat and tuner meet.
-
-Imported right after peft has been (see `loramoe/__init__.py`); nothing of the library imports it.
-"""
+"""Registers LoRAMoE with the installed peft and trl, right after their import (see `loramoe/__init__.py`)."""
 
 from __future__ import annotations
 

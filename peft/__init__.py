@@ -1,7 +1,4 @@
-"""Overlay of peft: this folder first on the path, `import peft` runs the installed peft and adds LoRAMoE to it.
-
-What changes is said by the files below this one, each for the installed module of its name: `tuners/lora.py`.
-"""
+"""Overlay of peft: runs the installed peft and extends it by the files below, each for the module of its name."""
 
 from loramoe.compat.overlay import run_installed
 

@@ -109,7 +109,7 @@ def thing(name: str) -> Any:
         return getattr(thing(home), attribute)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # which names what is gone, too
 def test_code_that_is_named_exists(page: str) -> None:
     missing = [name for name in NAME.findall(text(page)) if not exists(name)]
     assert not missing, f"{page} names code that is not there: {missing}"

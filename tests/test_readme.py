@@ -208,8 +208,8 @@ def test_the_table_gives_the_defaults(name: str, field: str, meaning: str, paper
     assert same(default, script_defaults()[name]), "of run_loramoe.sh"
     if name != "per_device_train_batch_size":  # train.py has the one of transformers
         assert same(default, flags[name]), "of train.py"
-    if field:
-        assert same(default, defaults(LoraMoeConfig)[field]), "of LoraMoeConfig"
+    if field:  # of an instance: what a field of the constraint is by default depends on where the configuration is from
+        assert same(default, getattr(LoraMoeConfig(), field)), "of LoraMoeConfig"
 
 
 def test_the_table_has_every_field_of_the_method() -> None:
@@ -222,6 +222,7 @@ def test_the_table_has_every_field_of_the_method() -> None:
         "blc_alpha",
         "blc_weight",
         "blc_target",
+        "blc_importance",
         "expert_types",
     }
 
@@ -230,7 +231,7 @@ def test_the_table_has_every_field_of_the_method() -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 250
+    assert len(README.splitlines()) <= 240
 
 
 def test_both_languages_have_the_same_code() -> None:

@@ -1,8 +1,4 @@
-"""Overlay of transformers: this folder first on the path, `import transformers` runs the installed one and extends it.
-
-What changes is said by the files below this one, each for the installed module of its name:
-`models/llama/modeling_llama.py`. peft is not imported here: it imports transformers itself.
-"""
+"""Overlay of transformers: runs the installed one, extended by the files below, each for the module of its name."""
 
 from loramoe.compat.overlay import run_installed
 

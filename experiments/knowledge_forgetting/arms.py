@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from loramoe import LoraMoeConfig, LoraMoeLayer
 from loramoe.ops import mixture, route
-from loramoe.tuner.forward_pass import current_pass
+from loramoe.tuner.forward_pass import of_thread
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -178,9 +178,8 @@ def _add_detached(layer: LoraMoeLayer, adapter_name: str, y: Tensor, x: Tensor) 
     """What the layer adds, with no gradient from the gates to x."""
     router, A, B = layer.weights(adapter_name)
     gates = route(x.detach(), router)
-    forward_pass = current_pass()
-    if forward_pass is not None:
-        forward_pass.add(adapter_name, layer.key, gates, router)
+    if of_thread.current is not None:
+        of_thread.current.add(adapter_name, layer.key, gates, router)
     experts = layer.loramoe_experts[adapter_name]
     dropped = functional.dropout(x, experts.dropout, experts.training)
     return y + mixture(dropped, gates, A, B, layer.scaling[adapter_name]).to(y.dtype)

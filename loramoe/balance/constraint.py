@@ -7,6 +7,9 @@ In the symbols of arXiv 2312.09979, section "Localized Balancing Constraint":
     Z    = Q / I  ("match")   or   Q · I  ("paper")
     blc  = var(Z) / (mean(Z)² + 1e-10)                       unbiased, over all M·E entries of one layer
 
+Q is W_MN · gates_NE / (real tokens of sample m), where W[m, n] is 1 if token n is a real token of sample m, else 0; N
+counts the tokens of the batch row by row. Nothing here waits for the device.
+
 Minimising blc makes Z even. Under "match" the experts of a sample's own type end with more gate weight,
 Q_match / Q_other = (1 + a) / (1 − a); under "paper", the direction of the original code, with less. The paper prints
 σ²/μ; its author corrected that to σ²/μ², which the original code computes.
@@ -14,8 +17,10 @@ Q_match / Q_other = (1 + a) / (1 − a); under "paper", the direction of the ori
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +30,8 @@ BLC_TARGETS: tuple[BlcTarget, ...] = get_args(BlcTarget)
 BlcImportance = Literal["mean", "sum"]
 BLC_IMPORTANCES: tuple[BlcImportance, ...] = get_args(BlcImportance)
 EPSILON = 1e-10  # of the original code: keeps an all-zero Z finite
+IGNORE_INDEX = -100  # label of a token that is not predicted, by the convention of torch's cross entropy
+COUNTED_LABELS = ("shift_labels", "labels", "start_positions")  # in this order: what a model's loss is computed from
 
 
 def coefficient(
@@ -86,3 +93,119 @@ def localized_balance(importance_ME: Tensor, coefficient_ME: Tensor, real_M: Ten
     if importance_ME.shape[-1] == 1:
         return importance_ME.new_zeros(importance_ME.shape[:-2])
     return squared_cv(importance_ME * coefficient_ME.to(importance_ME.dtype), real_M)
+
+
+@dataclass
+class Membership:
+    """The M samples of a batch of B rows and S columns.
+
+    Attributes:
+        W_MN: 1 where token n is a real token of sample m, else 0; float32 [M, B·S].
+        tokens_M: Number of real tokens of each sample, float32.
+        starts: Number of samples that the position ids start; None where each row is a sample.
+        shape: B and S.
+    """
+
+    W_MN: Tensor
+    tokens_M: Tensor
+    starts: Tensor | None
+    shape: tuple[int, int]
+
+    @property
+    def real_M(self) -> Tensor:
+        """Which samples have a real token."""
+        return self.tokens_M > 0
+
+    def importance(self, gates: Tensor, kind: BlcImportance = "mean") -> Tensor:
+        """Return Q [M, E] of one layer from its gates [B, S, E] or [B·S, E], in their dtype and on their device."""
+        Q_ME = self.W_MN.to(gates) @ gates.reshape(-1, gates.shape[-1])
+        return Q_ME if kind == "sum" else Q_ME / self.tokens_M.to(gates).clamp(min=1).unsqueeze(-1)
+
+    def covers(self, gates: Tensor) -> bool:
+        """Return whether gates are those of this batch's tokens, row by row."""
+        return tuple(gates.shape[:-1]) in (self.shape, (math.prod(self.shape),))
+
+    def token_mismatch_message(self, layer: str, gates: Tensor | None) -> str:
+        """Return how an error begins about a layer whose gates (None: it was not called) this does not cover."""
+        seen = [0] if gates is None else list(gates.shape[:-1])
+        batch = f"{list(self.shape)} = {math.prod(self.shape)}"
+        return f"{layer} saw {math.prod(seen)} tokens, the batch has {batch}, not {seen}"
+
+
+def rows_as_samples(mask_BS: Tensor) -> Membership:
+    """Return the membership of a batch in which each row is a sample."""
+    B, S = mask_BS.shape
+    real_BS = mask_BS.to(torch.float32)
+    rows_BB = torch.eye(B, device=mask_BS.device)
+    return Membership((rows_BB.unsqueeze(-1) * real_BS).view(B, B * S), real_BS.sum(-1), None, (B, S))
+
+
+def positions_as_samples(position_ids_BS: Tensor, samples: int) -> Membership:
+    """Return the membership of a batch without padding, whose rows may hold several samples.
+
+    A sample starts with each row, and wherever the position ids do not continue by one.
+    """
+    B, S = position_ids_BS.shape
+    starts_BS = torch.ones_like(position_ids_BS, dtype=torch.bool)
+    starts_BS[:, 1:] = position_ids_BS.diff() != 1
+    sample_N = starts_BS.flatten().cumsum(0) - 1
+    W_MN = (torch.arange(samples, device=sample_N.device).unsqueeze(-1) == sample_N).to(torch.float32)
+    return Membership(W_MN, W_MN.sum(-1), starts_BS.sum(), (B, S))
+
+
+def share_of_step(
+    call: Mapping[str, Any], skips_first_label: bool, device: torch.device | None = None
+) -> Tensor | float:
+    """Return the share of an optimizer step that a micro-batch's loss stands for.
+
+    Given `num_items_in_batch`, the loss of a micro-batch is a sum over its labels divided by the labels of the whole
+    step. Without the same factor the constraint would count once for each micro-batch.
+
+    Args:
+        call: Arguments of the model by name: `num_items_in_batch`, and `shift_labels`, `labels` or `start_positions`.
+        skips_first_label: Whether `num_items_in_batch` leaves out the first label of each row, which is not predicted.
+        device: Of the result. Default: the labels' device.
+
+    Returns:
+        This micro-batch's labels / num_items_in_batch; 1 where no `num_items_in_batch` was given.
+
+    Raises:
+        ValueError: If there is a `num_items_in_batch` but no labels.
+    """
+    items = call.get("num_items_in_batch")
+    if items is None:
+        return 1.0
+    name, labels = next(((name, call[name]) for name in COUNTED_LABELS if call.get(name) is not None), ("", None))
+    if labels is None:
+        raise ValueError(
+            f"num_items_in_batch={items} was given without labels, so the share of this micro-batch in the step is "
+            "unknown. Pass labels too, or leave num_items_in_batch out."
+        )
+    counted = labels[..., 1:] if name == "labels" and skips_first_label else labels
+    device = labels.device if device is None else device
+    share: Tensor = (counted != IGNORE_INDEX).sum().to(device) / torch.as_tensor(items, device=device)
+    return share
+
+
+def balance_loss(
+    outputs: Any,
+    labels: Tensor | None,
+    num_items_in_batch: Tensor | int | None = None,
+    device: torch.device | None = None,
+) -> Tensor | float:
+    """Return what to add to a loss that is computed from a model's outputs, as by the Trainer's `compute_loss_func`.
+
+    It is the weighted constraint times this micro-batch's share of the step; 0 where there is none, as in evaluation.
+
+    Args:
+        outputs: What the model returned. In training, given task types and no labels, it holds the weighted constraint.
+        labels: The labels of the micro-batch, which the model was not given.
+        num_items_in_batch: Number of labels of the whole step; None where the loss is a mean over the micro-batch.
+        device: Of the result. Default: the constraint's device.
+    """
+    weighted: Tensor | None = outputs.get("balance_loss") if isinstance(outputs, Mapping) else None
+    if weighted is None:
+        return 0.0
+    device = weighted.device if device is None else device
+    call = {"labels": labels, "num_items_in_batch": num_items_in_batch}
+    return share_of_step(call, outputs["skips_first_label"], device) * weighted.to(device)

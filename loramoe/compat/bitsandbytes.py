@@ -8,9 +8,8 @@ from torch import nn
 def disable_bnb_cpu_packing(model: nn.Module) -> None:
     """Have the 4-bit layers of bitsandbytes pass the gradient on, whatever the model computes first.
 
-    On a CPU with AVX512-BF16, bitsandbytes (0.50, `Linear4bit.forward`) packs a weight when it is first used in
-    evaluation mode, for good. A packed layer has no backward, so a training that begins with an evaluation would give
-    all layers below a wrong gradient without an error.
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 packs a weight when it is first used in evaluation mode, for good. A
+    packed layer has no backward, so after an evaluation all layers below would get a wrong gradient without an error.
     """
     for name, module in model.named_modules():
         if "support_avx512bf16_for_cpu" not in vars(module):

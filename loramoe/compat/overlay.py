@@ -1,11 +1,7 @@
 """How a folder named `peft` or `transformers` takes the place of the installed library of that name, and extends it.
 
-- `run_installed`: an overlay's `__init__.py` finds the installed library and runs it in its own place, so that
-  `import peft` gives the installed peft wherever this repository stands first on the path.
-- `when_imported`: an extension is applied right after the module that it extends has run, at once if it has run
-  already. The order of imports does not matter, and nothing heavy is imported early.
-
-Only the standard library is used: this module runs during the import of transformers and of peft.
+An overlay's `__init__.py` calls `run_installed`, so that `import peft` gives the installed peft wherever this
+repository is first on the path. Only the standard library is used: this module runs during the import of peft.
 """
 
 from __future__ import annotations
@@ -78,19 +74,11 @@ def when_imported(name: str, extension: Extension) -> None:
 
 
 def run_installed(name: str, overlay: str) -> None:
-    """Run the installed library of a name in the place of the overlay that calls this, and extend it.
-
-    Every other file of the overlay says with a function `extend(module)` how to extend the installed module of its
-    name.
-    """
+    """Run the installed library in its overlay's place; each other file of that extends the module of its name."""
     init = Path(overlay).resolve()
     spec = find_installed(name)
     if spec is None or spec.loader is None:
-        raise ModuleNotFoundError(
-            f"{init.parent} extends the installed {name}, and there is none in this environment. "
-            f"Run: pip install {name}",
-            name=name,
-        )
+        raise ModuleNotFoundError(f"{init.parent} extends {name}, which is not installed. Run: pip install {name}")
     finder().overlays.add(name)
     for file in sorted(set(init.parent.rglob("*.py")) - {init}):
         extended = ".".join(file.relative_to(init.parent.parent).with_suffix("").parts)

@@ -1,7 +1,6 @@
 """What peft keeps closed: its list of methods, what LoraConfig makes, and how weights are put on a model.
 
-All extensions are idempotent: a second call finds the first one's work and leaves it. Configurations and weights of
-other methods pass through unchanged. peft is imported inside the functions, since some run during its own import.
+A second call of an extension changes nothing. Configurations and weights of other methods pass through unchanged.
 """
 
 from __future__ import annotations
@@ -47,11 +46,7 @@ def extend_peft_type(peft_type: Any) -> None:
 
 
 def extend_lora_config(lora_config: type) -> None:
-    """Have `LoraConfig(lora_nums=…)` return a LoraMoeConfig; everything else about LoraConfig stays.
-
-    The class itself gets a `__new__`, so that no name has to be rebound and `isinstance(AdaLoraConfig(), LoraConfig)`
-    stays True. What `__new__` returns is no LoraConfig, so Python does not call `__init__` on it.
-    """
+    """Have `LoraConfig(lora_nums=…)` return a LoraMoeConfig, by a `__new__` that leaves everything else as it was."""
     if "__new__" in vars(lora_config):
         return
 
@@ -103,13 +98,9 @@ def in_out_features(base_layer: nn.Module) -> tuple[int, int]:
 
 
 def extend_set_state_dict(prepare: PrepareWeights) -> None:
-    """Have the weights of a LoRAMoE adapter renamed and checked before peft puts them on a model.
+    """Have a LoRAMoE adapter's weights prepared (renamed and checked) before peft puts them on a model.
 
     peft would stop half way at a wrong shape, and only warn of weights that are missing.
-
-    Args:
-        prepare: Called with the model, the weights, the adapter's name, and whether shapes are to be checked; returns
-            the weights by their names of today. Weights of other methods do not reach it.
     """
     from peft.utils import save_and_load
 
@@ -138,10 +129,6 @@ def extend_load_adapter(mixin: type, prepare: PrepareWeights) -> None:
     """Have `model.load_adapter`, and from_pretrained of an adapter, take adapters with names of an earlier format.
 
     transformers 5 reads the weights by itself, and logs those that are missing. Weights that it is given it takes.
-
-    Args:
-        mixin: `transformers.integrations.peft.PeftAdapterMixin`.
-        prepare: As for `extend_set_state_dict`.
     """
     load = mixin.load_adapter  # type: ignore[attr-defined]
     if "__wrapped__" in vars(load):
@@ -157,15 +144,14 @@ def extend_load_adapter(mixin: type, prepare: PrepareWeights) -> None:
         from peft.utils import load_peft_weights
 
         weights = load_peft_weights(adapter, device="cpu", **hub)
-        info = error = None
+        check = functools.partial(prepare, self, weights, call.get("adapter_name") or "default", True)
         try:
             info = load(self, *args, **kwargs, adapter_state_dict=prepare(self, weights, "", False))
-        except RuntimeError as wrong_shape:
-            error = wrong_shape
-        if error is not None or (info is not None and (info.missing_keys or info.unexpected_keys)):
-            prepare(self, weights, call.get("adapter_name") or "default", True)
-        if error is not None:
-            raise error
+        except RuntimeError:  # a wrong shape, which transformers does not name
+            check()
+            raise
+        if info is not None and (info.missing_keys or info.unexpected_keys):
+            check()
         return info
 
     mixin.load_adapter = load_adapter  # type: ignore[attr-defined]

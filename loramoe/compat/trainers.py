@@ -1,25 +1,56 @@
-"""Trainers that compute the loss themselves, and so have to add the constraint: transformers' smoothing, and TRL."""
+"""What the trainers of transformers and TRL need to add the constraint, and how they count labels."""
 
 from __future__ import annotations
 
 import functools
+import importlib.metadata
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from loramoe.balance import balance_loss, share_of_step
+from packaging.version import Version
+
+from loramoe.balance.constraint import balance_loss, share_of_step
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
+COUNTS_EVERY_LABEL = Version(importlib.metadata.version("transformers")) < Version("5.10")
+
+
+def skips_first_label(model: nn.Module) -> bool:
+    """Return whether the Trainer leaves the first label of each row out of `num_items_in_batch`.
+
+    Before transformers 5.10 it never does; since then for each model whose loss shifts labels.
+    """
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    return not COUNTS_EVERY_LABEL and LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+
+
+def declare_task_types(model_class: type) -> None:
+    """Add `task_types=None` to the signature that a model's forward shows.
+
+    The Trainer reads that signature to decide which columns of a data set the model can use.
+    """
+    forward: Callable[..., Any] = model_class.forward  # type: ignore[attr-defined]
+    signature = inspect.signature(forward)
+    if "task_types" in signature.parameters:
+        return
+    declared = inspect.Parameter(
+        "task_types", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="torch.LongTensor | None"
+    )
+    *others, last = signature.parameters.values()
+    parameters = [*others, declared, last] if last.kind is inspect.Parameter.VAR_KEYWORD else [*others, last, declared]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+
 
 def extend_label_smoother(label_smoother: type) -> None:
-    """Have the Trainer's label smoothing add the constraint.
+    """Have the Trainer's label smoothing, which computes the loss from the logits, add the constraint.
 
-    With smoothing, the Trainer keeps the labels and computes the loss from the logits. The constraint then comes as
-    `outputs.balance_loss`. `num_items_in_batch` is passed since transformers 5.15; before that each micro-batch counts
-    whole, in the smoothed loss too.
+    `num_items_in_batch` is passed since transformers 5.15; before, each micro-batch counts whole.
     """
     smooth: Callable[..., Tensor] = label_smoother.__call__
     if "__wrapped__" in vars(smooth):

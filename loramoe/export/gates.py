@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from loramoe.balance import rows_as_samples
+from loramoe.balance.constraint import rows_as_samples
 from loramoe.export.adapted import Adapted, ExportError, adapted, in_evaluation, on_device_of, real_tokens, run
 
 

@@ -3,17 +3,12 @@
     gates_BSE = softmax(x_BSD · W_router^T)                              dense: every token uses every expert
     output    = y + (alpha / R) · Σ_e g_e · B_e A_e dropout(x)           y is the output of the frozen linear layer
 
-Three implementations of this equation (arXiv 2312.09979), which tests hold equal:
-
-- `reference.py`: a loop over experts with one full-width product each. Slow; tests compare with it.
-- `eager.py`: plain PyTorch. The experts are stacked (A: [E·R, D], B: [F, E·R]), which leaves two skinny products, as a
-  gate is a scalar per token and expert:  Σ_e g_e · B_e h_e = B · (g ∘ h).
-- `fused.py`, the default: the same with a hand-written backward pass.
-
-Pure functions of tensors: nothing here knows PEFT or transformers.
+The equation is that of arXiv 2312.09979. `reference.py` is a loop over experts, with which tests compare. `eager.py` is
+plain PyTorch with the experts stacked (A: [E·R, D], B: [F, E·R]): Σ_e g_e · B_e h_e = B · (g ∘ h). `fused.py`, the
+default, is the same with a hand-written backward pass. Nothing here knows PEFT or transformers.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -22,16 +17,7 @@ from loramoe.ops.fused import add_fused
 from loramoe.ops.precision import autocast_is_on, without_autocast
 from loramoe.ops.reference import mixture_reference
 
-
-class AddMixture(Protocol):
-    """The signature of every implementation."""
-
-    def __call__(
-        self, y: Tensor, x: Tensor, router: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """`y + scaling · B (g ∘ A dropout(x))` and the gates; see `add_eager`."""
-
-
+AddMixture = Callable[..., tuple[Tensor, Tensor]]  # with the arguments of `add_eager`
 # A plain dict: torch.compile breaks the graph at a MappingProxyType.
 IMPLEMENTATIONS: dict[str, AddMixture] = {"eager": add_eager, "fused": add_fused}
 

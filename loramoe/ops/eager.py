@@ -1,8 +1,7 @@
 """The mixture in plain PyTorch, all experts at once: two skinny products instead of a loop.
 
-Autograd derives the backward pass, and torch.compile makes kernels of it. It has second derivatives, works under
-torch.func and runs on every device. It costs more than `fused.py`: one full-width addition to the output of the linear
-layer, and a second copy of the input for backward under dropout or a change of dtype.
+Autograd derives the backward pass, and torch.compile makes kernels of it. It costs more than `fused.py`: one full-width
+addition to the output of the linear layer, and a copy of the input under dropout or a change of dtype.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def route(x: Tensor, router: Tensor) -> Tensor:
         router: Weight of the router, [E, D], any floating dtype.
 
     Returns:
-        Gates [..., E], float32 (float64 for a float64 input). They sum to 1 over the experts.
+        Gates [..., E], float32 (float64 for a float64 input).
     """
     dtype = router_dtype(x)
     with without_autocast(x.device.type):
@@ -29,17 +28,14 @@ def route(x: Tensor, router: Tensor) -> Tensor:
 
 
 def mixture(x: Tensor, gates: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """The sum of the experts, all at once: `scaling · B (g ∘ A x)`.
+    """The sum of the experts [..., F], all at once: `scaling · B (g ∘ A x)`, with the arguments of `add_eager`.
 
     Args:
         x: Input of the experts, [..., D], after dropout.
-        gates: Share of every expert, [..., E], as `route` returns it.
-        A: Down-projections of the experts, stacked, [E·R, D].
-        B: Up-projections of the experts, side by side, [F, E·R].
-        scaling: alpha / R (or alpha / √R, rank-stabilised).
-
-    Returns:
-        What is added to the output of the linear layer, [..., F], in the dtype of the products.
+        gates: What `route` returned, [..., E].
+        A: [E·R, D].
+        B: [F, E·R].
+        scaling: alpha / R.
     """
     rank = A.shape[0] // gates.shape[-1]
     hidden = F.linear(x, A)  # [..., E·R]

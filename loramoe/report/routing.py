@@ -23,7 +23,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from loramoe.balance import rows_as_samples
+from loramoe.balance.constraint import rows_as_samples
 from loramoe.export.adapted import Adapted, in_evaluation, real_tokens
 from loramoe.export.gates import gates_kept
 from loramoe.report.layers import Layer, bands_of, layers_of

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from loramoe.balance import squared_cv
+from loramoe.balance.constraint import squared_cv
 from loramoe.report.layers import layers_of
 
 if TYPE_CHECKING:

@@ -1,13 +1,11 @@
-"""Configuration of a LoRAMoE adapter: what PEFT users know of LoraConfig, the experts, and their constraint.
+"""Configuration of a LoRAMoE adapter; the defaults are those of the paper (arXiv 2312.09979, implementation details).
 
-Defaults are those of the paper (arXiv 2312.09979, implementation details), with the constraint on and in the direction
-that gives a task type's experts to its samples. A file that lacks a field of the constraint was written before that
-field existed, and keeps what held then.
+A file that lacks a field of the constraint was written before that field existed, and keeps what held then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 from peft.config import PeftConfig
 from peft.utils.peft_types import PeftType
 
-from loramoe.balance import BLC_IMPORTANCES, BLC_TARGETS, BlcImportance, BlcTarget
+from loramoe.balance.constraint import BLC_IMPORTANCES, BLC_TARGETS, BlcImportance, BlcTarget
 
 
 @dataclass
@@ -45,9 +43,6 @@ class LoraMoeConfig(PeftConfig):  # type: ignore[misc]  # peft is not typed
         rank_pattern: Names or regular expressions of layers, mapped to a rank other than r.
         alpha_pattern: Names or regular expressions of layers, mapped to an alpha other than lora_alpha.
         bias: Only "none": biases are not trained.
-
-    Raises:
-        ValueError: If a value is outside its range, or values contradict each other.
     """
 
     r: int = 4
@@ -98,20 +93,16 @@ class LoraMoeConfig(PeftConfig):  # type: ignore[misc]  # peft is not typed
         self.r = _whole("r", self.r, 1)
         self.lora_nums = _whole("lora_nums", self.lora_nums, 1)
         self.rank_pattern = {name: _whole(f"rank_pattern[{name!r}]", r, 1) for name, r in self.rank_pattern.items()}
-        finite = ("a finite number", lambda value: abs(value) < float("inf"))
-        self.lora_alpha = _number("lora_alpha", self.lora_alpha, *finite)
-        alphas = self.alpha_pattern.items()
-        self.alpha_pattern = {name: _number(f"alpha_pattern[{name!r}]", alpha, *finite) for name, alpha in alphas}
-        probability = ("a probability in [0, 1)", lambda value: 0 <= value < 1)
-        self.lora_dropout = _number("lora_dropout", self.lora_dropout, *probability)
+        self.lora_alpha = _number("lora_alpha", self.lora_alpha, -math.inf, math.inf)
+        self.lora_dropout = _number("lora_dropout", self.lora_dropout, 0, 1)
+        for name, alpha in self.alpha_pattern.items():
+            self.alpha_pattern[name] = _number(f"alpha_pattern[{name!r}]", alpha, -math.inf, math.inf)
         _one_of("init_lora_weights", self.init_lora_weights, (True, False))
         _one_of("bias", self.bias, ("none",))
 
     def _check_constraint(self) -> None:
-        positive = ("at least 0, which is off", lambda value: 0 <= value < float("inf"))
-        self.blc_weight = _number("blc_weight", self.blc_weight, *positive)
-        fraction = ("in [0, 1), or an importance vanishes", lambda value: 0 <= value < 1)
-        self.blc_alpha = _number("blc_alpha", self.blc_alpha, *fraction)
+        self.blc_weight = _number("blc_weight", self.blc_weight, 0, math.inf)
+        self.blc_alpha = _number("blc_alpha", self.blc_alpha, 0, 1)
         _one_of("blc_target", self.blc_target, BLC_TARGETS)
         _one_of("blc_importance", self.blc_importance, BLC_IMPORTANCES)
         if self.lora_nums < 2 and self.blc_weight > 0:
@@ -150,10 +141,10 @@ def _whole(name: str, value: Any, minimum: int) -> int:
     return int(value)
 
 
-def _number(name: str, value: Any, expected: str, holds: Callable[[Any], bool]) -> float:
+def _number(name: str, value: Any, low: float, high: float) -> float:
     """Return a value as int or float; numpy's floats too, which JSON does not write."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not holds(value):
-        raise ValueError(f"{name} must be {expected}; got {name}={value!r}.")
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) < high or value == -math.inf:
+        raise ValueError(f"{name} must be a number in [{low}, {high}); got {name}={value!r}.")
     return value if isinstance(value, int) else float(value)
 
 

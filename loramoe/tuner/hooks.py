@@ -10,30 +10,80 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loramoe.balance import COUNTED_LABELS, coefficient, localized_balance, share_of_step
-from loramoe.compat.transformers import skips_first_label
+from loramoe.balance.constraint import COUNTED_LABELS, BlcImportance, coefficient, localized_balance, share_of_step
+from loramoe.compat.trainers import skips_first_label
 from loramoe.ops import without_autocast
 from loramoe.tuner.config import LoraMoeConfig
-from loramoe.tuner.forward_pass import ForwardPass, close_pass, collected_aux_losses, open_pass
+from loramoe.tuner.forward_pass import (
+    ForwardPass,
+    arguments_by_name,
+    close_pass,
+    membership_of,
+    of_thread,
+    open_pass,
+    validate_samples,
+    validate_task_types,
+)
 from loramoe.tuner.layer import LoraMoeLayer
-from loramoe.tuner.samples import arguments_by_name, membership_of, validate_samples, validate_task_types
-from loramoe.tuner.stats import BalanceStats
+
+
+@dataclass(frozen=True)
+class BalanceStats:
+    """What the constraint saw in one forward pass, detached; figures by task type are computed when they are read.
+
+    Attributes:
+        constraint_L: The localized balancing constraint of each of the L adapted layers, unweighted, float32.
+        importance_LME: Importance of each expert for each sample: the mean or the sum of its gates, as `kind` says.
+        tokens_M: Number of real tokens of each sample.
+    """
+
+    constraint_L: Tensor
+    importance_LME: Tensor
+    kind: BlcImportance
+    tokens_M: Tensor
+    task_types_M: Tensor
+    expert_types: tuple[int, ...]
+    layers: tuple[str, ...]  # their names
+
+    @property
+    def constraint(self) -> Tensor:
+        """Sum over the layers of the constraint, unweighted, a scalar."""
+        return self.constraint_L.sum()
+
+    @property
+    def task_types(self) -> tuple[int, ...]:
+        """The T task types of which the batch held a real token, ascending."""
+        return tuple(sorted(set(self.task_types_M[self.tokens_M > 0].tolist())))
+
+    @property
+    def tokens_T(self) -> Tensor:
+        """Number of real tokens of each task type."""
+        return self._is_type_TM() @ self.tokens_M
+
+    @property
+    def gate_TLE(self) -> Tensor:
+        """Mean gate over the real tokens of each task type, for each layer and expert; sums to 1 over the experts."""
+        weight_TM = self._is_type_TM() if self.kind == "sum" else self._is_type_TM() * self.tokens_M
+        sum_TLE = torch.einsum("tm,lme->tle", weight_TM.to(self.importance_LME), self.importance_LME)
+        return sum_TLE / self.tokens_T[:, None, None]
+
+    def _is_type_TM(self) -> Tensor:
+        types_T = torch.tensor(self.task_types, dtype=self.task_types_M.dtype, device=self.task_types_M.device)
+        return (types_T[:, None] == self.task_types_M).to(self.tokens_M)
 
 
 def last_balance(model: nn.Module, adapter_name: str | None = None) -> BalanceStats | None:
-    """Return what the constraint saw in the model's last forward pass with task types, in training or evaluation.
+    """Return what the constraint saw in the model's last forward pass with task types, or None if there was none.
 
     Args:
-        model: The adapted model, or a PeftModel, or any module around it.
+        model: The adapted model, or any module around it.
         adapter_name: Which adapter. Default: the first that was active.
-
-    Returns:
-        The statistics; None if there was no such forward pass, or the model has no LoRAMoE adapter.
     """
     for hooks in balance_hooks(model):
         if hooks.last:
@@ -50,8 +100,8 @@ def balance_hooks(model: nn.Module) -> Iterator[BalanceHooks]:
 
 def attach_hooks(model: nn.Module, adapter_name: str, config: LoraMoeConfig) -> None:
     """Register the two hooks on a base model, once, for one more adapter."""
-    hooks = next(balance_hooks(model), None)
-    if hooks is None or hooks.before not in model._forward_pre_hooks.values():
+    hooks = next((hooks for hooks in balance_hooks(model) if hooks.before in model._forward_pre_hooks.values()), None)
+    if hooks is None:
         hooks = BalanceHooks()
         model.register_forward_pre_hook(hooks.before, with_kwargs=True)
         model.register_forward_hook(hooks.after, with_kwargs=True, always_call=True)
@@ -168,14 +218,9 @@ class BalanceHooks:
 
 
 def add_to_loss(outputs: Any, weighted: Tensor, call: Mapping[str, Any], skips_first: bool) -> Any:
-    """Return a model's outputs with the weighted constraint added to their loss by the micro-batch's share of the step.
-
-    Outputs are a mapping or dataclass with a loss, a tuple that begins with it, or the loss itself. A mapping without a
-    loss gets the constraint as `balance_loss`, for whoever computes the loss.
-    """
-    collected = collected_aux_losses()
-    if collected is not None:
-        collected.append(weighted)
+    """Return outputs with the constraint in their loss; a mapping without a loss gets it as `balance_loss`."""
+    if of_thread.collected is not None:
+        of_thread.collected.append(weighted)
         return outputs
     loss = _loss_of(outputs, any(call.get(name) is not None for name in COUNTED_LABELS))
     if loss is None and isinstance(outputs, Mapping):

@@ -21,7 +21,7 @@ from torch.nn.modules.module import _global_forward_hooks
 from loramoe.compat.peft import in_out_features
 from loramoe.ops import IMPLEMENTATIONS
 from loramoe.tuner.config import LoraMoeConfig
-from loramoe.tuner.forward_pass import current_pass
+from loramoe.tuner.forward_pass import of_thread
 
 MERGE_REFUSED = (
     "a LoRAMoE adapter cannot be merged: its router depends on the input, and no single weight computes that. Use the "
@@ -35,17 +35,11 @@ class Experts(nn.Module):
     A sharding engine (FSDP, ZeRO-3) gathers a module's own weights while that module is called. So the whole mixture is
     one call, and a leaf with a `weight`, of which PEFT's FSDP policy makes a unit.
 
-    Args:
-        D: In-features.
-        F: Out-features.
-        R: Rank of each expert.
-        E: Number of experts.
-        dropout: Probability of dropping an input of the experts.
-
     Attributes:
         router: [E, D].
         A: The experts' down-projections, one below the other, [E·R, D].
         B: Their up-projections, side by side, [F, E·R].
+        dropout: Probability of dropping an input of the experts.
     """
 
     def __init__(self, D: int, F: int, R: int, E: int, dropout: float) -> None:
@@ -77,9 +71,6 @@ class Experts(nn.Module):
             x: Its input, [..., D].
             scaling: alpha / R (or alpha / √R, rank-stabilised).
             implementation: One of `loramoe.ops.IMPLEMENTATIONS`.
-
-        Returns:
-            Output [..., F] in the dtype of y, and the gates [..., E], float32 or float64.
         """
         # torch.compile makes kernels of its own, and has to see the single operations.
         add_mixture = IMPLEMENTATIONS["eager" if torch.compiler.is_compiling() else implementation]
@@ -188,9 +179,8 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
     def _add_mixture(self, adapter_name: str, y: Tensor, x: Tensor) -> Tensor:
         experts: Any = self.loramoe_experts[adapter_name]
         y, gates = experts(y, x, self.scaling[adapter_name], self.implementation)
-        forward_pass = current_pass()
-        if forward_pass is not None:
-            forward_pass.add(adapter_name, self.key, gates, experts.router)
+        if of_thread.current is not None:
+            of_thread.current.add(adapter_name, self.key, gates, experts.router)
         return y
 
     def _add_mixtures(self, adapter_names: Sequence[str], y: Tensor, x: Tensor) -> Tensor:
@@ -200,7 +190,3 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
             if rows:
                 y[rows] = self._add_mixture(name, y[rows], x[rows])
         return y
-
-    def extra_repr(self) -> str:
-        """Which implementation computes."""
-        return f"implementation={self.implementation!r}"

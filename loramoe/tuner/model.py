@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
-from loramoe.compat.transformers import declare_task_types
+from loramoe.compat.trainers import declare_task_types
 from loramoe.ops import IMPLEMENTATIONS
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.tuner.hooks import attach_hooks, balance_hooks, detach_hooks
@@ -32,12 +33,6 @@ class LoraMoeModel(BaseTuner):  # type: ignore[misc]  # peft is not typed
     """A model whose linear layers have LoRA experts and a router in parallel.
 
     Made by `get_peft_model(model, LoraMoeConfig(…))`, or by PeftModel, inject_adapter_in_model and model.load_adapter.
-
-    Args:
-        model: The model to adapt.
-        config: A LoraMoeConfig, or one by adapter name.
-        adapter_name: Name of the adapter.
-        low_cpu_mem_usage: Create the adapter's weights on the meta device, to be loaded later.
     """
 
     prefix = "loramoe_"
@@ -144,9 +139,8 @@ class LoraMoeModel(BaseTuner):  # type: ignore[misc]  # peft is not typed
 def use_implementation(model: nn.Module, name: str) -> None:
     """Choose what computes the mixture in every LoRAMoE layer of a model, and in those of adapters added later.
 
-    `"fused"`, the default, is the fast one. `"eager"` is plain PyTorch: for a backward of the backward, torch.func, and
-    for selective activation checkpointing or a base layer that keeps its own output for backward, as both forbid to
-    write to that output. A compiled model computes `"eager"` in any case, of which torch.compile makes its own kernels.
+    `"fused"`, the default, is fast. `"eager"` is plain PyTorch: for second derivatives, and where nothing may write to
+    the output of a base layer, as under selective activation checkpointing. A compiled model always computes "eager".
 
     Args:
         model: A model with LoRAMoE layers, or one such layer.
@@ -155,6 +149,9 @@ def use_implementation(model: nn.Module, name: str) -> None:
     Raises:
         ValueError: If there is no such implementation, or no such layer.
     """
+    if name == "stacked":
+        warnings.warn('The implementation "stacked" is now "eager".', FutureWarning, stacklevel=2)
+        name = "eager"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)}; got {name!r}.")
     layers = [module for module in model.modules() if isinstance(module, LoraMoeLayer)]

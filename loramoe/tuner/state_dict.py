@@ -34,16 +34,9 @@ def is_original(weights: Mapping[str, Tensor]) -> bool:
 
 
 def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of an adapter by the names of today; not one bit of them changes.
+    """Return the weights of an adapter, of today, of LoRAMoE 0.1 or of the original code, by the names of today.
 
-    Args:
-        weights: Tensors by name, in the format of today, of LoRAMoE 0.1, or of the original code.
-
-    Returns:
-        `….loramoe_experts.router`, `.A` and `.B` for each layer, the original's experts stacked; others as they were.
-
-    Raises:
-        CheckpointError: If a layer of an original adapter lacks an expert, or its experts differ in shape or dtype.
+    Not one bit of them changes; the original's experts are stacked. CheckpointError if a layer lacks an expert.
     """
     renamed: dict[str, Tensor] = {}
     experts: dict[str, dict[str, dict[int, Tensor]]] = {}
@@ -67,15 +60,12 @@ def _stack(name: str, by_index: Mapping[int, Tensor], router: Tensor | None, dim
     expected = 0 if router is None else len(router)
     if sorted(by_index) != list(range(expected)) or not by_index:
         raise CheckpointError(
-            f"{name} has the experts {sorted(by_index)}, and the router is for {expected}: the file is not complete. "
-            "Copy or download it again."
+            f"{name} has the experts {sorted(by_index)}, and the router is for {expected}. Copy or download it again."
         )
     tensors = [by_index[index] for index in sorted(by_index)]
-    if len({(tensor.dtype, tensor.shape) for tensor in tensors}) != 1:
-        shapes = sorted({(str(tensor.dtype), tuple(tensor.shape)) for tensor in tensors})
-        raise CheckpointError(
-            f"the experts of {name} must be matrices of one shape and dtype; got {shapes}. Copy or download it again."
-        )
+    kinds = sorted({f"{tensor.dtype} {list(tensor.shape)}" for tensor in tensors})
+    if len(kinds) != 1:
+        raise CheckpointError(f"the experts of {name} differ: {kinds}. Copy or download the file again.")
     return torch.cat(tensors, dim=dim)
 
 
@@ -84,10 +74,8 @@ def validate_state_dict(
 ) -> None:
     """Check every tensor of an adapter against the model, before a weight is touched."""
     configs: Any = model.peft_config
-    base = configs[adapter_name].base_model_name_or_path
-    remedy = (
-        f"Load it onto its own base model{f' {base!r}' if base else ''}, with the adapter_config.json saved with it."
-    )
+    base = configs[adapter_name].base_model_name_or_path or "that it was trained on"
+    remedy = f"Load it onto the base model {base}, with the adapter_config.json saved with it."
     given = {_plain(name): tensor for name, tensor in weights.items()}
     required = _adapter_shapes(model, adapter_name)
     known = {_plain(name): tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()} | required

@@ -7,7 +7,6 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -61,14 +60,13 @@ def default_targets(model: nn.Module, model_type: str | None) -> set[str]:
         )
     if not view.fused and not isinstance(known, str):
         return {name for name in matches if matches[name]}
-    targets = _shortest_suffixes(chosen, [*view.modules, *view.fused_weights()])
     if view.fused:
         warnings.warn(
             f"The experts in {', '.join(_patterns(view.fused))} are fused weights and stay frozen. LoRAMoE adapts "
-            f"{len(chosen)} other layers: {', '.join(_patterns(targets))}. Set target_modules to choose others.",
+            f"{len(chosen)} other layers: {', '.join(_patterns(chosen))}. Set target_modules to choose others.",
             stacklevel=2,
         )
-    return set(targets)
+    return set(chosen)
 
 
 def expand_all_linear(model: nn.Module, task_type: str | None = None) -> set[str]:
@@ -232,16 +230,6 @@ def _match(targets: str | Names, names: Names) -> dict[str, list[str]]:
     if isinstance(targets, str):
         return {targets: [name for name in names if re.fullmatch(targets, name)]}
     return {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets}
-
-
-def _shortest_suffixes(chosen: list[str], names: Names) -> list[str]:
-    """For each chosen name the shortest suffix that matches no other name, each once."""
-    others, kept = [f".{name}" for name in {*names} - {*chosen}], dict[str, None]()
-    for name in chosen:
-        suffixes = accumulate(reversed(name.split(".")), "{1}.{0}".format)
-        named = (suffix for suffix in suffixes if not suffix[0].isdigit())
-        kept[next((s for s in named if not any(other.endswith(f".{s}") for other in others)), name)] = None
-    return list(kept)
 
 
 def _patterns(names: Names) -> list[str]:

@@ -27,7 +27,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from loramoe.balance import (
+from loramoe.balance.constraint import (
     BLC_IMPORTANCES,
     BLC_TARGETS,
     BlcImportance,

@@ -25,7 +25,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from loramoe.balance import coefficient, localized_balance, match_types
+from loramoe.balance.constraint import coefficient, localized_balance, match_types
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURE = ROOT / "docs/figures/overview.png"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramoe.balance import positions_as_samples, rows_as_samples
+from loramoe.balance.constraint import positions_as_samples, rows_as_samples
 
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
@@ -38,10 +38,6 @@ def test_padding_never_counts(lengths: list[int], padding: int, left: bool) -> N
     gates = torch.rand(len(lengths), S, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(S))
     expected = torch.stack([row[real].mean(0) for row, real in zip(gates, mask, strict=True)])
     torch.testing.assert_close(rows_as_samples(mask).importance(gates), expected, rtol=1e-14, atol=0)
-
-
-def test_rows_may_hold_different_numbers_of_samples() -> None:
-    assert positions_as_samples(positions([[2, 3, 1], [6]]), 4).tokens_M.tolist() == [2, 3, 1, 6]
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (6,)])

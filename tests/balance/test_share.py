@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutput
 
-from loramoe.balance import balance_loss, share_of_step
+from loramoe.balance.constraint import balance_loss, share_of_step
 
 
 @pytest.mark.parametrize("items", [20, torch.tensor(20)])

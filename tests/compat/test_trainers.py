@@ -1,12 +1,54 @@
-"""Label smoothing with and without the constraint; the trainers themselves run in tests/test_trainers.py."""
+"""The column `task_types`, which every adapted model declares, so that the Trainer keeps it; and label smoothing.
+
+The trainers themselves run in tests/tuner/test_trainers.py and tests/ecosystem/test_trl.py.
+"""
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
+from datasets import Dataset
+from peft import LoraMoeConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
-from loramoe.compat.trainers import extend_label_smoother
+from loramoe.compat.trainers import declare_task_types, extend_label_smoother
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
+
+
+@pytest.mark.parametrize("by_transformers", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GPT2LMHeadModel(GPT2Config(**SIZE)),
+        lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=1, intermediate_size=16)),
+    ],
+    ids=["GPT-2", "Mistral"],
+)
+def test_the_trainer_keeps_the_column(make: Any, by_transformers: bool, tmp_path: Path) -> None:
+    model = make()
+    if by_transformers:
+        model.add_adapter(LoraMoeConfig())
+    else:
+        model = get_peft_model(model, LoraMoeConfig())
+    trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    rows = Dataset.from_list([{"input_ids": [1, 2], "task_types": 0, "source": "book"}])
+    assert trainer._remove_unused_columns(rows).column_names == ["input_ids", "task_types"]
+
+
+def test_declare_task_types_once() -> None:
+    class Closed:
+        def forward(self, ids: int, labels: int = 0) -> None: ...
+
+    for _ in range(2):
+        declare_task_types(Closed)
+    assert list(inspect.signature(Closed.forward).parameters) == ["self", "ids", "labels", "task_types"]
 
 
 def test_label_smoothing_adds_the_constraint_once() -> None:

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from tests.conformance.small import Deep, Mlp, config, later_peft, rows, seeded
+from tests.conformance.small import Deep, config, later_peft, rows, seeded
 from tests.helpers import layers_of, trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted")
@@ -31,17 +31,6 @@ def of(model: Any, *names: str) -> set[str]:
 
 def at(model: Any, path: str) -> Any:
     return model.base_model.model.get_submodule(path)
-
-
-def test_set_adapter() -> None:
-    model = deep(config(), config())
-    assert (model.active_adapter, model.active_adapters) == ("default", ["default"])
-    model.set_adapter("one")
-    assert (model.active_adapter, model.active_adapters) == ("one", ["one"])
-    model.base_model.set_adapter(["default", "one"])
-    assert model.active_adapters == ["default", "one"]
-    with pytest.raises(ValueError, match="Adapter nobody not found"):
-        model.set_adapter("nobody")
 
 
 @later_peft
@@ -123,30 +112,9 @@ def test_modules_to_save_of_some_adapters_only() -> None:
 
 
 @later_peft
-def test_modules_to_save_of_two_active_adapters() -> None:
-    model = deep(config(modules_to_save=["layers.0.lin1"]), config(modules_to_save=["layers.1.lin1"]))
-    model.base_model.set_adapter(["default", "one"])
-    assert at(model, "layers.0.lin1").active_adapters == ["default"]
-    assert at(model, "layers.1.lin1").active_adapters == ["one"]
-    same = deep(config(modules_to_save=["layers.0.lin1"]), config(modules_to_save=["layers.0.lin1"]))
-    with pytest.raises(ValueError, match="Only one adapter can be set at a time for ModulesToSaveWrapper"):
-        same.base_model.set_adapter(["default", "one"])
-
-
-def test_modules_to_save_are_not_adapted() -> None:
-    model = deep(config("lin0", modules_to_save=["layers.2.lin0"]))
-    assert [name[-6:-5] for name in layers_of(model)] == ["0", "1"]
-
-
-@pytest.fixture
-def trio() -> Any:
-    """A model with the adapters "default", "one" and "two", which share a layer."""
+def test_the_active_adapters_are_trained() -> None:
     whole = config("layers.0.lin0", modules_to_save=["layers.2.lin0"])
-    return deep(config("layers.0.lin0"), config("layers.0.lin0", "layers.1.lin0"), whole)
-
-
-@later_peft
-def test_the_active_adapters_are_trained(trio: Any) -> None:
+    trio = deep(config("layers.0.lin0"), config("layers.0.lin0", "layers.1.lin0"), whole)
     assert trainable(trio) == of(trio, "default")
     for name in ("two", "one"):
         trio.set_adapter(name)
@@ -155,18 +123,6 @@ def test_the_active_adapters_are_trained(trio: Any) -> None:
     trio(rows(6)).pow(2).sum().backward()
     with_gradient = {path for path, p in trio.named_parameters() if p.grad is not None}
     assert with_gradient == trainable(trio) == of(trio, "default", "two")
-
-
-@later_peft
-def test_inference_mode_and_set_requires_grad(trio: Any) -> None:
-    trio.set_adapter("one", inference_mode=True)
-    assert trio.active_adapters == ["one"]
-    assert not trainable(trio)
-    trio.set_requires_grad(["default", "two"])
-    assert trainable(trio) == of(trio, "default", "two")
-    trio.set_requires_grad("two", requires_grad=False)
-    assert trainable(trio) == of(trio, "default")
-    assert trio.active_adapters == ["one"]
 
 
 @later_peft
@@ -192,43 +148,3 @@ def test_what_the_user_froze_stays_frozen_when_more_come(tmp_path: Path) -> None
     before = trainable(model)
     model.load_adapter(tmp_path, "one")
     assert trainable(model) == before
-
-
-def test_disable_adapter_within_itself_and_errors(trio: Any) -> None:
-    def disabled() -> set[bool]:
-        return {layer.disable_adapters for layer in layers_of(trio).values()}
-
-    with trio.disable_adapter():
-        with trio.disable_adapter():
-            assert disabled() == {True}
-        assert disabled() == {True}
-    with pytest.raises(RuntimeError, match="shapes"), trio.disable_adapter():
-        trio(rows(7))
-    assert disabled() == {False}
-    trio.base_model.disable_adapter_layers()
-    with trio.disable_adapter():
-        pass
-    assert disabled() == {True}
-    trio.base_model.enable_adapter_layers()
-    assert trainable(trio) == of(trio, "default")
-
-
-def test_status_of_layers_and_model() -> None:
-    model = deep(config(), config("lin1", "lin0"))
-    one, *_ = model.get_layer_status()
-    assert (one.name, one.enabled, one.active_adapters) == ("model.layers.0.lin0", True, ["default"])
-    model.set_adapter("one")
-    assert model.get_model_status().requires_grad == {"default": False, "one": True}
-    next(iter(layers_of(model).values())).enable_adapters(False)
-    assert model.get_model_status().enabled == "irregular"
-    D, F, E, R = 10, 20, 3, 2
-    own = E * R * (D + F) + E * D
-    assert get_peft_model(Mlp(), config("lin0")).get_nb_trainable_parameters() == (own, own + 220 + 42)
-
-
-def test_the_base_layer_through_the_adapted_layer() -> None:
-    layer = at(get_peft_model(Mlp(), config("lin0")), "lin0")
-    assert layer.weight is layer.base_layer.weight
-    assert layer.bias is layer.base_layer.bias
-    assert "LoraMoeLayer(" in repr(layer)
-    assert "(default): Experts(D=10, F=20, R=2, E=3" in repr(layer)

@@ -66,14 +66,6 @@ def language_model(two: Any) -> tuple[Any, Tensor]:
     return two.eval(), torch.arange(3, 18).reshape(3, 5)
 
 
-@torch.no_grad()
-def test_logits(language_model: tuple[Any, Tensor]) -> None:
-    model, ids = language_model
-    alone = each_alone(model, lambda: model(ids).logits)
-    mixed = model(input_ids=ids, adapter_names=NAMES).logits
-    torch.testing.assert_close(mixed, torch.stack([alone[name][row] for row, name in enumerate(NAMES)]))
-
-
 @pytest.mark.parametrize(
     "how", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=["greedy", "beams", "more beams"]
 )

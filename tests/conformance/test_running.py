@@ -1,9 +1,8 @@
-"""What PEFT promises of an adapted model at work: every task type, generation, checkpointing, compilation, threads."""
+"""What PEFT promises of an adapted model at work: task types, checkpointing, compilation, methods of transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
-from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 
 from loramoe import last_balance
@@ -73,30 +70,6 @@ def test_the_constraint_of_every_task_type(task_type: str, tmp_path: Path) -> No
         assert constraint > 0
 
 
-def test_an_encoder_decoder_generates() -> None:
-    model = TASKS["SEQ_2_SEQ_LM"].adapted()
-    settings = {"input_ids": torch.arange(2, 12).reshape(2, 5), "max_new_tokens": 4, "min_new_tokens": 4}
-    made = model.generate(**settings, do_sample=False)
-    assert torch.equal(made, model.generate(**settings, use_cache=False))
-
-
-@pytest.mark.parametrize("task_type", ["CAUSAL_LM", None])
-def test_embeddings_and_a_cache_of_the_caller(task_type: Any, adapted: Maker, ids: Tensor) -> None:
-    model = adapted(task_type=task_type)
-    logits = model(input_ids=ids).logits
-    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, logits)
-    start = model(input_ids=ids[:, :6], use_cache=True)
-    rest = model(input_ids=ids[:, 6:], past_key_values=start.past_key_values)
-    torch.testing.assert_close(torch.cat([start.logits, rest.logits], 1), logits)
-
-
-def test_kbit_training_and_input_gradients(tiny_llama: Maker, ids: Tensor) -> None:
-    model = get_peft_model(prepare_model_for_kbit_training(tiny_llama()), config("up_proj"))
-    assert trainable(model) == {name for name, _ in model.named_parameters() if "loramoe_" in name}
-    model.enable_input_require_grads()
-    assert model.get_input_embeddings()(ids).requires_grad
-
-
 def test_gradient_checkpointing(adapted: Maker, ids: Tensor) -> None:
     model = adapted(lora_dropout=0.0, blc_weight=0.0).train()
 
@@ -112,15 +85,6 @@ def test_gradient_checkpointing(adapted: Maker, ids: Tensor) -> None:
     assert plain.keys() == trainable(model)
 
 
-@torch.no_grad()
-def test_threads(adapted: Maker, ids: Tensor) -> None:
-    model = adapted()
-    wanted = model(ids).logits
-    with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: model(ids).logits, range(8)))
-    assert all(torch.equal(logits, wanted) for logits in made)
-
-
 @pytest.mark.parametrize("compiled_source", [False, True])
 @pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
 def test_compiled_before_it_is_adapted(compiled_source: bool) -> None:
@@ -132,19 +96,6 @@ def test_compiled_before_it_is_adapted(compiled_source: bool) -> None:
     assert set(get_peft_model_state_dict(model)) == set(given)
     assert not set_peft_model_state_dict(model, given).unexpected_keys
     assert torch.equal(model(rows()), source(rows()))
-
-
-# --- what LoRA alone has, and the methods of transformers -------------------------------------------------------------
-
-
-def test_helpers_of_lora_alone_are_refused() -> None:
-    model = get_peft_model(Mlp(), config())
-    with pytest.raises(ValueError, match="only supported for models with `LoraLayer`s"):
-        rescale_adapter_scale(model, 1).__enter__()
-    if "convert_to_lora" in dir(peft):
-        assert not model.supports_lora_conversion()
-        with pytest.raises((TypeError, ValueError), match="not support"):
-            peft.convert_to_lora(model, rank=4)
 
 
 def test_adapter_methods_of_transformers(tiny_llama: Maker, perturb: Maker, ids: Tensor) -> None:

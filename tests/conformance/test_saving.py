@@ -1,4 +1,4 @@
-"""What PEFT promises of a saved adapter: which files, which names in them, and the options of loading."""
+"""What PEFT promises of a saved adapter: which names its weights have, and onto what they load."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraMoeConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from loramoe.tuner.state_dict import CheckpointError
 from tests.conformance.small import Mlp, config, later_peft, rows, seeded
 
 Maker = Callable[..., Any]
-WEIGHTS = "adapter_model.safetensors"
 NAMES = {f"base_model.model.lin0.loramoe_experts.{part}" for part in ("router", "A", "B")}
 
 
@@ -28,76 +25,11 @@ def test_names_of_weights_do_not_depend_on_the_adapters(name: str) -> None:
     assert set(get_peft_model_state_dict(model, adapter_name=name)) == names
 
 
-@later_peft
-def test_selected_adapters(tmp_path: Path) -> None:
-    model = get_peft_model(Mlp(), config())
-    for name in ("default2", "other_default", "efaul"):
-        model.add_adapter(name, config())
-    model.save_pretrained(tmp_path / "none", is_main_process=False)
-    assert not [file for file in (tmp_path / "none").rglob("*") if file.is_file()]
-    model.save_pretrained(tmp_path / "two", selected_adapters=["default", "efaul"])
-    assert {folder.name for folder in (tmp_path / "two").iterdir() if folder.is_dir()} == {"efaul"}
-    assert set(load_file(tmp_path / "two" / WEIGHTS)) == NAMES
-    with pytest.raises(ValueError, match=r"invalid `selected_adapters` arguments"):
-        model.save_pretrained(tmp_path, selected_adapters=["nobody"])
-
-
-def test_weights_of_the_caller_are_saved(tmp_path: Path) -> None:
-    model = get_peft_model(Mlp(), config())
-    zeros = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(tmp_path, state_dict=zeros)
-    assert not any(tensor.any() for tensor in load_file(tmp_path / WEIGHTS).values())
-
-
 def test_save_embedding_layers(adapted: Maker, tiny_llama: Maker, tmp_path: Path) -> None:
     model = adapted()
     model.get_input_embeddings().weight.data.fill_(0.5)
     model.save_pretrained(tmp_path, save_embedding_layers=True)
     assert (PeftModel.from_pretrained(tiny_llama(), tmp_path).get_input_embeddings().weight == 0.5).all()
-
-
-@pytest.mark.parametrize(
-    "option",
-    [{"ephemeral_gpu_offload": True}, {"device_map": {"": "cpu"}}, {"torch_device": "cpu"}, {"subfolder": "inner"}],
-    ids=lambda option: next(iter(option)),
-)
-def test_options_of_loading(
-    option: dict[str, Any], adapted: Maker, tiny_llama: Maker, saved: Path, ids: Tensor
-) -> None:
-    if "subfolder" in option:
-        saved.rename(saved.parent / "inner")
-        saved = saved.parent
-    wanted, loaded = adapted()(ids).logits, PeftModel.from_pretrained(tiny_llama(), saved, **option)
-    assert torch.equal(loaded(ids).logits, wanted)
-    loaded.load_adapter(saved, "second", **option)
-    loaded.set_adapter("second")
-    assert torch.equal(loaded(ids).logits, wanted)
-
-
-def test_config_and_key_mapping(adapted: Maker, tiny_llama: Maker, saved: Path, ids: Tensor) -> None:
-    tensors = {name.replace(".mlp.", ".feed_forward."): t for name, t in load_file(saved / WEIGHTS).items()}
-    save_file(tensors, saved / WEIGHTS, metadata={"format": "pt"})
-    given = LoraMoeConfig.from_pretrained(saved)
-    options = {"config": given, "is_trainable": True, "key_mapping": {r"\.feed_forward\.": ".mlp."}}
-    loaded = PeftModel.from_pretrained(tiny_llama(), saved, **options).eval()
-    assert loaded.peft_config["default"] is given
-    assert not given.inference_mode
-    assert torch.equal(loaded(ids).logits, adapted()(ids).logits)
-
-
-def test_loading_into_an_adapter_replaces_its_weights(
-    adapted: Maker, perturb: Maker, tmp_path: Path, ids: Tensor
-) -> None:
-    model, newer = adapted(), perturb(adapted(), seed=11)
-    newer.save_pretrained(tmp_path / "newer")
-    model.load_adapter(tmp_path / "newer", "default")
-    assert list(model.peft_config) == ["default"]
-    wanted = newer(ids).logits
-    assert torch.equal(model(ids).logits, wanted)
-    adapted(lora_nums=5).save_pretrained(tmp_path / "larger")
-    with pytest.raises(CheckpointError, match=r"has the shape \[10, 48\] in the adapter, and \[6, 48\] in this"):
-        model.load_adapter(tmp_path / "larger", "default")
-    assert torch.equal(model(ids).logits, wanted)
 
 
 @later_peft

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraMoeConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.conformance.small import Deep, Mlp, config, later_peft, seeded
+from tests.conformance.small import Deep, Mlp, config, seeded
 from tests.helpers import layers_of
 
 Maker = Callable[..., Any]
@@ -26,12 +26,9 @@ def names_of(model: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
-        ({"target_modules": "lin0"}, ["lin0"]),
-        ({"target_modules": "lin.*"}, ["lin0", "lin1"]),
         ({"target_modules": ["lin0", "lin1"]}, ["lin0", "lin1"]),
         ({"target_modules": "all-linear"}, ["lin0", "lin1"]),
         ({"target_modules": "lin.*", "exclude_modules": "lin0"}, ["lin1"]),
-        ({"target_modules": ["lin0", "lin1"], "exclude_modules": ["lin0"]}, ["lin1"]),
         ({"target_modules": "all-linear", "exclude_modules": ["lin1"]}, ["lin0"]),
     ],
 )
@@ -41,39 +38,9 @@ def test_target_and_exclude_modules(options: dict[str, Any], wanted: list[str]) 
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target_modules": ["lin0"], "exclude_modules": ["lin0"]}, "No modules were targeted for adaptation"),
-        ({"target_modules": ["lin0", "lin1"], "exclude_modules": ["lin0", "lin1"]}, "All modules were excluded"),
-        ({"target_modules": ["lin0"], "rank_pattern": {"in0": 5}}, r"rank_pattern \['in0'\] not found"),
-        ({"target_modules": ["lin0"], "alpha_pattern": {"^lin1": 5}}, r"alpha_pattern \['\^lin1'\] not found"),
-    ],
-)
-def test_names_without_a_layer_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(Mlp(), LoraMoeConfig(**options))
-
-
-@later_peft
-@pytest.mark.parametrize("layers_pattern", ["layers", ["h", "layers"]])
-def test_layers_to_transform_counts_layers_not_experts(layers_pattern: Any) -> None:
-    class Sparse(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            experts = (nn.ModuleList([nn.ModuleDict({"up": nn.Linear(4, 4)}) for _ in "01"]) for _ in "012")
-            self.layers = nn.ModuleList([nn.ModuleDict({"q": nn.Linear(4, 4), "experts": list_}) for list_ in experts])
-
-    model = get_peft_model(Sparse(), config("q", "up", layers_to_transform=[1], layers_pattern=layers_pattern))
-    assert set(names_of(model)) == {"layers.1.q", "layers.1.experts.0.up", "layers.1.experts.1.up"}
-
-
-@pytest.mark.parametrize(
     ("pattern", "wanted"),
     [
-        ({"lin0": 5}, {"0.lin0": 5, "1.lin0": 5, "2.lin0": 5}),
-        ({"layers.1.lin0": 5}, {"1.lin0": 5}),
         ({"^layers.1.lin0": 5}, {"1.lin0": 5}),
-        ({r"layers.[12].lin\d": 5}, {"1.lin0": 5, "2.lin0": 5, "1.lin1": 5, "2.lin1": 5}),
         ({"layers.0.lin0": 5, "lin0": 6}, {"0.lin0": 5, "1.lin0": 6, "2.lin0": 6}),
     ],
 )

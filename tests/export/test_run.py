@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loramoe.adapter_files import CONFIG
+from loramoe.export.original import CONFIG
 from transformers import AutoTokenizer
 
 import loramoe

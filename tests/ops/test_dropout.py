@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loramoe.ops.dropout import draw_seed, dropout_mask, keep_prob
+from loramoe.ops.fused import draw_seed, dropout_mask, keep_prob
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5, 0.9])

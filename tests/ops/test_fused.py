@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from loramoe.ops import add_eager, add_fused, mixture_reference, route
-from loramoe.ops.dropout import draw_seed, dropout_mask, keep_prob
+from loramoe.ops.fused import draw_seed, dropout_mask, keep_prob
 from tests.ops.operands import SCALING, SHAPES, assert_equals_reference, draw, fused, gradients, operands, reference
 
 

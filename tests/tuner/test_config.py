@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, get_peft_config
 
 from loramoe import LoraMoeConfig
 from tests.conftest import ORIGINAL
@@ -105,6 +105,12 @@ def test_a_file_without_the_newer_fields_keeps_what_held_then(
     (tmp_path / FILE).write_text(json.dumps({"peft_type": "LORAMOE", "lora_nums": 4, **fields}))
     config = reader.from_pretrained(tmp_path)
     assert (config.blc_target, config.blc_importance) == (target, "sum")
+
+
+def test_a_dictionary_with_the_type_is_read_as_a_file() -> None:
+    fields = {"peft_type": "LORAMOE", "lora_nums": 5}
+    expected = LoraMoeConfig(lora_nums=5, blc_target="paper", blc_importance="sum")
+    assert get_peft_config(fields) == PeftConfig.from_peft_type(**fields) == expected
 
 
 @pytest.mark.parametrize("reader", [PeftConfig, LoraConfig, LoraMoeConfig])

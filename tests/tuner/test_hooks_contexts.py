@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraMoeConfig, get_peft_model
+from peft import LoraMoeConfig, get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
+from transformers import LlamaModel
 
 from loramoe import collect_aux_loss, last_balance
-from loramoe.tuner.forward_pass import current_pass
+from loramoe.tuner.forward_pass import of_thread
+from tests.constrained import batch, llama, without
 
 IDS = torch.arange(12).reshape(3, 4)
 TYPES = torch.tensor([0, 1, 1])
@@ -83,7 +85,7 @@ def test_threads_share_a_model_with_task_types(adapted: Callable[..., Any]) -> N
 
     with ThreadPoolExecutor(len(batches)) as pool:
         assert list(pool.map(losses, batches)) == [{loss} for loss in wanted]
-    assert current_pass() is None
+    assert of_thread.current is None
 
 
 def test_a_model_called_within_another_has_a_pass_of_its_own() -> None:
@@ -119,7 +121,7 @@ def test_a_forward_that_fails_keeps_no_gates() -> None:
         model(**BATCH)
     gc.collect()
     assert [ref() for ref in kept] == [None, None]  # output and gates
-    assert current_pass() is None
+    assert of_thread.current is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,6 +138,14 @@ def test_the_constraint_is_added_to_outputs_of_every_kind(kind: str) -> None:
 def test_outputs_without_a_loss_are_refused() -> None:
     with pytest.raises(ValueError, match=r"without a loss, .* return_dict=True, .* use loramoe.collect_aux_loss\(\)"):
         toy()(IDS, task_types=TYPES)
+
+
+def test_a_model_without_a_head_hands_the_constraint_over() -> None:
+    config = LoraMoeConfig(lora_nums=4, lora_dropout=0.0, init_lora_weights=False, blc_weight=0.5)
+    model = inject_adapter_in_model(config, LlamaModel(llama().config)).train()
+    outputs = model(**without(batch(), "labels"))
+    torch.testing.assert_close(outputs.balance_loss.detach(), 0.5 * last_balance(model).constraint)
+    assert "balance_loss" not in model.eval()(**without(batch(), "labels"))
 
 
 def test_collect_aux_loss() -> None:

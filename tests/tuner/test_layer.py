@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers.pytorch_utils import Conv1D
 
 from loramoe import LoraMoeConfig
-from loramoe.balance import rows_as_samples
+from loramoe.balance.constraint import rows_as_samples
 from loramoe.ops import mixture_reference, route
 from loramoe.tuner.forward_pass import close_pass, open_pass
 from loramoe.tuner.layer import Experts, LoraMoeLayer
@@ -122,6 +122,13 @@ def test_further_arguments_reach_the_base_layer() -> None:
     mixture = layer(x, 1.0, shift=0.0) - layer.base_layer(x, 1.0, shift=0.0)
     assert mixture.any()
     torch.testing.assert_close(layer(x, 2.0, shift=1.0), layer.base_layer(x, 2.0, shift=1.0) + mixture)
+
+
+def test_the_base_layer_through_the_layer_and_its_repr() -> None:
+    layer = make_layer()
+    assert layer.weight is layer.base_layer.weight
+    assert layer.bias is layer.base_layer.bias
+    assert "(default): Experts(D=6, F=10, R=2, E=3" in repr(layer)
 
 
 @pytest.mark.parametrize("everywhere", [False, True])

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraMoeConfig, PeftModel, get_peft_model
-from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from torch import Tensor, nn
 
 from loramoe import use_implementation
@@ -117,15 +116,6 @@ def test_an_unknown_implementation_or_a_model_without_layers(adapted: Maker) -> 
 def test_merging_is_refused(how: str, adapted: Maker) -> None:
     with pytest.raises(NotImplementedError, match=r"cannot be merged: .* unload\(\)"):
         getattr(adapted(), how)()
-
-
-def test_what_peft_has_for_other_methods_is_refused(two: Any, saved: Path, tiny_llama: Maker) -> None:
-    with pytest.raises(ValueError, match="Hotswapping only supports LORA but LORAMOE was passed"):
-        hotswap_adapter(two, saved, adapter_name="default")
-    with pytest.raises(ValueError, match="No adapter layers found on the model"):
-        prepare_model_for_compiled_hotswap(two, target_rank=8)
-    with pytest.raises(ValueError, match="'LORAMOE' is not compatible with the `PeftMixedModel`"):
-        get_peft_model(tiny_llama(), LoraMoeConfig(), mixed=True)
 
 
 def test_unload_removes_the_hooks_and_keeps_the_trained_copies(adapted: Maker) -> None:

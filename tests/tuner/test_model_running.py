@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from loramoe import use_implementation
-from tests.helpers import run_python, trainable
+from loramoe import last_balance
+from tests import constrained
+from tests.helpers import run_python
 
 Maker = Callable[..., Any]
 TYPES = torch.tensor([0, 1])
@@ -46,38 +48,31 @@ def test_generation_with_and_without_cache(
         assert torch.equal(generate(model), generate(tiny_llama()))
 
 
-@pytest.fixture(params=["eager", "aot_eager"])
-def backend(request: pytest.FixtureRequest) -> Any:
-    """What torch.compile hands its graphs to (inductor, which builds C++ for minutes, has a test at the layer)."""
-    torch.compiler.reset()
-    yield request.param
-    torch.compiler.reset()
-
-
-@torch.no_grad()
-def test_compiled_forward_in_one_graph(backend: str, adapted: Maker, ids: Tensor) -> None:
-    model = adapted()
-    compiled = torch.compile(model, backend=backend, fullgraph=True)
-    torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
-
-
-@pytest.mark.slow
-def test_compiled_training_with_the_constraint(backend: str, adapted: Maker, ids: Tensor) -> None:
-    model = adapted(lora_dropout=0).train()
-    use_implementation(model, "eager")  # what a compiled model computes in any case
-    batch = {"input_ids": ids, "labels": ids, "task_types": TYPES}
-    model(**batch).loss.backward()
-    eager = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    compiled = torch.compile(model, backend=backend)
-    for _ in range(2):  # the second time nothing is traced
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_compiled_training_step_is_one_graph(layers: int) -> None:
+    """Inductor, which builds C++ for minutes, has a test at the layer."""
+    model = constrained.adapted(constrained.llama(num_hidden_layers=layers), blc_weight=0.5)
+    inputs = constrained.batch()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter)
+    made = []
+    for call in (model, compiled, compiled):  # the second time nothing is traced
         model.zero_grad()
-        loss = compiled(**batch).loss
+        loss = call(**inputs).loss
         loss.backward()
-    torch.testing.assert_close(loss, model(**batch).loss)
-    assert eager.keys() == trainable(model)
-    for name, p in model.named_parameters():
-        if p.grad is not None:
-            torch.testing.assert_close(p.grad, eager[name], rtol=1e-4, atol=1e-6)
+        made.append((loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(made[1], made[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(made[2], made[0], rtol=1e-4, atol=1e-6)
+    assert counter.frame_count == 1
+    assert last_balance(model).task_types == (0, 1)
+
+
+def test_a_compiled_model_refuses_an_unknown_type() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(constrained.adapted(), backend="eager")
+    with pytest.raises(RuntimeError, match="task_types do not fit the samples or the experts"):
+        compiled(**{**constrained.batch(), "task_types": torch.tensor([0, 3, 1])})
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])

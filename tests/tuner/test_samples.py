@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
-from transformers import LlamaConfig, XLNetConfig, XLNetLMHeadModel
+from transformers import LlamaConfig
 
-from loramoe import LoraMoeConfig
-from loramoe.tuner.samples import arguments_by_name, membership_of, validate_samples
+from loramoe.tuner.forward_pass import arguments_by_name, membership_of, validate_samples, validate_task_types
 
 
 class Model(torch.nn.Module):
@@ -32,7 +30,7 @@ def several(rows: list[list[int]]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.ones_like(positions), "position_ids": positions}
 
 
-def tokens_of(call: dict[str, Any], types: torch.Tensor = TYPES) -> list[float]:
+def tokens_of(call: dict[str, Any], types: torch.Tensor) -> list[float]:
     samples = membership_of(Model(), call, types)
     validate_samples(samples, types, [[0, 1]])
     return samples.tokens_M.tolist()
@@ -61,16 +59,15 @@ def test_arguments_by_name() -> None:
             },
             [2, 3],
         ),
+        # several samples a row, the position ids of one row for all
+        (
+            {"input_ids": torch.ones(2, 5, dtype=torch.long), "position_ids": several([[2, 3]])["position_ids"]},
+            [2, 3] * 2,
+        ),
     ],
 )
-def test_rows_as_samples(call: dict[str, Any], expected: list[float]) -> None:
-    assert tokens_of(call) == expected
-
-
-def test_several_samples_in_a_row() -> None:
-    assert tokens_of(several([[2, 3, 1], [6]]), torch.zeros(4, dtype=torch.long)) == [2, 3, 1, 6]
-    shared = {"input_ids": torch.ones(2, 5, dtype=torch.long), "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}
-    assert tokens_of(shared, torch.zeros(4, dtype=torch.long)) == [2, 3, 2, 3]
+def test_tokens_of_each_sample(call: dict[str, Any], expected: list[float]) -> None:
+    assert tokens_of(call, torch.zeros(len(expected), dtype=torch.long)) == expected
 
 
 @pytest.mark.parametrize(
@@ -95,6 +92,21 @@ def test_what_does_not_fit_is_refused(call: dict[str, Any], types: list[int], me
         tokens_of(call, torch.tensor(types))
 
 
+@pytest.mark.parametrize(
+    ("task_types", "got"),
+    [
+        ([1, 0, 1], r"\[1, 0, 1\]"),
+        (1, "1"),
+        (torch.tensor(1), r"torch.int64 \[\]"),
+        (torch.ones(3, 1).int(), r"torch.int32 \[3, 1\]"),
+        (torch.ones(3), r"torch.float32 \[3\]"),
+    ],
+)
+def test_task_types_that_are_no_vector_are_refused(task_types: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"task_types must be one integer for each sample, .*; got {got}\."):
+        validate_task_types(Model(), task_types)
+
+
 def test_encoder_decoders_are_refused() -> None:
     with pytest.raises(ValueError, match=r"Model is an encoder-decoder.* set blc_weight=0"):
         membership_of(Model(is_encoder_decoder=True), {"input_ids": IDS}, TYPES)
@@ -106,11 +118,3 @@ def test_flash_attention_takes_several_samples_in_one_row_only() -> None:
     assert len(membership_of(model, several([[2, 3]]), TYPES).tokens_M) == 2
     with pytest.raises(ValueError, match=r"flash_attention_2 .* single row only; got B=2"):
         membership_of(model, several([[2, 3]] * 2), torch.tensor([0, 1, 0, 1]))
-
-
-def test_a_model_that_puts_the_sequence_first_is_refused() -> None:
-    sizes = {"d_model": 8, "n_layer": 1, "n_head": 1, "d_inner": 8, "vocab_size": 8}
-    base = XLNetLMHeadModel(XLNetConfig(**sizes))
-    model = get_peft_model(base, LoraMoeConfig(lora_nums=2, target_modules=["layer_1"])).train()
-    with pytest.raises(ValueError, match=r"ff\.layer_1 saw 6 tokens, the batch has \[2, 3\] = 6, not \[3, 2\]"):
-        model(input_ids=IDS, labels=IDS, task_types=TYPES)

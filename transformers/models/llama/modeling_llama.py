@@ -1,12 +1,8 @@
-"""Extends the installed `transformers.models.llama.modeling_llama`: the forward declares `task_types`.
-
-Nothing reads it there: an adapted model takes it out of the call before (see `loramoe/hooks.py`). It is declared
-because the Trainer keeps just those columns of a data set that the forward declares.
-"""
+"""The forward of the installed LlamaForCausalLM declares `task_types`, so the Trainer keeps that column of data."""
 
 from types import ModuleType
 
-from loramoe.compat.transformers import declare_task_types
+from loramoe.compat.trainers import declare_task_types
 
 
 def extend(module: ModuleType) -> None:
