@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python examples/trl_sft.py
 
-LoRAMoE's are: its configuration; `task_types` among the columns of the rows; `remove_unused_columns=False` and
-`skip_prepare_dataset`, so that TRL leaves that column alone; and a collator that keeps it. `import loramoe` does the
-rest: the constraint is in the loss that TRL minimises, whichever of its losses that is.
+LoRAMoE needs: its configuration; `task_types` among the columns of the data; `remove_unused_columns=False`, as TRL has
+its own list of columns; `skip_prepare_dataset`; and a collator that keeps the column. `import loramoe` does the rest:
+each of TRL's losses contains the constraint.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def exists(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError:
-        return exists(module) and attribute in dir(thing(module)) if module else False
+        return exists(module) and hasattr(thing(module), attribute) if module else False
     return True
 
 

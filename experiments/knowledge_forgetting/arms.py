@@ -178,8 +178,8 @@ def _add_detached(layer: LoraMoeLayer, adapter_name: str, y: Tensor, x: Tensor) 
     """What the layer adds, with no gradient from the gates to x."""
     router, A, B = layer.weights(adapter_name)
     gates = route(x.detach(), router)
-    if of_thread.current is not None:
-        of_thread.current.add(adapter_name, layer.key, gates, router)
+    if of_thread.passes:
+        of_thread.passes[-1].add(adapter_name, layer.key, gates, router)
     experts = layer.loramoe_experts[adapter_name]
     dropped = functional.dropout(x, experts.dropout, experts.training)
     return y + mixture(dropped, gates, A, B, layer.scaling[adapter_name]).to(y.dtype)

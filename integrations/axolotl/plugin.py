@@ -37,6 +37,7 @@ FIELDS = {
     "blc_alpha": "blc_alpha",
     "blc_weight": "blc_weight",
     "blc_target": "blc_target",
+    "blc_importance": "blc_importance",
     "expert_types": "expert_types",
 }
 
@@ -63,6 +64,7 @@ class LoraMoeArgs(BaseModel):
     blc_alpha: float | None = None
     blc_weight: float | None = None
     blc_target: Literal["paper", "match"] | None = None
+    blc_importance: Literal["mean", "sum"] | None = None
     expert_types: list[int] | None = None
 
 

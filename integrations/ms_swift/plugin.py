@@ -20,7 +20,7 @@ from torch import nn
 from loramoe import LoraMoeConfig
 
 COLUMN = "task_type"
-OWN = ("lora_nums", "blc_alpha", "blc_weight", "blc_target", "expert_types")
+OWN = ("lora_nums", "blc_alpha", "blc_weight", "blc_target", "blc_importance", "expert_types")
 
 # What swift's flags must be for the constraint to be in the loss. With others it drops what it knows of each sample, or
 # it computes the loss without the model's.

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from loramoe.export.distance import BASE, EXPORT, MIXTURE, Distance, distance
 from loramoe.export.figure import FIGURE, draw_linears
 from loramoe.export.gates import GateStatistics, mean_gates
 from loramoe.export.lora import as_plain_lora, plain_lora
-from loramoe.export.original import CONFIG, SAFE
 from loramoe.export.report import REPORT, ExportReport, LinearReport
 from loramoe.recall import Probe, recall
 from loramoe.report.card import hub_name, public_name
@@ -181,8 +181,8 @@ def _written(folder: Path) -> set[str]:
 def _write(
     folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], report: ExportReport, tokenizer: Any
 ) -> None:
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(dict(weights), folder / SAFE, metadata={"format": "pt"})
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(dict(weights), folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     drawn = importlib.util.find_spec("matplotlib") is not None  # optional, for the figure alone
     if drawn:
         draw_linears(report.linears, folder / FIGURE)

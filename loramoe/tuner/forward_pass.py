@@ -124,8 +124,8 @@ class ForwardPass:
     forward than when it runs the layer again.
     """
 
-    def __init__(self, model: nn.Module, outer: ForwardPass | None) -> None:
-        self.model, self.outer = model, outer
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.membership: Membership | None = None  # None where the batch has no task types
         self.task_types_M: Tensor | None = None
         self.gates: dict[str, dict[str, Tensor]] = {}  # [B, S, E] or [B·S, E] by adapter and name of the layer
@@ -152,11 +152,14 @@ class ForwardPass:
 
 
 class _OfThread(threading.local):
-    """The innermost pass of a thread, and where `collect_aux_loss` wants the constraint."""
+    """The forward passes of a thread, the innermost last, and the lists of the `collect_aux_loss` around it.
 
-    def __init__(self) -> None:  # in each thread; torch.compile needs the attributes to exist before it traces
-        self.current: ForwardPass | None = None
-        self.collected: list[Tensor] | None = None
+    Lists, whose changes torch.compile follows across the breaks of a graph, where it forgets those of attributes.
+    """
+
+    def __init__(self) -> None:
+        self.passes: list[ForwardPass] = []
+        self.collected: list[list[Tensor]] = []
 
 
 of_thread = _OfThread()
@@ -164,20 +167,17 @@ of_thread = _OfThread()
 
 def open_pass(model: nn.Module) -> ForwardPass:
     """Open the pass of a model's forward."""
-    outer = of_thread.current
-    if outer is not None and outer.model is model:  # left by a forward that an interrupt ended
-        outer = outer.outer
-    of_thread.current = ForwardPass(model, outer)
-    return of_thread.current
+    close_pass(model)  # one that an interrupt has left
+    of_thread.passes.append(ForwardPass(model))
+    return of_thread.passes[-1]
 
 
 def close_pass(model: nn.Module) -> ForwardPass | None:
     """Close the pass of a model's forward and return it; None if the forward failed before it opened one."""
-    closed = of_thread.current
-    while closed is not None and closed.model is not model:  # left by a nested forward that an interrupt ended
-        closed = closed.outer
-    if closed is not None:
-        of_thread.current = closed.outer
+    if not any(each.model is model for each in of_thread.passes):
+        return None
+    while (closed := of_thread.passes.pop()).model is not model:  # a nested one that an interrupt has left
+        pass
     return closed
 
 
@@ -188,8 +188,8 @@ def collect_aux_loss() -> Iterator[list[Tensor]]:
     For a loss that is computed from something else than `outputs.loss`: yields a list to which each forward with task
     types appends a scalar, before its share of the step.
     """
-    before, of_thread.collected = of_thread.collected, []
+    of_thread.collected.append([])
     try:
-        yield of_thread.collected
+        yield of_thread.collected[-1]
     finally:
-        of_thread.collected = before
+        of_thread.collected.pop()

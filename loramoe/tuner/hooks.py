@@ -164,8 +164,7 @@ class BalanceHooks:
         if forward_pass.untrained and torch.is_grad_enabled():
             raise RuntimeError(
                 f"the gates of {forward_pass.untrained[0]} carry no gradient, so the constraint cannot train its "
-                "router. Gradient checkpointing with use_reentrant=True does this. Set "
-                "gradient_checkpointing_kwargs={'use_reentrant': False}."
+                "router. For gradient checkpointing set gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
         call = arguments_by_name(model, args, kwargs)
         return add_to_loss(outputs, torch.stack(weighted).sum(), call, skips_first_label(model))
@@ -219,8 +218,8 @@ class BalanceHooks:
 
 def add_to_loss(outputs: Any, weighted: Tensor, call: Mapping[str, Any], skips_first: bool) -> Any:
     """Return outputs with the constraint in their loss; a mapping without a loss gets it as `balance_loss`."""
-    if of_thread.collected is not None:
-        of_thread.collected.append(weighted)
+    if of_thread.collected:
+        of_thread.collected[-1].append(weighted)
         return outputs
     loss = _loss_of(outputs, any(call.get(name) is not None for name in COUNTED_LABELS))
     if loss is None and isinstance(outputs, Mapping):

@@ -179,8 +179,8 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
     def _add_mixture(self, adapter_name: str, y: Tensor, x: Tensor) -> Tensor:
         experts: Any = self.loramoe_experts[adapter_name]
         y, gates = experts(y, x, self.scaling[adapter_name], self.implementation)
-        if of_thread.current is not None:
-            of_thread.current.add(adapter_name, self.key, gates, experts.router)
+        if of_thread.passes:
+            of_thread.passes[-1].add(adapter_name, self.key, gates, experts.router)
         return y
 
     def _add_mixtures(self, adapter_names: Sequence[str], y: Tensor, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 project_environment
 versions transformers peft accelerate torch
-check tests/test_trainers.py
+check tests/tuner/test_trainers.py
 environment oldest requirements-oldest.txt
 versions transformers peft accelerate torch
-check tests/test_trainers.py
+check tests/tuner/test_trainers.py

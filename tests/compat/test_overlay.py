@@ -140,13 +140,8 @@ def test_threads_that_import_at_the_same_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("library", ["peft", "transformers"])
 def test_a_missing_library(library: str, tmp_path: Path) -> None:
     """`-S` leaves site-packages out, so that nothing is installed as far as this process can see."""
-    with pytest.raises(RuntimeError, match=rf"extends the installed {library}, .* pip install {library}"):
+    with pytest.raises(RuntimeError, match=rf"extends {library}, which is not installed. Run: pip install {library}"):
         run(f"import {library}", tmp_path, "-S", path=str(REPO))
-
-
-def test_a_missing_peft_is_reported_at_first_use(tmp_path: Path, site: str) -> None:
-    with pytest.raises(RuntimeError, match=r"loramoe extends peft, .* pip install peft"):
-        run("import loramoe; loramoe.LoraMoeConfig", tmp_path, "-S", path=site)
 
 
 def test_two_clones_on_the_path(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conformance.small import Deep, Mlp, config, seeded
 from tests.helpers import layers_of
-
-Maker = Callable[..., Any]
 
 
 def names_of(model: Any) -> list[str]:

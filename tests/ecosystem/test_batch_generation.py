@@ -13,7 +13,7 @@ PROMPTS = [[1, 5], [1, 9, 33, 7, 12, 40, 21], [1, 6, 11, 50], [1, *range(20, 40)
 COUNT = 12
 
 
-@pytest.fixture(params=["fused", "stacked"])
+@pytest.fixture(params=["fused", "eager"])
 def model(request: pytest.FixtureRequest, adapted: Any) -> Any:
     """The adapted tiny Llama, with each way to compute the mixture on a CPU."""
     from loramoe import use_implementation

@@ -68,6 +68,22 @@ def test_a_compiled_training_step_is_one_graph(layers: int) -> None:
     assert last_balance(model).task_types == (0, 1)
 
 
+def test_a_break_of_the_graph_loses_no_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = constrained.adapted(blc_weight=0.5), constrained.batch()
+    expected = model(**inputs).loss
+    mlp = model.get_submodule("base_model.model.model.layers.0.mlp")
+
+    def broken(x: Tensor, forward: Any = mlp.forward) -> Any:
+        torch._dynamo.graph_break()
+        y = forward(x)
+        torch._dynamo.graph_break()
+        return y
+
+    monkeypatch.setattr(mlp, "forward", broken)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(model, backend="eager")(**inputs).loss, expected)
+
+
 def test_a_compiled_model_refuses_an_unknown_type() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(constrained.adapted(), backend="eager")
