@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
 from loramoe.data.fingerprint import tokenizer_hash
-from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.training.errors import ADAPTER_ERRORS, UsageError, as_usage_error
 from loramoe.training.model_arguments import ModelArguments
 from loramoe.tuner.hooks import detach_hooks
 
@@ -167,10 +167,10 @@ def attached(base: Any, adapter: str | None) -> Iterator[Any]:
         return
     check_kind(adapter)
     about = f"the adapter {adapter} cannot be loaded on this base:"
-    with as_usage_error(ValueError, OSError, RuntimeError, about=about):
+    with as_usage_error(*ADAPTER_ERRORS, about=about):
         saved = load_peft_weights(adapter, device="cpu")
     with _given_back(base, saved):
-        with as_usage_error(ValueError, OSError, RuntimeError, about=about):
+        with as_usage_error(*ADAPTER_ERRORS, about=about):
             model = PeftModel.from_pretrained(base, adapter).to(base.device).eval()
         yield model
 

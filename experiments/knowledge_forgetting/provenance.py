@@ -26,8 +26,7 @@ RESULTS = "experiments/knowledge_forgetting/results"
 LIBRARIES = ("transformers", "peft")
 SOURCES = (
     *(f"experiments/knowledge_forgetting/{name}.py" for name in ("exact", "run", "train")),
-    *(f"loramoe/{name}.py" for name in ("balance", "hooks", "layer", "observed", "samples")),
-    "loramoe/mixture",
+    *(f"loramoe/{name}" for name in ("ops", "balance", "tuner")),
 )
 
 

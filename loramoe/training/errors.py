@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator
 
+from safetensors import SafetensorError
+
 from loramoe.data import DatasetError
+
+# What reading an adapter's folder raises where a file of it is damaged, missing, or of another model or method.
+ADAPTER_ERRORS = (ValueError, OSError, RuntimeError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError)
 
 
 class UsageError(ValueError):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from loramoe import LoraMoeConfig
 from loramoe.training.checkpoints import ADAPTER
-from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.training.errors import ADAPTER_ERRORS, UsageError, as_usage_error
 from loramoe.training.flag_values import comma_list
 from loramoe.training.model_arguments import ModelArguments
 
@@ -59,8 +59,8 @@ def _wished_config(arguments: ModelArguments) -> LoraMoeConfig:
 def _saved_config(peft_path: str) -> LoraMoeConfig:
     try:
         config = PeftConfig.from_pretrained(peft_path)
-    except (ValueError, OSError) as error:
-        reason = " ".join(str(error).split())
+    except ADAPTER_ERRORS as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UsageError(
             f"peft_path={peft_path} holds no adapter ({reason}). Correct the path, or leave it out to start a new one."
         ) from error
@@ -214,5 +214,5 @@ def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> 
     if arguments.peft_path is None:
         with as_usage_error(ValueError):
             return get_peft_model(base, config, adapter_name=ADAPTER)
-    with as_usage_error(ValueError, OSError, about=f"peft_path={arguments.peft_path} cannot be loaded:"):
+    with as_usage_error(*ADAPTER_ERRORS, about=f"peft_path={arguments.peft_path} cannot be loaded:"):
         return PeftModel.from_pretrained(base, arguments.peft_path, adapter_name=ADAPTER, is_trainable=True)

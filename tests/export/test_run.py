@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from loramoe.export.original import CONFIG
 from transformers import AutoTokenizer
 
 import loramoe
 from loramoe.export import ExportError, as_plain_lora
+from loramoe.export.original import CONFIG
 from loramoe.recall import Probe
 from tests.helpers import layers_of, trainable
 

@@ -73,7 +73,7 @@ def test_a_row_without_room_is_left_out_and_no_other_counts_twice(adapter, tiny_
 
 def test_an_adapter_of_the_original_release(tmp_path, adapter, tiny_task):
     """Its files, of the same weights, give the same numbers."""
-    edit(adapter, blc_target="paper")
+    edit(adapter, blc_target="paper", blc_importance="sum")
     original = tmp_path / "original"
     convert(adapter, original, to_original=True)
     for name in (adapter, original):

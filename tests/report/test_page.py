@@ -94,7 +94,10 @@ def test_literal_leaves_words_alone():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, 'blc_target="paper": the matching group is pushed to less gate weight; blc_weight=0.1, blc_alpha=0.1'),
+        (
+            {"blc_target": "paper"},
+            'blc_target="paper": the matching group is pushed to less gate weight; blc_weight=0.1, blc_alpha=0.1',
+        ),
         ({"blc_target": "match"}, 'blc_target="match": the matching group is pushed to more'),
         ({"blc_weight": 0}, "none (blc_weight=0)"),
     ],

@@ -203,9 +203,7 @@ def test_a_linear_that_sees_tokens_in_another_order_is_refused(adapted):
     model = adapted()
     down = model.get_submodule("base_model.model.model.layers.0.mlp")
     down.forward = lambda x: type(down).forward(down, x.transpose(0, 1)).transpose(0, 1)
-    with pytest.raises(
-        ValueError, match=r"saw 130 tokens, the batch has \[13, 10\] = 130, not \[10, 13\]"
-    ):
+    with pytest.raises(ValueError, match=r"saw 130 tokens, the batch has \[13, 10\] = 130, not \[10, 13\]"):
         observe(model, batches(make_rows(), 13), progress=False)
 
 

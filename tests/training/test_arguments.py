@@ -59,7 +59,7 @@ def test_every_flag_of_the_release_parses():
 def test_defaults_are_the_papers():
     model, data, training = parsed()
     assert (model.lora_rank, model.lora_alpha, model.lora_nums, model.lora_dropout) == (4, 32, 8, 0.05)
-    assert (model.blc_alpha, model.blc_weight, model.blc_target) == (0.1, 0.1, "paper")
+    assert (model.blc_alpha, model.blc_weight, model.blc_target) == (0.1, 0.1, "match")
     assert (training.learning_rate, training.lr_scheduler_type) == (2e-4, "cosine")
     assert training.get_warmup_steps(1000) == 30
     assert data.prompt_template == "release"

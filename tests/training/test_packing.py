@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tuner.test_architectures import ARCHITECTURES, LLAMA
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from loramoe.training.packing import BY_SAMPLE, attend_by_sample, attention_by_sample, check_packing
+from tests.tuner.test_architectures import ARCHITECTURES, LLAMA
 
 LENGTHS = [3, 1, 5]
 CPU = torch.device("cpu")

@@ -44,7 +44,7 @@ def shares_by_hand(balances: list[loramoe.Balance]) -> dict[str, float]:
             for linear in balance.gate_TLE[t].tolist():
                 for gate, group in zip(linear, balance.expert_types, strict=True):
                     key = (task_type, group)
-                    weights[key] = weights.get(key, 0.0) + count * gate / len(balance.linears)
+                    weights[key] = weights.get(key, 0.0) + count * gate / len(balance.layers)
     shares = {f"share/type{t}/group{g}": weight / tokens[t] for (t, g), weight in weights.items()}
     return {"blc": sum(b.constraint.item() for b in balances) / len(balances), "cov": cov_by_hand(balances), **shares}
 
@@ -52,7 +52,7 @@ def shares_by_hand(balances: list[loramoe.Balance]) -> dict[str, float]:
 def cov_by_hand(balances: list[loramoe.Balance]) -> float:
     """Mean over the linears of the coefficient of variation of what each expert got of all tokens."""
     of_linears = []
-    for linear in range(len(balances[0].linears)):
+    for linear in range(len(balances[0].layers)):
         importance = [0.0] * len(balances[0].expert_types)
         for balance in balances:
             for gates, tokens in zip(balance.gate_TLE[:, linear].tolist(), balance.tokens_T.tolist(), strict=True):
