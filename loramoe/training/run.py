@@ -267,7 +267,7 @@ def _finish(
     if args.do_eval and args.experts_page:  # the run is finished: without a page, too
         leave_page(trainer, arguments)
     if args.should_save:
-        print(closing_words(arguments, metrics))
+        print(closing_words(arguments, metrics, trainer.eval_shares))
         if origin.repository is not None:
             print(f"Pushed: {push(origin.repository, adapter, args)}")
     return metrics

@@ -79,12 +79,13 @@ def write_report(shares: Shares, output_dir: Path, blc_target: str, blc_weight: 
         logger.warning("no figure of the experts' shares: %s: %s", type(error).__name__, error)
 
 
-def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]]) -> str:
+def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]], shares: Shares | None = None) -> str:
     """The summary that ends a run.
 
     Args:
         arguments: What the run was started with.
         metrics: What `before_and_after` returned.
+        shares: What the experts did in the last evaluation.
 
     Returns:
         Several lines of text.
@@ -98,6 +99,8 @@ def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]]) ->
     if (output_dir / PAGES / PAGE).is_file():
         lines.append(f"  page      {output_dir / PAGES / PAGE}   what each expert does")
     lines += [f"  {line}" for line in table(metrics)]
+    if shares is not None and set(shares.task_types) <= set(shares.groups):
+        lines.append(f"  gate weight of the experts of a sample's own type: {_own_shares(shares)}")
     lines += [
         "",
         "Load it in Python (from this folder, or after pip install):",
@@ -122,6 +125,12 @@ def table(metrics: dict[str, dict[str, float]]) -> list[str]:
         f"{_NAMES[name]}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"
         for name, value in after.items()
     ]
+
+
+def _own_shares(shares: Shares) -> str:
+    share_TG = shares.group_share().mean(dim=1)
+    own = {t: share_TG[row, shares.groups.index(t)].item() for row, t in enumerate(shares.task_types)}
+    return ", ".join(f"{100 * share:.1f} % (type {task_type})" for task_type, share in own.items())
 
 
 def _python(base: str, adapter: Path) -> list[str]:

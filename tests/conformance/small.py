@@ -128,4 +128,6 @@ CASES = {
     "rank_pattern": Case(Deep, {"targets": ["lin0", "lin1"], "rank_pattern": {"layers.1.lin0": 4}}, {"x": rows(6)}),
     **TASKS,
 }
+if Version(peft.__version__) < Version("0.21"):
+    del CASES["some layers"]  # whose layers_pattern older peft reads in another way
 each_model = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

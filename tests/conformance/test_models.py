@@ -67,6 +67,7 @@ def test_save_and_load(case: Case, name: str, weights: str, is_trainable: bool, 
     assert torch.equal(case.output(loaded.eval()), case.output(model))
 
 
+@later_peft
 @each_model
 @torch.no_grad()
 def test_disable_and_unload(case: Case) -> None:

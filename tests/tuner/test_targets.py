@@ -23,6 +23,7 @@ from loramoe.tuner.targets import (
     expand_all_linear,
     validate_targets,
 )
+from tests.helpers import later_transformers
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64}
 SIZE |= {"intermediate_size": 48, "num_local_experts": 4, "num_experts": 4, "pad_token_id": 0}
@@ -90,6 +91,7 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D)) and not type(module).__name__.endswith("Router")
 
 
+@later_transformers  # before, each expert has linear layers of its own
 @pytest.mark.parametrize("model_type", FUSED)
 def test_default_beside_fused_experts(model_type: str) -> None:
     model, (experts, wanted) = fused(model_type), FUSED[model_type]
