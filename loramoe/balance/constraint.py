@@ -11,7 +11,7 @@ Q is W_MN · gates_NE / (real tokens of sample m), where W[m, n] is 1 if token n
 counts the tokens of the batch row by row. Nothing here waits for the device.
 
 Minimising blc makes Z even. Under "match" the experts of a sample's own type end with more gate weight,
-Q_match / Q_other = (1 + a) / (1 − a); under "paper", the direction of the original code, with less. The paper prints
+Q_own / Q_other = (1 + a) / (1 − a); under "paper", the direction of the original code, with less. The paper prints
 σ²/μ; its author corrected that to σ²/μ², which the original code computes.
 """
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loramoe.ops.eager import add_eager, mixture, route
 from loramoe.ops.fused import add_fused
-from loramoe.ops.precision import autocast_is_on, without_autocast
+from loramoe.ops.precision import without_autocast
 from loramoe.ops.reference import mixture_reference
 
 AddMixture = Callable[..., tuple[Tensor, Tensor]]  # with the arguments of `add_eager`
@@ -23,10 +23,8 @@ IMPLEMENTATIONS: dict[str, AddMixture] = {"eager": add_eager, "fused": add_fused
 
 __all__ = [
     "IMPLEMENTATIONS",
-    "AddMixture",
     "add_eager",
     "add_fused",
-    "autocast_is_on",
     "mixture",
     "mixture_reference",
     "route",

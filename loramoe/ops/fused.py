@@ -65,7 +65,7 @@ _CAST_ROWS = 256  # float32 copies of this many tokens stay in the cache of a CP
 class MixtureArgs(NamedTuple):
     """The arguments of one mixture that are not tensors."""
 
-    scaling: float  # alpha / R, divided by the probability of dropout to keep an element
+    scaling: float  # alpha / R / keep_prob
     p: float  # probability of dropping an input of the experts
     seed: int  # of the dropout mask
     dtype: torch.dtype  # of the experts' products

@@ -1,6 +1,6 @@
 """Configuration of a LoRAMoE adapter; the defaults are those of the paper (arXiv 2312.09979, implementation details).
 
-A file that lacks a field of the constraint was written before that field existed, and keeps what held then.
+A file without `blc_target` or `blc_importance` is older than these fields: it means "paper" and "sum".
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LoraMoeConfig(PeftConfig):  # type: ignore[misc]  # peft is not typed
     bias: str = "none"
 
     def __post_init__(self) -> None:
-        from_file = vars(self)["peft_type"] is not None  # PEFT passes the type that a file names; no caller does
+        from_file = vars(self)["peft_type"] is not None  # then it is read from a file, or a dict like it
         super().__post_init__()
         self.peft_type = PeftType("LORAMOE")
         self.blc_target = self.blc_target or ("paper" if from_file else "match")

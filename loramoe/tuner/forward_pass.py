@@ -46,7 +46,7 @@ def membership_of(model: nn.Module, call: Mapping[str, Any], task_types: Tensor)
     B, S = tokens.shape[:2]
     mask: Tensor | None = call.get("attention_mask")
     position_ids: Tensor | None = call.get("position_ids")
-    if len(task_types) > B and position_ids is not None:
+    if len(task_types) > B and position_ids is not None and position_ids.dim() == 2:
         _validate_several_samples_a_row(model, call, B)
     elif len(task_types) != B:
         raise ValueError(
@@ -84,7 +84,12 @@ def validate_task_types(model: nn.Module, task_types: Any) -> None:
             "nn.DataParallel splits a batch among threads, which the constraint does not support. Start one process "
             "per GPU (torchrun --nproc_per_node N), or use a single one (CUDA_VISIBLE_DEVICES=0)."
         )
-    if not isinstance(task_types, Tensor) or task_types.dim() != 1 or task_types.is_floating_point():
+    if (
+        not isinstance(task_types, Tensor)
+        or task_types.dim() != 1
+        or task_types.is_floating_point()
+        or task_types.dtype == torch.bool
+    ):
         got = f"{task_types.dtype} {list(task_types.shape)}" if isinstance(task_types, Tensor) else repr(task_types)
         raise ValueError(
             f"task_types must be one integer for each sample, a tensor [B] of int64; got {got}. Have the collator make "
@@ -120,8 +125,8 @@ def validate_samples(membership: Membership, task_types_M: Tensor, expert_types:
 class ForwardPass:
     """The gates of the adapted layers in one forward pass of a model, which may be within that of another.
 
-    The gates themselves, and nothing computed from them: within a checkpointed layer autograd may keep no more in the
-    forward than when it runs the layer again.
+    Only the gates are stored. A computation here would save tensors for backward that the recomputation of a
+    checkpointed layer does not save, and checkpointing would fail.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -154,7 +159,7 @@ class ForwardPass:
 class _OfThread(threading.local):
     """The forward passes of a thread, the innermost last, and the lists of the `collect_aux_loss` around it.
 
-    Lists, whose changes torch.compile follows across the breaks of a graph, where it forgets those of attributes.
+    Both are lists: after a graph break torch.compile keeps changes of a list, but loses those of an attribute.
     """
 
     def __init__(self) -> None:

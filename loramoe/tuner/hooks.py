@@ -2,7 +2,7 @@
 
 The hook before the forward takes `task_types` out of the call and opens a forward pass, to which the adapted layers add
 their gates. The hook after it computes the constraint of all layers and, in training, adds it to `outputs.loss`. Hooks,
-because an adapter that came by `model.load_adapter` or `inject_adapter_in_model` leaves no other object of ours behind.
+because after `model.load_adapter` or `inject_adapter_in_model` there is no PeftModel whose forward could do this.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class BalanceHooks:
     Attributes:
         configs: Configuration of each adapter of the model.
         last: For each active adapter, what the constraint saw in the last forward pass with task types.
-        implementation: Which of `loramoe.ops.IMPLEMENTATIONS` layers get that are adapted later.
+        implementation: Name in `loramoe.ops.IMPLEMENTATIONS`, for layers that are adapted later.
     """
 
     def __init__(self) -> None:
@@ -184,8 +184,8 @@ class BalanceHooks:
             Q_LME = torch.stack(
                 [samples.importance(gates, config.blc_importance).to(device) for gates in by_layer.values()]
             )
-            I_ME = coefficient(types_M, config.types_of_experts, config.blc_alpha, config.blc_target)
-            constraint_L = localized_balance(Q_LME, I_ME, tokens_M > 0)
+            coefficient_ME = coefficient(types_M, config.types_of_experts, config.blc_alpha, config.blc_target)
+            constraint_L = localized_balance(Q_LME, coefficient_ME, tokens_M > 0)
             self.last[adapter_name] = BalanceStats(
                 constraint_L=constraint_L.detach(),
                 importance_LME=Q_LME.detach(),

@@ -33,7 +33,7 @@ class Experts(nn.Module):
     """The experts and the router of one adapter at one layer, as one module that computes with its own weights.
 
     A sharding engine (FSDP, ZeRO-3) gathers a module's own weights while that module is called. So the whole mixture is
-    one call, and a leaf with a `weight`, of which PEFT's FSDP policy makes a unit.
+    one leaf module. It has an attribute `weight`, because PEFT's FSDP policy wraps leaf modules with a trained weight.
 
     Attributes:
         router: [E, D].

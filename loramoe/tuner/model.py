@@ -92,7 +92,7 @@ class LoraMoeModel(BaseTuner):  # type: ignore[misc]  # peft is not typed
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Within, each sample of the batch takes the adapter that `adapter_names`, where it is given, has for it."""
+        """Inside this context, sample i of the batch uses the adapter `adapter_names[i]`, if names are given."""
         names = kwargs.get("adapter_names")
         if names is None:
             yield
@@ -182,7 +182,7 @@ def _output_to(dtype: torch.dtype, module: nn.Module, args: tuple[Any, ...], out
 
 
 def _batch_size(*args: Any, **kwargs: Any) -> int | None:
-    """Number of samples of a call, or None: where PEFT's own forward names its inputs, it does not pass them on."""
+    """Number of samples of a call; None if PEFT did not pass the inputs on."""
     named = (kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds"))
     return next((len(inputs) for inputs in (*args[:1], *named) if isinstance(inputs, Tensor)), None)
 

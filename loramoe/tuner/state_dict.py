@@ -28,11 +28,6 @@ class CheckpointError(ValueError):
     """An adapter that does not fit a model or its own configuration; the message says why, and what to do."""
 
 
-def is_original(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether weights are those of an adapter of the original code: whether one is a router by its name."""
-    return any(name.endswith(ROUTER_OF_ORIGINAL) for name in weights)
-
-
 def current_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of an adapter, of today, of LoRAMoE 0.1 or of the original code, by the names of today.
 
@@ -94,7 +89,7 @@ def validate_state_dict(
 def prepare_weights(
     model: nn.Module, weights: Mapping[str, Tensor], adapter_name: str, check_shapes: bool
 ) -> dict[str, Tensor]:
-    """Return an adapter's weights by the names of today, checked if `adapter_name` is that of an adapter."""
+    """Return an adapter's weights by the names of today, checked against the model; "" as the name skips the check."""
     renamed = current_names(weights)
     if adapter_name:
         validate_state_dict(model, renamed, adapter_name, check_shapes)
@@ -116,8 +111,10 @@ def _adapter_shapes(model: nn.Module, adapter_name: str) -> dict[str, tuple[int,
 
 
 def _plain(name: str) -> str:
-    """A name without what wrappers put into it; a PeftModel's and its file's have a prefix that others lack."""
-    return name.removeprefix("base_model.model.").replace("_fsdp_wrapped_module.", "").replace("_orig_mod.", "")
+    """A name without the prefixes of PeftModel, FSDP, activation checkpointing and torch.compile."""
+    for prefix in ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod."):
+        name = name.replace(prefix, "")
+    return name.removeprefix("base_model.model.")
 
 
 def _some(names: list[str]) -> str:

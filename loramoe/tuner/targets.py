@@ -190,7 +190,7 @@ class ModelView:
         return mlp or [name for name in names if _ATTENTION.search(name) and "gate" not in _leaf(name)]
 
     def check_adaptable(self, name: str) -> None:
-        """Raise ValueError unless a module is a linear layer that no adapter must leave alone."""
+        """Raise ValueError unless a module is a linear layer that may be adapted."""
         wrong = "" if _is_linear(self.modules[name]) else "LoRAMoE adapts linear layers"
         wrong = "Routers cannot be adapted" if name in self.routers else wrong
         wrong = "Fused experts cannot be adapted" if name in self.fused else wrong

@@ -75,6 +75,7 @@ def test_tokens_of_each_sample(call: dict[str, Any], expected: list[float]) -> N
     [
         ({"input_ids": IDS}, [0, 1, 0], r"one type for each of the B=2 samples; got 3.*position_ids"),
         ({"input_ids": IDS}, [0], r"one type for each of the B=2 samples; got 1"),
+        ({"input_ids": IDS, "position_ids": torch.zeros(3, 2, 3)}, [0, 1, 0], r"the B=2 samples; got 3"),  # M-RoPE
         (
             {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 3, 3)},
             [0, 1],
