@@ -24,7 +24,7 @@ LENGTHS = (9, 4, 6, 8, 5, 7, 3, 10)
 
 def make_model() -> Any:
     """A Llama of 2 layers with 4 experts beside each linear of the MLP; every call makes the same."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     base = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, pad_token_id=0, **sizes))
     return get_peft_model(base, make_config())

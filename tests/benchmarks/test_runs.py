@@ -54,7 +54,10 @@ def test_packing_measures_what_padding_costs(quick_results: Path) -> None:
         assert setting["padding"]["packed"] == 0 < setting["padding"]["padded"]
 
 
-def test_layer_plans_what_the_bars_ask_for() -> None:
+def test_layer_plans_what_the_bars_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer, "has_fast_bfloat16", lambda: False)
+    assert {cell.dtype for cell in layer.plan("cpu", quick=False).cells} == {"float32"}
+    monkeypatch.setattr(layer, "has_fast_bfloat16", lambda: True)
     cpu, gpu = layer.plan("cpu", quick=False), layer.plan("cuda", quick=False)
     assert len(set(cpu.cells)) == 16
     assert {cell.features for cell in cpu.cells} == {(1024, 2816), (2048, 5504)}

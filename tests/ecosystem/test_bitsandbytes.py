@@ -122,7 +122,7 @@ def test_a_base_that_is_packed_for_inference_is_not_trained(base: Path, tiny_tas
     quantised = load_base(arguments, load_tokenizer(arguments), checkpointing=False)
     linear = quantised.get_submodule("model.layers.0.mlp.up_proj")
     linear.weight.quant_state.packing_format_for_cpu = True  # as after a forward on a CPU with AVX512-BF16
-    with pytest.raises(ValueError, match=r"mlp\.up_proj is a 4-bit linear that bitsandbytes has packed for inference"):
+    with pytest.raises(ValueError, match=r"mlp\.up_proj is a 4-bit layer that bitsandbytes has packed for inference"):
         add_adapter(quantised, arguments, adapter_config(arguments))
 
 
