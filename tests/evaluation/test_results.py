@@ -67,7 +67,7 @@ def test_results_say_what_was_measured_with_what(store, task) -> None:
     table = store.finish(lines, [task], {"hardware": "a CPU", "date": "2026-11-22", "command": "evaluate"})
     results = json.loads((store.folder / "results.json").read_text())
     assert results["tasks"]["task"] == {"file": str(task.task.file), "sha256": task.task.sha256}
-    assert results["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(results["versions"]["torch"])
     assert (results["hardware"], results["models"]["base"], results["settings"]) == (
         "a CPU",
         {"w": "1"},
@@ -76,7 +76,7 @@ def test_results_say_what_was_measured_with_what(store, task) -> None:
     assert results["lines"][0]["values"]["base"]["value"] == 0.5
     text = (store.folder / "results.md").read_text()
     assert text.startswith(table)
-    assert f"torch {torch.__version__}" in text
+    assert f"torch {torch.__version__.split(chr(43))[0]}" in text
 
 
 def test_a_table_that_cannot_be_written_leaves_the_earlier_one(store, task, monkeypatch: pytest.MonkeyPatch) -> None:
