@@ -6,7 +6,7 @@ The original code (github.com/Ablustrund/LoRAMoE) saved a LORA-typed configurati
     python -m loramoe.export.original IN OUT                  # original → ours
     python -m loramoe.export.original IN OUT --to-original    # ours → original
 
-`PeftModel.from_pretrained` reads an original adapter as it is: converting is for those who want the new file.
+`PeftModel.from_pretrained` reads an original adapter without conversion.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from loramoe.tuner.forward_pass import of_thread
 
 MERGE_REFUSED = (
     "a LoRAMoE adapter cannot be merged: its router depends on the input, and no single weight computes that. Use the "
-    "adapter as it is, or unload() to get the base model back."
+    "adapter unmerged, or unload() to get the base model back."
 )
 
 

@@ -191,7 +191,7 @@ def test_autocast_does_not_round_what_is_counted() -> None:
     torch.testing.assert_close(balance.gate_TLE.sum(-1), torch.ones(2, 6), rtol=1e-5, atol=0)  # not so in bfloat16
 
 
-# --- What is refused, and what is told once ---------------------------------------------------------------------------
+# --- What is refused, and what is warned once -------------------------------------------------------------------------
 
 
 def test_a_linear_that_sees_other_tokens_is_named() -> None:
