@@ -1,22 +1,118 @@
-"""A saved adapter, its base model and its tokenizer, loaded to be used rather than trained."""
+"""Base models and tokenizers, loaded as flags say; and saved adapters on them, loaded to be used."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
 from loramoe.data.fingerprint import tokenizer_hash
-from loramoe.training.errors import ADAPTER_ERRORS, UsageError, as_usage_error
-from loramoe.training.model_arguments import ModelArguments
 from loramoe.tuner.hooks import detach_hooks
+from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error, require
+
+
+@dataclass
+class BaseArguments:
+    """The flags of a base model, alike for training and for use."""
+
+    base_model: str = field(
+        metadata={
+            "help": "Base model: a folder, or a name on the Hugging Face hub.",
+            "aliases": ["--model_name_or_path", "--model"],
+        }
+    )
+    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the base model's."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata={"help": "Dtype of the base model; auto: as it was saved.", "aliases": ["--torch_dtype"]},
+    )
+    load_in_kbits: int = field(
+        default=16, metadata={"help": "Load the base model in 4 or 8 bits (needs bitsandbytes); 16: in dtype."}
+    )
+    double_quant: bool = field(default=True, metadata={"help": "4 bits: quantise the quantisation constants too."})
+    quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "4 bits: number format."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention: sdpa, eager, flash_attention_2, … Default: transformers' choice."}
+    )
+    flash_attn: bool = field(default=False, metadata={"help": "Short for --attn_implementation flash_attention_2."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the base model on the hub."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that the hub's repository brings."})
+
+    def __post_init__(self) -> None:
+        if self.load_in_kbits not in (4, 8, 16):
+            raise ValueError(f"load_in_kbits must be 4, 8 or 16; got load_in_kbits={self.load_in_kbits}. Choose one.")
+        if self.load_in_kbits != 16:
+            require("bitsandbytes", f"load_in_kbits={self.load_in_kbits}")
+        if self.flash_attn:
+            self.attn_implementation = "flash_attention_2"
+        if self.attn_implementation == "flash_attention_2":
+            require("flash_attn", "attn_implementation=flash_attention_2", package="flash-attn --no-build-isolation")
+            if not torch.cuda.is_available():
+                raise ValueError("flash_attention_2 needs a GPU, and PyTorch finds none. Leave it out to use sdpa.")
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """What every `from_pretrained` of this model takes."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+    def model_options(self, compute_dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """Arguments of `AutoModelForCausalLM.from_pretrained`.
+
+        Args:
+            compute_dtype: Dtype of the products of a 4-bit model. Default: `dtype`, or for auto that of the saved model.
+
+        Returns:
+            The arguments.
+        """
+        options = {**self.hub_options, "dtype": self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)}
+        if self.attn_implementation:
+            options["attn_implementation"] = self.attn_implementation
+        if self.load_in_kbits == 8:
+            options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        if self.load_in_kbits == 4:
+            if self.dtype != "auto":
+                compute_dtype = getattr(torch, self.dtype)
+            options["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_compute_dtype=compute_dtype or load_config(self).get_text_config().dtype or torch.float32,
+                bnb_4bit_use_double_quant=self.double_quant,
+                bnb_4bit_quant_type=self.quant_type,
+            )
+        return options
+
+
+def load_config(arguments: BaseArguments) -> Any:
+    """The configuration of a base model.
+
+    Raises:
+        UsageError: If there is no model of this name.
+    """
+    with as_usage_error(OSError, ValueError, about=f"base_model={arguments.base_model} cannot be loaded:"):
+        return AutoConfig.from_pretrained(arguments.base_model, **arguments.hub_options)
+
+
+def check_positions(config: Any, length: int, what: str) -> None:
+    """Refuses texts that are longer than the positions of a model.
+
+    Args:
+        config: The model's configuration.
+        length: Tokens of the longest text.
+        what: What has this length, and how to change it, for the message.
+
+    Raises:
+        UsageError: If the model has fewer positions.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UsageError(f"the base model knows {positions} positions, and {what} has {length} tokens. Shorten it.")
 
 
 def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
@@ -37,7 +133,7 @@ def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
 
     adapters = [] if adapter is None else [adapter]
     name = base_name(model, adapters)
-    base = load_base(ModelArguments(model_name_or_path=name))
+    base = load_base(BaseArguments(name))
     tokenizer = load_tokenizer(name, adapters)
     return (base if adapter is None else PeftModel.from_pretrained(base, adapter)).to(base.device).eval(), tokenizer
 
@@ -59,7 +155,7 @@ def base_name(model: str | None, adapters: list[str]) -> str:
     from peft import PeftConfig
 
     if model is None and not adapters:
-        raise ValueError("there is no model to load. Set --adapter DIR, --model NAME, or both.")
+        raise ValueError("there is no model to load. Set --adapter DIR, --base_model NAME, or both.")
     for adapter in adapters:
         if not (Path(adapter) / "adapter_config.json").is_file():
             raise FileNotFoundError(f"no adapter at {adapter}: adapter_config.json is not there. Correct the path.")
@@ -68,8 +164,8 @@ def base_name(model: str | None, adapters: list[str]) -> str:
     names = dict.fromkeys(str(PeftConfig.from_pretrained(adapter).base_model_name_or_path) for adapter in adapters)
     if len(names) > 1:
         raise ValueError(
-            f"adapters were trained on different base models, {list(names)}. Compare those of one base, or say with "
-            "--model which to put all of them on."
+            f"adapters were trained on different base models, {list(names)}. Compare those of one base model, "
+            "or set --base_model to the one to load all of them on."
         )
     return next(iter(names))
 
@@ -99,16 +195,16 @@ def load_tokenizer(model: str, adapters: list[str]) -> Any:
 
 
 def _tokenizer(name: str) -> Any:
-    with _told("tokenizer", name):
+    with _load_errors("tokenizer", name):
         return AutoTokenizer.from_pretrained(name)
 
 
-def load_base(arguments: ModelArguments, device: str | None = None) -> Any:
+def load_base(arguments: BaseArguments, device: str | None = None) -> Any:
     """Loads a base model for use.
 
     Args:
-        arguments: Its name, its dtype and whether to load it in 4 or 8 bits, as for `train.py`.
-        device: Where to put it. Default: the GPU if there is one.
+        arguments: Its name, its dtype and whether to load it in 4 or 8 bits, as for `loramoe train`.
+        device: Where to put it. Default: the accelerator if there is one.
 
     Returns:
         The model, in evaluation mode.
@@ -117,32 +213,34 @@ def load_base(arguments: ModelArguments, device: str | None = None) -> Any:
         FileNotFoundError: If no model can be loaded under the name; says why.
         UsageError: If the device cannot be used.
     """
-    from loramoe.training.model import quantisation
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     # A torch without CUDA asserts; all other devices that are not there are RuntimeErrors.
     with as_usage_error(RuntimeError, AssertionError, about=f"set --device to one that is here, got {device!r}:"):
         torch.empty(0, device=device)
-    dtype = arguments.torch_dtype
-    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
-    if arguments.load_in_kbits in (4, 8):  # bitsandbytes quantises where the weights arrive, and moves them no more
-        options |= {"quantization_config": BitsAndBytesConfig(**quantisation(arguments)), "device_map": {"": device}}
-    with _told("base model", arguments.model_name_or_path) as name:
+    options = arguments.model_options()
+    if arguments.load_in_kbits != 16:  # bitsandbytes quantises where the weights arrive, and moves them no more
+        options["device_map"] = {"": device}
+    with _load_errors("base model", arguments.base_model) as name:
         base = AutoModelForCausalLM.from_pretrained(name, **options)
-    disable_bnb_cpu_packing(
-        base
-    )  # packed, a 4-bit linear on a CPU could have in-features that are multiples of 64 alone
+    # Packed, a 4-bit linear layer on a CPU could have in-features that are multiples of 64 alone.
+    disable_bnb_cpu_packing(base)
     return (base if "device_map" in options else base.to(device)).eval()
 
 
+def default_device() -> str:
+    """The accelerator's type (cuda, xpu, mps, …) if there is one, else cpu."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
+
+
 @contextmanager
-def _told(what: str, name: str) -> Iterator[str]:
+def _load_errors(what: str, name: str) -> Iterator[str]:
     try:
         yield name
     except (OSError, HFValidationError) as error:
         raise FileNotFoundError(
             f"no {what} could be loaded from {name!r} (looked in {Path.cwd()} and on the hub). "
-            f"Set --model to where it is, or mend what is wrong there: {error}"
+            f"Set --base_model to where it is, or fix what is wrong there: {error}"
         ) from error
 
 

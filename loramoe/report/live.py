@@ -57,7 +57,7 @@ def totals(figures: dict[str, float]) -> dict[str, float]:
     Returns:
         The others, in their order.
     """
-    return {name: value for name, value in figures.items() if not name.removeprefix("eval_").startswith(PARTS_PREFIX)}
+    return {name: value for name, value in figures.items() if PARTS_PREFIX not in name}
 
 
 def by_depth(linears: Sequence[str]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""What a run tells of itself in the model card of its adapter. Nothing that names a machine, a folder or a person."""
+"""What the model card of an adapter says about its training: nothing that names a machine, a folder or a person."""
 
 from __future__ import annotations
 
@@ -10,39 +10,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data import IterableDataset
 
 import loramoe
 from loramoe import LoraMoeConfig
 from loramoe.data import Splits
-from loramoe.data.report import TokeniseReport
 from loramoe.report.card import Card
 from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
-from loramoe.training.checkpoints import ADAPTER
-from loramoe.training.rows import types_of_rows
+from loramoe.training.checkpoint import ADAPTER
+from loramoe.training.samples import type_names, types_of_samples
 
-# What a task type stands for, where the types are those of the paper.
-_MEANINGS = {1: "questions answered from world knowledge", 0: "downstream tasks"}
 _SCHEDULE = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm", "label_smoothing_factor")
 _LIBRARIES = {"PEFT": "peft", "Transformers": "transformers", "Pytorch": "torch", "Accelerate": "accelerate"}
 
 
-class Origin(NamedTuple):
+class RunInfo(NamedTuple):
     """Where an adapter comes from, beyond the flags.
 
     Attributes:
-        splits: The rows.
-        fingerprint: SHA-256 of what decides the tokenised training rows.
+        splits: The samples.
         resumed_from: The checkpoint that this start of the run went on from, None if it is the only one.
         repository: Where it goes on the hub, None for nowhere.
     """
 
     splits: Splits
-    fingerprint: str
     resumed_from: Path | None
     repository: str | None
 
 
-def describe(trainer: Any, arguments: Arguments, metrics: dict[str, dict[str, float]], origin: Origin) -> Card:
+def describe(trainer: Any, arguments: Arguments, metrics: dict[str, dict[str, float]], info: RunInfo) -> Card:
     """Gathers what the card of a finished run says.
 
     Args:
@@ -57,18 +53,18 @@ def describe(trainer: Any, arguments: Arguments, metrics: dict[str, dict[str, fl
     model_args, data_args, args = arguments
     config = trainer.model.peft_config[ADAPTER]
     return Card(
-        base_model=model_args.model_name_or_path,
+        base_model=model_args.base_model,
         config=config,
         results=metrics,
         training={
-            "started from": "an earlier adapter" if model_args.peft_path else "a new adapter",
+            "started from": "an earlier adapter" if model_args.adapter else "a new adapter",
             **_training(trainer, args),
             **_precision(trainer, arguments),
-            **_machine(trainer, args, origin),
+            **_machine(trainer, args, info),
         },
-        data=_data(origin, data_args, config),
+        data=_data(info, data_args, config),
         versions=_versions(),
-        repository=origin.repository,
+        repository=info.repository,
     )
 
 
@@ -79,7 +75,7 @@ def _training(trainer: Any, args: TrainArguments) -> dict[str, object]:
     return {
         **{f"`{name}`": value.value if isinstance(value, Enum) else value for name, value in flags.items()},
         "steps": f"{trainer.state.global_step:,} ({trainer.state.epoch:.4g} epochs)",
-        "rows of a step": f"{args.per_device_train_batch_size} in a forward × {args.gradient_accumulation_steps} "
+        "samples of a step": f"{args.per_device_train_batch_size} in a forward × {args.gradient_accumulation_steps} "
         f"accumulated × {args.world_size} process{'es' if args.world_size > 1 else ''}",
         "`seed`": args.seed,
     }
@@ -93,38 +89,31 @@ def _precision(trainer: Any, arguments: Arguments) -> dict[str, object]:
     return {"base model in": base, "mixed precision": mixed}
 
 
-def _machine(trainer: Any, args: TrainArguments, origin: Origin) -> dict[str, object]:
+def _machine(trainer: Any, args: TrainArguments, info: RunInfo) -> dict[str, object]:
     is_gpu = args.device.type == "cuda"
     device = torch.cuda.get_device_name(args.device) if is_gpu else f"{args.device.type} ({platform.machine()})"
     facts: dict[str, object] = {"hardware": f"{args.world_size} × {device}"}
     seconds = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     if seconds:
-        start = f", from {origin.resumed_from.name} on" if origin.resumed_from else ""
+        start = f", from {info.resumed_from.name} on" if info.resumed_from else ""
         facts["time, evaluations included"] = f"{seconds[-1]:,.0f} s{start}"
     return facts
 
 
-def _data(origin: Origin, data_args: DataArguments, config: LoraMoeConfig) -> dict[str, object]:
-    splits, report = origin.splits, origin.splits.train_report
-    facts: dict[str, object] = {"rows to train on": f"{len(splits.train):,}"}
-    if splits.validation is not None:
-        source = "" if splits.validation_report else ", set aside from the training files"
-        facts["rows to evaluate on"] = f"{len(splits.validation):,}{source}"
-    for kind in sorted(set(types_of_rows(config) or report.task_types), reverse=True):
-        facts[f"rows of task type {kind}"] = _of_type(kind, report.task_types.get(kind, 0), config)
-    if isinstance(report, TokeniseReport):
-        facts |= {"tokens": f"{report.tokens:,}", "answers cut": report.cut, "rows dropped": report.dropped}
-    names = ("prompt_template", "max_seq_length", "packing", "streaming")
-    facts |= {f"`{name}`": getattr(data_args, name) for name in names}
-    return {**facts, "fingerprint of rows, tokenizer and template": f"`{origin.fingerprint}`"}
-
-
-def _of_type(kind: int, rows: int, config: LoraMoeConfig) -> str:
-    if types_of_rows(config) is None:
-        return f"{rows:,}"
-    experts = [str(e) for e, type_of_expert in enumerate(config.types_of_experts) if type_of_expert == kind]
-    meaning = f"{_MEANINGS[kind]}; " if set(config.types_of_experts) <= _MEANINGS.keys() else ""
-    return f"{rows:,} ({meaning}experts {', '.join(experts)})"
+def _data(info: RunInfo, data_args: DataArguments, config: LoraMoeConfig) -> dict[str, object]:
+    splits, report = info.splits, info.splits.report
+    names = type_names(config, data_args.config().type_names)
+    facts: dict[str, object] = {"samples to train on": f"{sum(report.task_types.values()):,}"}
+    for name, samples in splits.validation.items():
+        facts[f"{name} samples"] = "streamed" if isinstance(samples, IterableDataset) else f"{len(samples):,}"
+    for kind in sorted(set(types_of_samples(config) or report.task_types), reverse=True):
+        experts = [str(e) for e, type_of_expert in enumerate(config.types_of_experts) if type_of_expert == kind]
+        served = f"; experts {', '.join(experts)}" if config.lora_nums > 1 else ""
+        facts[f"samples of task type {kind}"] = f"{report.task_types.get(kind, 0):,} ({names.get(kind, kind)}{served})"
+    facts |= {"tokens": f"{report.tokens:,}", "answers cut": report.cut, "samples dropped": report.dropped}
+    flags = ("template", "max_seq_length", "packing", "padding_free", "streaming")
+    facts |= {f"`{name}`": getattr(data_args, name) for name in flags}
+    return {**facts, "fingerprint of samples, tokenizer and template": f"`{splits.fingerprint}`"}
 
 
 def _versions() -> dict[str, str]:

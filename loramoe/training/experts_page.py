@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -24,22 +25,21 @@ from loramoe.report.card import public_name
 from loramoe.report.measures import measure
 from loramoe.report.page import Source
 from loramoe.report.routing import Routing, observe, routed
-from loramoe.report.rows import ReportRows
 from loramoe.report.tokens import text_of
 from loramoe.report.write import write_pages
 from loramoe.training.arguments import Arguments
-from loramoe.training.checkpoints import ADAPTER, PAGES
+from loramoe.training.checkpoint import ADAPTER, PAGES
 
 logger = logging.getLogger(__name__)
 
-PAGE_ROWS: Final = 512
+PAGE_SAMPLES: Final = 512
 """Most rows that it is made from: enough for shares, and a small part of an evaluation."""
 
 _Result = TypeVar("_Result")
 
 
-def leave_page(trainer: Any, arguments: Arguments) -> None:
-    """Runs at most PAGE_ROWS of the rows to evaluate on through the model, and writes output_dir/report/.
+def write_experts_page(trainer: Any, arguments: Arguments) -> None:
+    """Runs at most PAGE_SAMPLES of the rows to evaluate on through the model, and writes output_dir/report/.
 
     Every process of a run has to call it.
 
@@ -48,19 +48,19 @@ def leave_page(trainer: Any, arguments: Arguments) -> None:
         arguments: What the run was started with.
     """
     args = trainer.args
-    rows, fault = _tried(partial(_rows, trainer))
+    rows, fault = _attempt(partial(_rows, trainer))
     fault = next(filter(None, gather_object([fault])), None)
     routing: Routing | None = None
     if rows is not None and fault is None:
         look = partial(_observe, trainer, rows)
-        routing, fault = (look(), None) if is_deepspeed_zero3_enabled() else _tried(look)
+        routing, fault = (look(), None) if is_deepspeed_zero3_enabled() else _attempt(look)
     if routing is not None and args.should_save:
-        _, fault = _tried(partial(_write, routing, trainer, arguments))
+        _, fault = _attempt(partial(_write, routing, trainer, arguments))
     if fault is not None and args.should_log:
         logger.warning("no page on the experts: %s", fault)
 
 
-def _tried(work: Callable[[], _Result]) -> tuple[_Result | None, str | None]:
+def _attempt(work: Callable[[], _Result]) -> tuple[_Result | None, str | None]:
     """The result of some work, or what went wrong."""
     try:
         return work(), None
@@ -75,11 +75,8 @@ def _rows(trainer: Any) -> list[dict[str, Any]]:
     if trainer.is_fsdp_enabled:  # which gathers the weights for its own forward alone
         raise ValueError("FSDP shards the model. python -m loramoe.report makes it from the saved adapter.")
     routed(trainer.model)
-    rows = ReportRows(trainer.eval_dataset, PAGE_ROWS)
-    chosen = list(rows)
-    if rows.left_out and trainer.args.should_log:
-        logger.warning("page on the experts: %s", rows.told())
-    return chosen
+    sets = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
+    return [sample for samples in sets for sample in islice(samples, PAGE_SAMPLES // len(sets))]
 
 
 def _observe(trainer: Any, rows: Any) -> Routing:
@@ -93,8 +90,8 @@ def _observe(trainer: Any, rows: Any) -> Routing:
 
 def _write(routing: Routing, trainer: Any, arguments: Arguments) -> None:
     model, data, training = arguments
-    rows = Path(data.validation_file).resolve().name if data.validation_file else "the rows set aside"
+    rows = Path(data.validation_file).resolve().name if data.validation_file else "the validation samples"
     config = trainer.model.peft_config[ADAPTER]
-    source = Source(ADAPTER, public_name(model.model_name_or_path), rows, config)
+    source = Source(ADAPTER, public_name(model.base_model), rows, config)
     measures = measure(routing, partial(text_of, trainer.tokenizer_to_save))
     write_pages(measures, source, Path(training.output_dir) / PAGES)

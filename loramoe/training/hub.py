@@ -18,7 +18,7 @@ from transformers.trainer_utils import HubStrategy
 
 from loramoe.report.card import hub_name
 from loramoe.training.arguments import Arguments, TrainArguments
-from loramoe.training.errors import SaveError, UsageError, as_usage_error
+from loramoe.utils import SaveError, UsageError, as_usage_error
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,11 @@ def open_repository(arguments: Arguments) -> str | None:
             answer[0] = _create(args)
         except UsageError as error:
             answer[1] = error
-        if hub_name(model_args.model_name_or_path) is None:
+        if hub_name(model_args.base_model) is None:
             logger.warning(
                 "push_to_hub: adapter_config.json will name the base model as it is named here, %s, which nobody else "
-                "can load. Set --model_name_or_path to its name on the hub if it has one.",
-                model_args.model_name_or_path,
+                "can load. Set --base_model to its name on the hub if it has one.",
+                model_args.base_model,
             )
     repository, refusal = broadcast_object_list(answer)
     if refusal is not None:

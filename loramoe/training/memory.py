@@ -1,34 +1,25 @@
-"""How much memory a GPU needs to fine-tune a Llama-shaped model: formulas, for a choice before GPUs are paid for.
+"""Memory that a training needs on each GPU, by formula: printed by `--dry_run`, and the table of docs/distributed.md.
 
-    python -m loramoe.training.memory --model 70B --gpus 8 --checkpointing
-    python -m loramoe.training.memory --model path/to/base --bits 4
+Parameters are counted on the model itself, without weights. Bytes of weights, gradients and AdamW's states follow from
+them and from how an engine shards. Activations are an estimate from what the backward of each operation keeps, which no
+GPU has confirmed yet. CUDA, NCCL and the allocator take 1 to 3 GiB more.
 
-Counts of parameters are exact, and bytes of weights, gradients and AdamW's states follow from them and from how an
-engine shards. Activations are an estimate from what the backward of each operation keeps, which no GPU has confirmed
-yet. What CUDA, NCCL and the allocator's fragments take, 1 to 3 GiB, comes on top.
+Bytes per token, with bfloat16 activations and attention that keeps no S × S matrix (H hidden size, I intermediate size,
+Q and KV widths of queries and of keys, V vocabulary, E experts, R rank):
 
-Per token, in bytes, with bfloat16 activations, attention that keeps no S × S matrix, and a base whose frozen linears
-keep nothing of their input (H hidden size, I intermediate size, Q and KV widths of queries and of keys, V vocabulary):
-
-    layer   = 8 H                   both norms, in float32
-            + 4 Q + 4 KV            queries, output, keys and values of the attention
-            + 2 H + 8 I             the experts' input, gate, up and their product
-            + 12 E + 12 E R         gates and hidden of 3 linears, in float32
-    model   = layers · layer        without activation checkpointing
-            = layers · (2 H + 12 E) + layer          with it: inputs, gates of the constraint, one layer at work
-    logits  = 14 V                  bfloat16, float32, its log-softmax and its gradient
+    layer   = 8 H + 4 Q + 4 KV + 2 H + 8 I + 12 E + 12 E R     norms, attention, MLP, gates and hidden of the experts
+    model   = layers · layer                                   without activation checkpointing
+            = layers · (2 H + 12 E) + layer                    with it
+    logits  = 14 V                                             bfloat16, float32, log-softmax and gradient
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from transformers import AutoConfig
-
-from loramoe.training.errors import UsageError, as_usage_error
-from loramoe.training.flag_values import positive
+from torch import nn
 
 Engine = Literal["ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -38,66 +29,29 @@ QUANTISED = {4: (4 + 8 / 64 + 32 / (64 * 256)) / 8, 8: 1.0}
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What of a Llama-shaped model decides about memory.
+class Parameters:
+    """How many weights a model has.
 
     Attributes:
-        layers: Decoder layers.
-        hidden: Width between them.
-        intermediate: Width of the MLP.
-        queries: Width of all queries.
-        keys: Width of all keys, and of all values.
-        vocabulary: Rows of the embedding.
-        tied: Whether the output embedding is the input's.
+        frozen: Of the base model.
+        quantised: Those of them that load_in_kbits quantises: of linear layers but the head's.
+        trained: Of the adapter and of modules trained whole.
     """
 
-    layers: int
-    hidden: int
-    intermediate: int
-    queries: int
-    keys: int
-    vocabulary: int = 32000
-    tied: bool = False
+    frozen: int
+    quantised: int
+    trained: int
 
     @classmethod
-    def of(cls, config: Any) -> Shape:
-        """That of a configuration of transformers."""
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(
-            config.num_hidden_layers,
-            config.hidden_size,
-            config.intermediate_size,
-            heads * head_dim,
-            config.num_key_value_heads * head_dim,
-            config.vocab_size,
-            bool(config.tie_word_embeddings),
-        )
-
-    @property
-    def linears_of_layer(self) -> int:
-        """Weights of a decoder layer's linears, which are what is quantised."""
-        attention = self.hidden * (2 * self.queries + 2 * self.keys)
-        return attention + 3 * self.hidden * self.intermediate
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the base model."""
-        embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
-        return self.layers * (self.linears_of_layer + 2 * self.hidden) + self.hidden + embeddings
-
-    def adapter_parameters(self, experts: int, rank: int) -> int:
-        """Weights of the experts and routers beside gate_proj, up_proj and down_proj."""
-        H, I = self.hidden, self.intermediate  # noqa: E741
-        experts_weights = 3 * experts * rank * (H + I)
-        return self.layers * (experts_weights + experts * (2 * H + I))
-
-
-MODELS = {
-    "7B": Shape(32, 4096, 11008, 4096, 4096),
-    "13B": Shape(40, 5120, 13824, 5120, 5120),
-    "70B": Shape(80, 8192, 28672, 8192, 1024),
-}
+    def of(cls, model: nn.Module) -> Parameters:
+        """Counts those of an adapted model, which may be on the meta device."""
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        linear = {
+            id(m.weight): m.weight.numel()
+            for name, m in model.named_modules()
+            if isinstance(m, nn.Linear) and not m.weight.requires_grad and "lm_head" not in name
+        }
+        return cls(sum(p.numel() for p in model.parameters()) - trained, sum(linear.values()), trained)
 
 
 @dataclass(frozen=True)
@@ -109,9 +63,9 @@ class Plan:
         gpus: How many GPUs share the run.
         experts: lora_nums.
         rank: lora_rank.
-        batch: Rows of a forward, of one GPU.
-        length: Tokens of a row.
-        bits: Of a weight of the frozen base: 16, 8 or 4.
+        batch: Samples of a forward pass, of one GPU.
+        length: Tokens of a sample.
+        bits: Of a weight of the frozen base model: 32, 16, 8 or 4.
         checkpointing: Whether activations are recomputed.
     """
 
@@ -124,56 +78,68 @@ class Plan:
     bits: int = 16
     checkpointing: bool = False
 
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8, 16):
-            raise ValueError(f"bits must be 4, 8 or 16; got bits={self.bits}.")
-        if self.bits != 16 and self.shards_base:
-            raise ValueError(
-                f"{self.engine} shards the base model, which bitsandbytes' weights are not made for; got "
-                f"bits={self.bits}. Set engine to ddp, zero1 or zero2, or bits=16."
-            )
 
-    @property
-    def shards_base(self) -> bool:
-        """Whether each GPU holds but a part of the frozen weights."""
-        return self.engine in ("zero3", "zero3_offload", "fsdp2")
-
-
-def memory_per_gpu(shape: Shape, plan: Plan) -> dict[str, float]:
+def memory_per_gpu(count: Parameters, config: Any, plan: Plan) -> dict[str, float]:
     """What the memory of one GPU goes to.
 
     Args:
-        shape: The base model's.
+        count: Weights of the model.
+        config: The base model's configuration, of a Llama-shaped model.
         plan: What is trained.
 
     Returns:
         Bytes by name: base, adapter (weights, gradients, states), buffers, activations, logits.
     """
+    text = config.get_text_config()
     tokens = plan.batch * plan.length
     return {
-        "base": _base(shape, plan),
-        "adapter": _adapter(shape.adapter_parameters(plan.experts, plan.rank), plan),
-        "buffers": _buffers(shape, plan),
-        "activations": tokens * _activations(shape, plan),
-        "logits": tokens * 14 * shape.vocabulary,
+        "base": _base(count, plan),
+        "adapter": _adapter(count.trained, plan),
+        "buffers": _buffers(count, text, plan),
+        "activations": tokens * _activations(text, plan),
+        "logits": tokens * 14 * text.vocab_size,
     }
 
 
-def _base(shape: Shape, plan: Plan) -> float:
-    """The frozen weights; those that quantising leaves alone become float32, as PEFT prepares them."""
-    if plan.bits != 16:
-        quantised = shape.layers * shape.linears_of_layer
-        return quantised * QUANTISED[plan.bits] + 4 * (shape.parameters - quantised)
+def table(models: Mapping[str, tuple[Parameters, Any]], plan: Plan, gpus: tuple[int, ...] = (1, 2, 4, 8)) -> str:
+    """A Markdown table of GiB per GPU for each model and engine.
+
+    Args:
+        models: Weights and configuration by name.
+        plan: What is trained; its engine and gpus are replaced.
+        gpus: Numbers of GPUs, a column each.
+
+    Returns:
+        The table.
+    """
+    lines = ["| model | engine | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in gpus) + " |"]
+    lines.append("|---" * (len(gpus) + 2) + "|")
+    for name, (count, config) in models.items():
+        for engine in ENGINES:
+            plans = [Plan(**{**vars(plan), "engine": engine, "gpus": n}) for n in gpus]
+            cells = [f"{sum(memory_per_gpu(count, config, each).values()) / GIB:.1f}" for each in plans]
+            lines.append(f"| {name} | `{engine}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _shards_base(engine: Engine) -> bool:
+    return engine in ("zero3", "zero3_offload", "fsdp2")
+
+
+def _base(count: Parameters, plan: Plan) -> float:
+    """The frozen weights; those that quantisation leaves alone become float32, as PEFT prepares them."""
+    if plan.bits in QUANTISED:
+        return count.quantised * QUANTISED[plan.bits] + 4 * (count.frozen - count.quantised)
     if plan.engine == "zero3_offload":
         return 0
-    return 2 * shape.parameters / (plan.gpus if plan.shards_base else 1)
+    return plan.bits / 8 * count.frozen / (plan.gpus if _shards_base(plan.engine) else 1)
 
 
 def _adapter(parameters: int, plan: Plan) -> float:
-    """Bytes of weights, gradients, and what the optimiser keeps: 4 for a float32 copy, 8 for AdamW's two states."""
+    """Bytes of weights, gradients, and what the optimizer keeps: 4 for a float32 copy, 8 for AdamW's two states."""
     N = plan.gpus
     per_parameter = {
-        "ddp": 4 + 4 + 4 + 8,  # weights, gradients, DDP's buckets of them, states
+        "ddp": 4 + 4 + (4 if N > 1 else 0) + 8,  # weights, gradients, DDP's buckets of them, states
         "zero1": 2 + 2 + (4 + 4 + 8) / N,  # bfloat16 weights and gradients; float32 gradients, copy and states
         "zero2": 2 + (2 + 4 + 4 + 8) / N,
         "zero2_offload": 2 + 2 / N,
@@ -184,75 +150,21 @@ def _adapter(parameters: int, plan: Plan) -> float:
     return parameters * per_parameter[plan.engine]
 
 
-def _buffers(shape: Shape, plan: Plan) -> float:
+def _buffers(count: Parameters, text: Any, plan: Plan) -> float:
     """Two decoder layers gathered where the base is sharded: one at work, one on its way; DeepSpeed's two buckets."""
-    layer = shape.linears_of_layer + 2 * shape.hidden
-    gathered = 2 * 2 * layer if plan.shards_base and (plan.gpus > 1 or plan.engine == "zero3_offload") else 0
-    buckets = 2 * 2 * shape.hidden**2 if plan.engine.startswith("zero") else 0  # reduce_bucket_size "auto"
+    layer = count.quantised / text.num_hidden_layers
+    gathered = 2 * 2 * layer if _shards_base(plan.engine) and (plan.gpus > 1 or "offload" in plan.engine) else 0
+    buckets = 2 * 2 * text.hidden_size**2 if plan.engine.startswith("zero") else 0  # reduce_bucket_size "auto"
     return gathered + buckets
 
 
-def _activations(shape: Shape, plan: Plan) -> float:
-    """Bytes a token, as the module's formulas say."""
+def _activations(text: Any, plan: Plan) -> float:
+    H, heads = text.hidden_size, text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or H // heads
+    queries, keys = heads * head_dim, (getattr(text, "num_key_value_heads", None) or heads) * head_dim
     gates = 12 * plan.experts
-    layer = 8 * shape.hidden + 4 * shape.queries + 4 * shape.keys + 2 * shape.hidden + 8 * shape.intermediate
+    layer = 8 * H + 4 * queries + 4 * keys + 2 * H + 8 * (getattr(text, "intermediate_size", None) or 4 * H)
     layer += gates * (1 + plan.rank)
     if plan.checkpointing:
-        return shape.layers * (2 * shape.hidden + gates) + layer
-    return shape.layers * layer
-
-
-def table(name: str, gpus: tuple[int, ...] = (1, 2, 4, 8), checkpointing: bool = True) -> str:
-    """A Markdown table of GiB per GPU, of every engine.
-
-    Args:
-        name: Which of `MODELS`.
-        gpus: How many GPUs share the run, a column each.
-        checkpointing: Whether activations are recomputed.
-
-    Returns:
-        The table, with the defaults of Plan for all else.
-    """
-    lines = [
-        f"| {name} | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in gpus) + " |",
-        "|---" * (len(gpus) + 1) + "|",
-    ]
-    for engine in ENGINES:
-        plans = [Plan(engine, n, checkpointing=checkpointing) for n in gpus]
-        cells = [f"{sum(memory_per_gpu(MODELS[name], plan).values()) / GIB:.1f}" for plan in plans]
-        lines.append(f"| `{engine}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Prints what the memory of one GPU goes to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m loramoe.training.memory", description="Memory per GPU, by formula."
-    )
-    parser.add_argument("--model", default="7B", help=f"{', '.join(MODELS)}, or a folder or name with a config.json")
-    parser.add_argument("--engine", choices=ENGINES, help="default: all of them, in one column")
-    for name in ("gpus", "experts", "rank", "batch", "length", "bits"):
-        parser.add_argument(f"--{name}", type=positive, default=getattr(Plan, name))
-    parser.add_argument("--checkpointing", action="store_true", help="activations are recomputed")
-    values = vars(parser.parse_args(argv))
-    name, engine = values.pop("model"), values.pop("engine")
-    about = f"--model must be {', '.join(MODELS)}, or a folder or name with a config.json; got {name!r}:"
-    try:
-        with as_usage_error(ValueError, OSError, about=about):
-            shape = MODELS[name] if name in MODELS else Shape.of(AutoConfig.from_pretrained(name))
-    except UsageError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    adapter = shape.adapter_parameters(values["experts"], values["rank"])
-    print(f"{name}: {shape.parameters:,} parameters, adapter {adapter:,}")
-    for each in [engine] if engine else ENGINES:
-        try:
-            parts = memory_per_gpu(shape, Plan(each, **values))
-        except ValueError as error:
-            print(f"{each:14} {error}")
-            continue
-        told = ", ".join(f"{part} {size / GIB:.2f}" for part, size in parts.items())
-        print(f"{each:14} {sum(parts.values()) / GIB:6.1f} GiB  ({told})")
-
-
-if __name__ == "__main__":
-    main()
+        return float(text.num_hidden_layers * (2 * H + gates) + layer)
+    return float(text.num_hidden_layers * layer)

@@ -1,4 +1,4 @@
-"""The base model, its tokenizer, and the LoRAMoE adapter on it, as the flags ask for them."""
+"""The base model, its tokenizer, and the LoRAMoE adapter on it, as the flags of a training say."""
 
 from __future__ import annotations
 
@@ -7,197 +7,142 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from loramoe import LoraMoeConfig
-from loramoe.training.checkpoints import ADAPTER
-from loramoe.training.errors import ADAPTER_ERRORS, UsageError, as_usage_error
-from loramoe.training.flag_values import comma_list
-from loramoe.training.model_arguments import ModelArguments
+from loramoe.loading import load_config
+from loramoe.training.arguments import ModelArguments, TrainArguments
+from loramoe.training.checkpoint import ADAPTER
+from loramoe.training.distributed import is_fsdp
+from loramoe.tuner.config import LoraMoeConfig
+from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error
 
 logger = logging.getLogger(__name__)
 
+# What of a configuration the flags set; an adapter to continue from replaces it.
+_FLAGS = ("r", "lora_alpha", "lora_dropout", "lora_nums", "blc_alpha", "blc_weight", "types_of_experts", "blc_target")
+_FLAGS += ("blc_importance",)
+
 
 def adapter_config(arguments: ModelArguments) -> LoraMoeConfig:
-    """The adapter's configuration: of the flags, or of the adapter to continue from.
-
-    Args:
-        arguments: The flags.
-
-    Returns:
-        The configuration.
+    """The adapter's configuration: that of the flags, or of the adapter to continue from.
 
     Raises:
-        UsageError: If values contradict each other, or peft_path holds no adapter, or another kind of adapter.
+        UsageError: If values contradict each other, or `adapter` holds none, or one of another method.
     """
-    if arguments.peft_path is not None:
-        config = _saved_config(arguments.peft_path)
-        _tell_differences(arguments, config)
-        return config
-    return _wished_config(arguments)
-
-
-def _wished_config(arguments: ModelArguments) -> LoraMoeConfig:
     with as_usage_error(ValueError):
-        return LoraMoeConfig(
-            task_type="CAUSAL_LM",
-            r=arguments.lora_rank,
-            lora_alpha=arguments.lora_alpha,
-            lora_dropout=arguments.lora_dropout,
-            lora_nums=arguments.lora_nums,
-            blc_alpha=arguments.blc_alpha,
-            blc_weight=arguments.blc_weight,
-            expert_types=arguments.expert_type_list(),
-            blc_target=arguments.blc_target,
-            blc_importance=arguments.blc_importance,
-            target_modules=comma_list(arguments.trainable),
-            modules_to_save=comma_list(arguments.modules_to_save),
-        )
-
-
-def _saved_config(peft_path: str) -> LoraMoeConfig:
-    try:
-        config = PeftConfig.from_pretrained(peft_path)
-    except ADAPTER_ERRORS as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UsageError(
-            f"peft_path={peft_path} holds no adapter ({reason}). Correct the path, or leave it out to start a new one."
-        ) from error
+        requested = arguments.adapter_config()
+    if arguments.adapter is None:
+        return requested
+    with as_usage_error(*ADAPTER_ERRORS, about=f"adapter={arguments.adapter} holds no adapter to continue from:"):
+        config = PeftConfig.from_pretrained(arguments.adapter)
     if not isinstance(config, LoraMoeConfig):
         raise UsageError(
-            f"peft_path must hold a LoRAMoE adapter; {peft_path} holds one of type {config.peft_type}. "
-            "Correct the path, or leave it out to start a new adapter."
+            f"adapter must hold a LoRAMoE adapter; {arguments.adapter} holds one of type {config.peft_type}. Correct "
+            "the path, or leave it out to start a new adapter."
         )
+    names = [*_FLAGS, *(n for n in ("target_modules", "modules_to_save") if getattr(requested, n))]
+    replaced = {n: _plain(config, n) for n in names if _plain(config, n) != _plain(requested, n)}
+    if replaced:
+        values = ", ".join(f"{name}={value!r}" for name, value in replaced.items())
+        logger.warning("the configuration of the adapter to continue from replaces the flags: %s", values)
     return config
 
 
-def _tell_differences(arguments: ModelArguments, config: LoraMoeConfig) -> None:
-    wished = _wished_config(arguments)
-    names = [
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_nums",
-        "blc_alpha",
-        "blc_weight",
-        "types_of_experts",
-        "blc_target",
-        "blc_importance",
-    ]
-    names += ["target_modules"] if wished.target_modules else []
-    names += ["modules_to_save"] if wished.modules_to_save else []
-    other = {n: getattr(config, n) for n in names if _comparable(config, n) != _comparable(wished, n)}
-    if other:
-        told = ", ".join(f"{n}={sorted(v) if isinstance(v, set) else v!r}" for n, v in other.items())
-        logger.warning("peft_path: the adapter's own configuration replaces the flags: %s", told)
-
-
-def _comparable(config: LoraMoeConfig, name: str) -> Any:
+def _plain(config: LoraMoeConfig, name: str) -> Any:
     value = getattr(config, name)
-    return set(value) if name == "modules_to_save" and value else value
+    return sorted(value) if isinstance(value, (set, list)) else value
 
 
 def load_tokenizer(arguments: ModelArguments) -> Any:
     """The tokenizer of the flags, or else of the base model.
 
-    Args:
-        arguments: The flags.
-
-    Returns:
-        The tokenizer.
-
     Raises:
         UsageError: If there is none of this name, or it could not be saved beside the adapter.
     """
-    name = arguments.tokenizer_name_or_path or arguments.model_name_or_path
+    name = arguments.tokenizer_name_or_path or arguments.base_model
+    options = {} if arguments.tokenizer_name_or_path else arguments.hub_options
     with as_usage_error(OSError, ValueError, about=f"the tokenizer {name} cannot be loaded:"):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     # Each of several chat templates is saved as a file of its name: transformers 4 follows "../", 5 refuses to save.
     templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
     outside = [template for template in templates if Path(template).name != template]
     if outside:
         raise UsageError(
-            f"the tokenizer {name} has a chat template of the name {outside[0]!r}, which would be saved outside the "
-            "adapter's folder. Rename it in tokenizer_config.json, and distrust where it comes from."
+            f"the tokenizer {name} has a chat template named {outside[0]!r}, which would be saved outside the "
+            "adapter's folder. Rename it in tokenizer_config.json, and do not trust where it comes from."
         )
     return tokenizer
 
 
-def load_base(arguments: ModelArguments, tokenizer: Any, checkpointing: bool, bf16: bool = False) -> Any:
-    """Loads the base model.
+def check_model(arguments: ModelArguments, args: TrainArguments) -> Any:
+    """Checks what can be known of the base model before its weights are loaded.
 
     Args:
-        arguments: The flags.
-        tokenizer: Its tokenizer, to check that they fit.
-        checkpointing: Whether gradient checkpointing will be used; a quantised model needs to know.
-        bf16: Whether the training is in bfloat16; so then, by default, is the arithmetic of a 4-bit model.
+        arguments: The model's flags.
+        args: The training's flags.
 
     Returns:
-        The model, in 4 or 8 bits if asked for.
+        The base model's configuration.
 
     Raises:
-        UsageError: If there is no model of this name, or the tokenizer has more tokens than it.
+        UsageError: If it cannot be trained so.
     """
-    options: dict[str, Any] = {"dtype": _dtype(arguments.torch_dtype)}
-    if arguments.flash_attn:
-        options["attn_implementation"] = "flash_attention_2"
-    if arguments.load_in_kbits in (4, 8):
-        options["quantization_config"] = BitsAndBytesConfig(**quantisation(arguments, bf16))
-    name = arguments.model_name_or_path
-    with as_usage_error(OSError, ValueError, about=f"model_name_or_path={name} cannot be loaded:"):
-        model = AutoModelForCausalLM.from_pretrained(name, **options)
-    rows = model.config.get_text_config().vocab_size  # ZeRO-3 leaves no rows in the embedding itself
-    if len(tokenizer) > rows:
+    config = load_config(arguments)
+    sharded = is_deepspeed_zero3_enabled() or is_fsdp(args)
+    if arguments.load_in_kbits != 16 and sharded:
         raise UsageError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding only {rows} rows. "
-            "Set tokenizer_name_or_path to the tokenizer that the model was trained with."
+            f"load_in_kbits={arguments.load_in_kbits} and sharding of the weights (ZeRO-3, FSDP) exclude each other: "
+            "the quantised weights are not sharded. Use engine=ddp or zero2, or leave load_in_kbits out."
         )
-    if arguments.load_in_kbits in (4, 8):
+    return config
+
+
+def load_base(arguments: ModelArguments, args: TrainArguments) -> Any:
+    """Loads the base model, in 4 or 8 bits if the flags say so, each process to its own device.
+
+    Args:
+        arguments: The model's flags.
+        args: The training's flags.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: If there is no model of this name.
+    """
+    compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    options = arguments.model_options(compute_dtype)
+    if not is_deepspeed_zero3_enabled() and not is_fsdp(args) and args.device.type != "cpu":
+        options["device_map"] = {"": args.device}  # else each process holds all of it in host memory first
+    with as_usage_error(OSError, ValueError, about=f"base_model={arguments.base_model} cannot be loaded:"):
+        model = AutoModelForCausalLM.from_pretrained(arguments.base_model, **options)
+    if arguments.load_in_kbits != 16:
         # use_reentrant=True would leave the routers without gradient.
-        reentrant = {"use_reentrant": False}
-        model = prepare_model_for_kbit_training(model, checkpointing, gradient_checkpointing_kwargs=reentrant)
+        model = prepare_model_for_kbit_training(
+            model, bool(args.gradient_checkpointing), gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
     return model
 
 
-def _dtype(name: str) -> Any:
-    return name if name == "auto" else getattr(torch, name)
-
-
-def quantisation(arguments: ModelArguments, bf16: bool = False) -> dict[str, Any]:
-    """How bitsandbytes is to quantise the base model.
+def empty_base(arguments: ModelArguments, config: Any) -> Any:
+    """The base model without weights, to check names and count parameters on.
 
     Args:
-        arguments: The flags, with load_in_kbits 4 or 8.
-        bf16: As of `load_base`.
+        arguments: The model's flags.
+        config: Its configuration.
 
     Returns:
-        Arguments of BitsAndBytesConfig.
+        The model, on the meta device.
     """
-    if arguments.load_in_kbits == 8:
-        return {"load_in_8bit": True}
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_compute_dtype": _compute_dtype(arguments, bf16),
-        "bnb_4bit_use_double_quant": arguments.double_quant,
-        "bnb_4bit_quant_type": arguments.quant_type,
-    }
-
-
-def _compute_dtype(arguments: ModelArguments, bf16: bool) -> torch.dtype:
-    if arguments.torch_dtype != "auto":
-        dtype: torch.dtype = getattr(torch, arguments.torch_dtype)
-        return dtype
-    if bf16:
-        return torch.bfloat16
-    name = arguments.model_name_or_path
-    with as_usage_error(OSError, ValueError, about=f"model_name_or_path={name} cannot be loaded:"):
-        saved = AutoConfig.from_pretrained(name)
-    return saved.get_text_config().dtype or torch.float32
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=arguments.trust_remote_code)
 
 
 def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> PeftModel:
-    """Puts a new adapter on a base model, or the one to continue from.
+    """Adds a new adapter to a base model, or loads the one to continue from.
 
     Args:
         base: The base model.
@@ -208,11 +153,11 @@ def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> 
         The model to train; the adapter is named `sft_lora_model`.
 
     Raises:
-        UsageError: If the base model has no linears of the names in `trainable`, or the adapter to continue from is
-            damaged, or was trained on another base model.
+        UsageError: If a module that the flags name is not there, or the adapter to continue from is damaged, or was
+            trained on another base model.
     """
-    if arguments.peft_path is None:
+    if arguments.adapter is None:
         with as_usage_error(ValueError):
             return get_peft_model(base, config, adapter_name=ADAPTER)
-    with as_usage_error(*ADAPTER_ERRORS, about=f"peft_path={arguments.peft_path} cannot be loaded:"):
-        return PeftModel.from_pretrained(base, arguments.peft_path, adapter_name=ADAPTER, is_trainable=True)
+    with as_usage_error(*ADAPTER_ERRORS, about=f"adapter={arguments.adapter} cannot be loaded:"):
+        return PeftModel.from_pretrained(base, arguments.adapter, adapter_name=ADAPTER, is_trainable=True)

@@ -2,196 +2,196 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import IntervalStrategy
 
-from loramoe import LoraMoeConfig
-from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_fingerprint
-from loramoe.recall import Probe, read_probes
+from loramoe.data.prompt_format import PromptFormat
 from loramoe.report.card import write_card
 from loramoe.report.write import remove_pages
-from loramoe.training import checkpoints
+from loramoe.training import checkpoint
 from loramoe.training.arguments import Arguments, TrainArguments
-from loramoe.training.card import Origin, describe
-from loramoe.training.engines import start_engine
-from loramoe.training.errors import UsageError, as_usage_error
-from loramoe.training.experts_page import leave_page
-from loramoe.training.files import SEAL, write_json
+from loramoe.training.callbacks import StopAtSignal
+from loramoe.training.card import RunInfo, describe
+from loramoe.training.distributed import start_engine
+from loramoe.training.experts_page import write_experts_page
 from loramoe.training.hub import open_repository, push
-from loramoe.training.lock import RunLock
-from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
+from loramoe.training.model import add_adapter, load_base
 from loramoe.training.packing import attend_by_sample
-from loramoe.training.paths import check_paths
-from loramoe.training.rows import load_data, make_collator, types_of_rows
-from loramoe.training.signals import StopAtSignal
-from loramoe.training.summary import before_and_after, closing_words, table, write_report
+from loramoe.training.prepare import Prepared, build_recipe, dry_run_summary, prepare, with_adapter
+from loramoe.training.samples import type_names
+from loramoe.training.summary import before_and_after, final_summary, table, write_shares_report
 from loramoe.training.trainer import LoraMoeTrainer
+from loramoe.utils import UsageError, as_usage_error, write_json
 
-# Flags that do not shape the trajectory, by the beginning of their names; all others must be the same to resume.
-_HARMLESS: tuple[str, ...] = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_", "run_name")
-_HARMLESS += ("log", "report_to", "project", "trackio_", "disable_tqdm", "debug", "include_", "skip_memory_metrics")
-_HARMLESS += ("save_", "eval_", "per_device_eval_batch_size", "batch_eval_metrics", "hub_", "push_to_hub", "enable_jit")
-_HARMLESS += ("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch")
-_HARMLESS += ("preprocessing_num_workers", "ddp_", "local_rank", "on_nonfinite", "experts_page")
+Metrics = dict[str, dict[str, float]]
 
 
-def run(arguments: Arguments) -> dict[str, dict[str, float]]:
-    """Trains, evaluates and saves as the flags say.
+def run_sft(
+    arguments: Arguments,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    trainer_class: type[LoraMoeTrainer] = LoraMoeTrainer,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    collator: Any = None,
+    compute_metrics: Callable[[Any], dict[str, float]] | None = None,
+) -> Metrics:
+    """Trains, evaluates and saves as the flags say; the other arguments replace parts of it.
 
     Args:
-        arguments: What `parse` returned.
+        arguments: What `loramoe.training.parser.parse` returned.
+        callbacks: Added to the Trainer.
+        trainer_class: A subclass of LoraMoeTrainer, for example with another `compute_loss`.
+        train_dataset: Samples with `input_ids`, `labels` and `task_types`, in place of those that the flags name.
+        eval_dataset: Likewise to evaluate on; a dictionary for several sets by name.
+        collator: Makes a batch of a list of samples, and keeps `task_types`.
+        compute_metrics: As the Trainer takes it.
 
     Returns:
-        `before` and `after`, each with those of `loss`, `perplexity` (of the LM alone) and `recall` that were measured.
+        `before` and `after`, each with those of `loss`, `perplexity` (of the language model alone) and `recall` that
+        were measured.
 
     Raises:
-        UsageError: If flags are not usable; see the message.
-        DatasetError: If the data is not.
+        UsageError: If flags cannot be used; see the message.
+        DatasetError: If the data cannot.
         FileExistsError: If output_dir holds a finished run, or an interrupted one with other arguments, or is in use.
         FileNotFoundError: If a file or checkpoint does not exist.
         SaveError: If a checkpoint cannot be written, or a finished adapter cannot be pushed.
         NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is stop.
         StoppedError: If a signal asked the run to stop, once it has saved.
     """
-    check_paths(arguments[2])
-    with RunLock(Path(arguments[2].output_dir)) as lock:
-        return _run(arguments, lock)
+    prepared = prepare(with_adapter(arguments), train_dataset, eval_dataset, collator)
+    args = prepared.arguments[2]
+    if args.dry_run:
+        if args.should_log:
+            print(dry_run_summary(prepared))
+        return {"before": {}, "after": {}}
+    with contextlib.ExitStack() as stack:
+        recipe, resume_from = _open_run(prepared, stack)
+        _fit_evaluation(prepared, resume_from)
+        repository = open_repository(prepared.arguments)
+        set_seed(args.seed)
+        start_engine(args, asks=bool(prepared.probes))
+        trainer = _make_trainer(prepared, trainer_class, callbacks, compute_metrics)
+        if not args.do_train:
+            return _evaluate_only(trainer, prepared.arguments)
+        _clear_output_dir(trainer, recipe, resume_from)
+        stop = StopAtSignal()
+        trainer.add_callback(stop)
+        result = trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+        stop.raise_if_stopped(args, trainer.state)
+        if result.metrics:  # none where an earlier start had done all the steps
+            trainer.save_metrics("train", result.metrics)
+        trainer.save_model(args.output_dir)
+        return _finish(trainer, prepared, RunInfo(prepared.splits, resume_from, repository))
 
 
-def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
-    model_args, data_args, args = arguments = _naming_the_adapter(arguments)
-    # Everything that can be wrong with the input comes before the base model, which takes long to load.
-    config = adapter_config(model_args)
-    with as_usage_error(ValueError):
-        probes = read_probes(data_args.recall_file) if data_args.recall_file else []
-    tokenizer = load_tokenizer(model_args)
-    trajectory = _trajectory(arguments, tokenizer, config) if args.do_train else {}
-    resume_from = _start_from(args, trajectory, lock) if args.do_train else None
-    splits = load_data(tokenizer, config, data_args, args)
-    _fit_evaluation(args, splits, probes, resume_from)
-    repository = open_repository(arguments)
-
-    set_seed(args.seed)
-    start_engine(args, asks=bool(probes))
-    base = load_base(model_args, tokenizer, bool(args.gradient_checkpointing), bool(args.bf16))
-    if data_args.packing:
-        attend_by_sample(base)
-    model = add_adapter(base, model_args, config)
-    trainer = _make_trainer(model, tokenizer, splits, probes, args, make_collator(tokenizer, data_args))
+def _open_run(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[dict[str, Any], Path | None]:
+    """Rank 0 locks the folder and decides for all where to start; ranks that look by themselves could differ."""
+    args = prepared.arguments[2]
     if not args.do_train:
-        return _evaluate_only(trainer, arguments)
-    _open_output_dir(trainer, trajectory, resume_from, lock)
-    stop = StopAtSignal()
-    trainer.add_callback(stop)
-    result = trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
-    stop.raise_if_stopped(args, trainer.state)
-    if result.metrics:  # none where an earlier start had done all the steps
-        trainer.save_metrics("train", result.metrics)
-    trainer.save_model(args.output_dir)
-    origin = Origin(splits, trajectory["training data"], resume_from, repository)
-    return _finish(trainer, arguments, config, origin)
-
-
-def _naming_the_adapter(arguments: Arguments) -> Arguments:
-    """Without training, what is evaluated is the adapter of peft_path, or else the one that output_dir holds."""
-    model_args, data_args, args = arguments
-    if args.do_train or model_args.peft_path is not None:
-        return arguments
-    adapter = Path(args.output_dir) / checkpoints.ADAPTER
-    if not adapter.is_dir():
-        raise UsageError(
-            f"there is no adapter to evaluate: peft_path is not set, and {adapter} does not exist. "
-            "Set --peft_path, the --output_dir of a finished run, or --do_train true."
-        )
-    return dataclasses.replace(model_args, peft_path=str(adapter)), data_args, args
-
-
-def _trajectory(arguments: Arguments, tokenizer: Any, config: LoraMoeConfig) -> dict[str, Any]:
-    """All that shapes the trajectory of a run, as JSON would give it back."""
-    model_args, data_args, args = arguments
-    flags = {**dataclasses.asdict(model_args), **dataclasses.asdict(data_args), **args.to_dict()}
-    data = data_fingerprint(
-        data_files(data_args.dataset_dir or data_args.train_file or ""),
-        tokenizer,
-        template=data_args.prompt_template,
-        max_seq_length=data_args.max_seq_length,
-        task_types=types_of_rows(config),
-    )
-    shaping = {name: value for name, value in flags.items() if not name.startswith(_HARMLESS)}
-    values = {**shaping, "world_size": args.world_size, "training data": data}
-    if args.deepspeed:  # what the file holds, not only where it is
-        values["DeepSpeed's configuration"] = args.hf_deepspeed_config.config
-    return cast(dict[str, Any], json.loads(json.dumps(values, default=str)))
-
-
-def _start_from(args: TrainArguments, trajectory: dict[str, Any], lock: RunLock) -> Path | None:
-    """Rank 0 decides for all: ranks that look by themselves could see different folders, and wait for each other."""
+        return {}, None
+    recipe = build_recipe(prepared)
+    output_dir = Path(args.output_dir)
     decision: list[Any] = [None, None]
     if args.process_index == 0:
         try:
-            if Path(args.output_dir).is_dir():
-                lock.take()
-            decision[0] = checkpoints.resume_point(
-                Path(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir, trajectory
-            )
+            stack.enter_context(checkpoint.lock_run(output_dir))
+            wish = args.resume_from_checkpoint
+            decision[0] = checkpoint.resume_point(output_dir, wish, args.overwrite_output_dir, recipe)
         except (OSError, ValueError) as error:  # all must hear of it, or they would wait for rank 0
             decision[1] = error
     start, refusal = broadcast_object_list(decision)
     if refusal is not None:
         raise refusal
-    if start is not None and not (start / SEAL).is_file():
+    if start is not None and not (start / checkpoint.COMPLETE).is_file():
         raise FileNotFoundError(
-            f"rank 0 resumes from {start}, which rank {args.process_index} does not see. "
-            "Put output_dir on a file system that all machines share."
+            f"rank 0 resumes from {start}, which rank {args.process_index} does not see. Put output_dir on a file "
+            "system that all machines share."
         )
-    return cast("Path | None", start)
+    return recipe, cast("Path | None", start)
 
 
-def _fit_evaluation(args: TrainArguments, splits: Splits, probes: list[Probe], resume_from: Path | None) -> None:
-    if splits.validation is None:
-        if not args.do_train and not probes:
-            raise UsageError("there are no rows to evaluate on. Set --validation_file, or --recall_file.")
+def _fit_evaluation(prepared: Prepared, resume_from: Path | None) -> None:
+    args = prepared.arguments[2]
+    if not prepared.splits.validation:
+        if not args.do_train and not prepared.probes:
+            raise UsageError("there are no samples to evaluate on. Set --validation_file, or --recall_file.")
         if args.load_best_model_at_end:
             raise UsageError(
-                "load_best_model_at_end needs rows to evaluate on, and there are none. Set --validation_file, or a "
+                "load_best_model_at_end needs samples to evaluate on, and there are none. Set --validation_file, or a "
                 "--validation_split_percentage above 0, or leave it out."
             )
-        args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on rows
+        args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on samples
     args.eval_on_start = args.eval_on_start and bool(args.do_eval) and resume_from is None
 
 
 def _make_trainer(
-    model: Any,
-    tokenizer: Any,
-    splits: Splits,
-    probes: list[Probe],
-    args: TrainArguments,
-    collator: SftCollator | PackedCollator,
+    prepared: Prepared,
+    trainer_class: type[LoraMoeTrainer],
+    callbacks: Sequence[TrainerCallback],
+    compute_metrics: Callable[[Any], dict[str, float]] | None,
 ) -> LoraMoeTrainer:
+    model_args, data_args, args = prepared.arguments
+    base = load_base(model_args, args)
+    if data_args.packing or data_args.padding_free:
+        attend_by_sample(base)
+    model = add_adapter(base, model_args, prepared.config)
     args.label_names = ["labels"]
-    args.prediction_loss_only = True
-    trainer = LoraMoeTrainer(
-        model=model,
-        args=args,
-        tokenizer=tokenizer,
-        probes=probes,
-        on_nonfinite=args.on_nonfinite,
-        train_dataset=splits.train,
-        eval_dataset=splits.validation,
-        data_collator=collator,
-    )
+    args.prediction_loss_only = compute_metrics is None
+    validation = prepared.splits.validation
+    names = type_names(prepared.config, data_args.config().type_names)
+    rates = {"router": args.router_learning_rate, "B": (args.loraplus_lr_ratio or 0) * args.learning_rate}
+    _continue_tracker(args)
+    with as_usage_error(ValueError, ImportError):
+        trainer = trainer_class(
+            model=model,
+            args=args,
+            tokenizer=prepared.tokenizer,
+            prompt_format=PromptFormat(data_args.template, data_args.max_seq_length, names),
+            probes=prepared.probes,
+            on_nonfinite=args.on_nonfinite,
+            learning_rates={kind: rate for kind, rate in rates.items() if rate},
+            train_dataset=prepared.splits.train,
+            eval_dataset=(next(iter(validation.values())) if len(validation) == 1 else validation) or None,
+            data_collator=prepared.collator,
+            compute_metrics=compute_metrics,
+            callbacks=list(callbacks),
+        )
     trainer.add_callback(RecallAtStart(trainer))
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     return trainer
 
 
+def _continue_tracker(args: TrainArguments) -> None:
+    """A resumed run goes on in the same run of wandb: its id is kept in output_dir."""
+    if "wandb" not in (args.report_to or ()) or not args.should_save or "WANDB_RUN_ID" in os.environ:
+        return
+    file = Path(args.output_dir) / "wandb_run_id"
+    if not file.is_file() or args.overwrite_output_dir:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(4), encoding="utf-8")
+    os.environ["WANDB_RUN_ID"], os.environ["WANDB_RESUME"] = file.read_text(encoding="utf-8").strip(), "allow"
+
+
 class RecallAtStart(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Measures the recall once the model is wrapped and on its device, and has not learnt anything yet."""
+    """Measures the recall once the model is wrapped and on its device, before the first step."""
 
     def __init__(self, trainer: LoraMoeTrainer) -> None:
         self.trainer = trainer
@@ -204,70 +204,66 @@ class RecallAtStart(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.trainer.measure_recall()
 
 
-def _open_output_dir(
-    trainer: LoraMoeTrainer, trajectory: dict[str, Any], resume_from: Path | None, lock: RunLock
-) -> None:
+def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_from: Path | None) -> None:
     args = trainer.args
     output_dir = Path(args.output_dir)
     if args.should_save:
-        if not lock.held:  # when rank 0 decided, there was no folder; refused input leaves none behind
-            lock.take()
-            checkpoints.check_new(output_dir)
         if args.overwrite_output_dir:
-            checkpoints.clear(output_dir, resume_from)
-        for name in (checkpoints.METRICS, checkpoints.FIGURE, checkpoints.SHARES):
+            checkpoint.clear(output_dir, resume_from)
+        for name in (checkpoint.METRICS, checkpoint.FIGURE, checkpoint.SHARES):
             (output_dir / name).unlink(missing_ok=True)  # a finished run that is resumed is none any more
-        remove_pages(output_dir / checkpoints.PAGES)
-        write_json(output_dir / checkpoints.ARGUMENTS, trajectory)
+        remove_pages(output_dir / checkpoint.PAGES)
+        write_json(output_dir / checkpoint.ARGUMENTS, recipe)
     if args.should_log:
         trainer.model.print_trainable_parameters()
         if resume_from is not None:
             print(f"resuming from {resume_from}")
 
 
-def _evaluate_only(trainer: LoraMoeTrainer, arguments: Arguments) -> dict[str, dict[str, float]]:
+def _evaluate_only(trainer: LoraMoeTrainer, arguments: Arguments) -> Metrics:
     """Evaluates, and leaves all that a training wrote in output_dir, but for an earlier eval_results.json."""
     results: dict[str, float] = trainer.evaluate() if trainer.args.do_eval else {}
     recall = trainer.measure_recall()
     if recall is not None:
         results["recall"] = recall
     trainer.save_metrics("eval", results, combined=False)
-    metrics = {"before": {}, "after": before_and_after(trainer.state.log_history)["after"]}
+    metrics: Metrics = {"before": {}, "after": before_and_after(trainer.state.log_history)["after"]}
     if trainer.args.should_log:
-        print("\n".join([f"evaluated {arguments[0].peft_path}", *(f"  {line}" for line in table(metrics))]))
+        print("\n".join([f"evaluated {arguments[0].adapter}", *(f"  {line}" for line in table(metrics))]))
     return metrics
 
 
 def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:
     """Evaluates, unless the last step of the training has just been evaluated."""
-    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    at_last_step = evaluations and evaluations[-1]["step"] == trainer.state.global_step > 0
+    evaluations = [entry for entry in trainer.state.log_history if any(n.startswith("eval_") for n in entry)]
+    at_last_step = [entry for entry in evaluations if entry["step"] == trainer.state.global_step > 0]
     if at_last_step and trainer.eval_shares is not None and not trainer.args.load_best_model_at_end:
-        return dict(evaluations[-1])
+        return {name: value for entry in at_last_step for name, value in entry.items()}
     metrics: dict[str, float] = trainer.evaluate()
     return metrics
 
 
-def _finish(
-    trainer: LoraMoeTrainer, arguments: Arguments, config: LoraMoeConfig, origin: Origin
-) -> dict[str, dict[str, float]]:
-    args = arguments[2]
+def _finish(trainer: LoraMoeTrainer, prepared: Prepared, info: RunInfo) -> Metrics:
+    args = prepared.arguments[2]
     output_dir = Path(args.output_dir)
-    adapter, figure = output_dir / checkpoints.ADAPTER, output_dir / checkpoints.FIGURE
+    adapter, figure = output_dir / checkpoint.ADAPTER, output_dir / checkpoint.FIGURE
     if args.do_eval:
         trainer.save_metrics("eval", _final_evaluation(trainer))
     trainer.measure_recall()
     trainer.save_state()
     metrics = before_and_after(trainer.state.log_history)
+    shares = trainer.eval_shares
     if args.should_save:
-        if trainer.eval_shares is not None:
-            write_report(trainer.eval_shares, output_dir, config.blc_target, config.blc_weight)
-        write_card(describe(trainer, arguments, metrics, origin), adapter, figure if figure.is_file() else None)
-        write_json(output_dir / checkpoints.METRICS, metrics)
-    if args.do_eval and args.experts_page:  # the run is finished: without a page, too
-        leave_page(trainer, arguments)
+        if shares is not None:
+            write_shares_report(shares, output_dir, prepared.config)
+        write_card(
+            describe(trainer, prepared.arguments, metrics, info), adapter, figure if figure.is_file() else None
+        )
+        write_json(output_dir / checkpoint.METRICS, metrics)
+    if args.do_eval and args.experts_page:  # the run is finished, with a page or without
+        write_experts_page(trainer, prepared.arguments)
     if args.should_save:
-        print(closing_words(arguments, metrics, trainer.eval_shares))
-        if origin.repository is not None:
-            print(f"Pushed: {push(origin.repository, adapter, args)}")
+        print(final_summary(prepared.arguments, metrics, shares))
+        if info.repository is not None:
+            print(f"Pushed: {push(info.repository, adapter, args)}")
     return metrics

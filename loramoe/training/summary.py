@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from loramoe.report import draw_shares, write_shares
 from loramoe.report.shares import Shares
 from loramoe.report.write import PAGE
 from loramoe.training.arguments import Arguments
-from loramoe.training.checkpoints import ADAPTER, FIGURE, PAGES, SHARES
-from loramoe.training.files import write_json
+from loramoe.training.checkpoint import ADAPTER, FIGURE, PAGES, SHARES
+from loramoe.tuner.config import LoraMoeConfig
+from loramoe.utils import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +29,18 @@ def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float
         history: The Trainer's log; it outlives an interruption.
 
     Returns:
-        `before` (of step 0 only) and `after`, each with those of `loss`, `perplexity` and `recall` that were measured.
+        `before` (of step 0 only) and `after`, each with those of `loss`, `perplexity`, `recall`, their values by task
+        type (`loss/knowledge`) and by validation set (`held_out_loss`) that were measured.
     """
-    keys = {"loss": "eval_loss", "perplexity": "eval_perplexity", "recall": "recall"}
-    measured = {name: [entry for entry in history if key in entry] for name, key in keys.items()}
-    before = {n: entries[0][keys[n]] for n, entries in measured.items() if entries and entries[0]["step"] == 0}
-    after = {n: entries[-1][keys[n]] for n, entries in measured.items() if entries}
-    return {"before": before, "after": after}
+    found: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+    for entry in history:
+        for key, value in entry.items():
+            name = key.removeprefix("eval_")
+            if name == "recall" or (name != key and re.search(r"(^|_)(loss|perplexity)(/|$)", name)):
+                found["after"][name] = value
+                if entry["step"] == 0:
+                    found["before"].setdefault(name, value)
+    return found
 
 
 def save_results(output_dir: Path, split: str, metrics: dict[str, float], combined: bool = True) -> None:
@@ -62,24 +69,23 @@ def _earlier_results(file: Path) -> dict[str, Any]:
         return {}
 
 
-def write_report(shares: Shares, output_dir: Path, blc_target: str, blc_weight: float) -> None:
+def write_shares_report(shares: Shares, output_dir: Path, config: LoraMoeConfig) -> None:
     """Writes the JSON of the experts' shares, and the figure of it; a run whose figure cannot be drawn is finished too.
 
     Args:
         shares: What the experts did.
         output_dir: Folder of the run.
-        blc_target: Direction of the constraint.
-        blc_weight: Weight of the constraint.
+        config: Of the adapter.
     """
     try:
-        write_shares(shares, output_dir / SHARES, blc_target=blc_target, blc_weight=blc_weight)
-        draw_shares(shares, output_dir / FIGURE, blc_target, blc_weight)
+        write_shares(shares, output_dir / SHARES, blc_target=config.blc_target, blc_weight=config.blc_weight)
+        draw_shares(shares, output_dir / FIGURE, config.blc_target, config.blc_weight)
     except Exception as error:  # of a drawing library, too
         (output_dir / FIGURE).unlink(missing_ok=True)  # it may be half a figure
         logger.warning("no figure of the experts' shares: %s: %s", type(error).__name__, error)
 
 
-def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]], shares: Shares | None = None) -> str:
+def final_summary(arguments: Arguments, metrics: dict[str, dict[str, float]], shares: Shares | None = None) -> str:
     """The summary that ends a run.
 
     Args:
@@ -104,10 +110,10 @@ def closing_words(arguments: Arguments, metrics: dict[str, dict[str, float]], sh
     lines += [
         "",
         "Load it in Python (from this folder, or after pip install):",
-        *_python(model.model_name_or_path, adapter),
+        *_python(model.base_model, adapter),
     ]
     lines += ["", "Generate:", f"  {_generate(data, adapter)}"]
-    lines += ["", "Evaluate:", f"  {_evaluate(data, model.model_name_or_path, adapter)}", ""]
+    lines += ["", "Evaluate:", f"  {_evaluate(data, model.base_model, adapter)}", ""]
     return "\n".join(lines)
 
 
@@ -122,9 +128,16 @@ def table(metrics: dict[str, dict[str, float]]) -> list[str]:
     """
     before, after = metrics["before"], metrics["after"]
     return [
-        f"{_NAMES[name]}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"
+        f"{_label(name)}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"
         for name, value in after.items()
     ]
+
+
+def _label(name: str) -> str:
+    """`loss` is the evaluation loss; `loss/knowledge` and `held_out_loss` are parts of it."""
+    kind, slash, part = name.partition("/")
+    label = _NAMES.get(kind, kind.replace("_", " "))
+    return f"{label} ({part})" if slash else label
 
 
 def _own_shares(shares: Shares) -> str:
@@ -149,8 +162,7 @@ def _interpreter() -> str:
 
 
 def _generate(data: Any, adapter: Path) -> str:
-    template = "" if data.prompt_template == "release" else f" --template {data.prompt_template}"
-    return f'{_interpreter()} -m loramoe.generate --adapter {adapter}{template} --prompt "…"'
+    return f'{_interpreter()} -m loramoe.generate --adapter {adapter} --prompt "…"'
 
 
 def _evaluate(data: Any, base: str, adapter: Path) -> str:
