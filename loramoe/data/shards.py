@@ -21,7 +21,7 @@ from loramoe.data.progress import RowProgress
 from loramoe.data.read import Located, locate_rows
 from loramoe.data.report import TokeniseReport
 from loramoe.data.row import Row
-from loramoe.data.template import PromptTemplate
+from loramoe.data.templates import PromptTemplate, TemplateError, conversation
 from loramoe.data.workers import in_processes
 
 SHARD_ROWS: Final = 10_000
@@ -154,8 +154,11 @@ def tokenise_rows(
     Returns:
         The columns `input_ids`, `labels` and `task_types` of the kept rows, and what became of all.
     """
-    encoded = encoder.encode(rows)
-    samples = [code.sample(max_seq_length) for code in encoded]
+    codes = encoder.encode([conversation(row["instruction"], row["input"], row["output"]) for row in rows])
+    encoded = [code for code in codes if not isinstance(code, TemplateError)]
+    if len(encoded) < len(codes):
+        raise next(code for code in codes if isinstance(code, TemplateError))
+    samples = [code.truncated(max_seq_length) for code in encoded]
     kept = [index for index, sample in enumerate(samples) if sample is not None]
     input_ids = [sample.input_ids for sample in samples if sample is not None]
     labels = [sample.labels for sample in samples if sample is not None]
@@ -163,7 +166,7 @@ def tokenise_rows(
     report = TokeniseReport(
         rows=len(rows),
         kept=len(kept),
-        cut=sum(len(encoded[index].prompt) + len(encoded[index].target) > max_seq_length for index in kept),
+        cut=sum(len(encoded[index].input_ids) > max_seq_length for index in kept),
         dropped=len(rows) - len(kept),
         special=sum(encoded[index].special for index in kept),
         tokens=sum(map(len, input_ids)),

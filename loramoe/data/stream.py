@@ -28,7 +28,7 @@ from loramoe.data.progress import RowProgress
 from loramoe.data.read import DatasetError, data_files, locate_rows, open_data_file
 from loramoe.data.report import StreamReport
 from loramoe.data.row import Row, to_row
-from loramoe.data.template import Encoded, PromptTemplate, get_template
+from loramoe.data.templates import Encoded, Message, PromptTemplate, TemplateError, conversation, get_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,7 +172,7 @@ class StreamedRows(Dataset[dict[str, Any]]):
             IndexError: If there is no row of a number.
         """
         rows = [self._read(index) for index in indices]
-        encoded = self._encoder.encode(rows)
+        encoded = self._encoder.encode([_conversation(row) for row in rows])
         return [
             self._sample(row, code) or self._stand_in(index)
             for index, row, code in zip(indices, rows, encoded, strict=True)
@@ -192,7 +192,7 @@ class StreamedRows(Dataset[dict[str, Any]]):
             IndexError: If there is no row of that number.
         """
         row = self._read(index)
-        return self._sample(row, self._encoder.encode([row])[0])
+        return self._sample(row, self._encoder.encode([_conversation(row)])[0])
 
     def select(self, indices: npt.NDArray[np.int64]) -> StreamedRows:
         """Makes a dataset of some of the rows.
@@ -206,9 +206,13 @@ class StreamedRows(Dataset[dict[str, Any]]):
         places = Places(self._places.offsets[indices], self._places.lengths[indices])
         return StreamedRows(self._files, places, self._encoder, self._max_seq_length)
 
-    def _sample(self, row: Row, encoded: Encoded) -> dict[str, Any] | None:
-        sample = encoded.sample(self._max_seq_length)
-        return None if sample is None else {**sample._asdict(), "task_types": row["task_type"]}
+    def _sample(self, row: Row, encoded: Encoded | TemplateError) -> dict[str, Any] | None:
+        if isinstance(encoded, TemplateError):
+            raise encoded
+        sample = encoded.truncated(self._max_seq_length)
+        if sample is None:
+            return None
+        return {"input_ids": sample.input_ids, "labels": sample.labels, "task_types": row["task_type"]}
 
     def _stand_in(self, index: int) -> dict[str, Any]:
         """Returns the next row that has room for an answer, after the last one the first."""
@@ -241,3 +245,7 @@ class StreamedRows(Dataset[dict[str, Any]]):
             stream.seek(offset)
             content = stream.read(int(self._places.lengths[index]))
         return to_row(cast(dict[str, Any], json.loads(content)))
+
+
+def _conversation(row: Row) -> list[Message]:
+    return conversation(row["instruction"], row["input"], row["output"])

@@ -23,7 +23,7 @@ from loramoe.data.fingerprint import data_fingerprint
 from loramoe.data.read import DatasetError, data_files
 from loramoe.data.report import TokeniseReport
 from loramoe.data.shards import shard_files, write_shards, write_whole
-from loramoe.data.template import get_template
+from loramoe.data.templates import get_template
 
 if TYPE_CHECKING:
     from datasets import Dataset
