@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from loramoe.tuner.hooks import balance_loss
+from loramoe import balance_loss
 from loramoe.training.parser import parse
 from loramoe.training.run import run_sft
 from loramoe.training.trainer import LoraMoeTrainer
@@ -28,7 +28,7 @@ class FocalTrainer(LoraMoeTrainer):
         labels = inputs["labels"][:, 1:].flatten()
         logits = outputs.logits[:, :-1].flatten(0, 1).float()[labels != -100]
         nll = torch.nn.functional.cross_entropy(logits, labels[labels != -100], reduction="none")
-        loss = ((1 - torch.exp(-nll)) * nll).mean() + balance_loss(outputs)
+        loss = ((1 - torch.exp(-nll)) * nll).mean() + balance_loss(outputs, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
 

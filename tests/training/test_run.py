@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,12 +17,9 @@ from safetensors.torch import load_file
 
 from loramoe.data import DatasetError
 from loramoe.training import run as run_module
-from loramoe.training.arguments import parse
-from loramoe.training.checkpoints import ADAPTER, METRICS
-from loramoe.training.errors import UsageError
-from loramoe.training.lock import RunLock
-from loramoe.training.model import adapter_config, load_tokenizer
+from loramoe.training.checkpoint import ADAPTER, METRICS
 from loramoe.training.trainer import LoraMoeTrainer
+from loramoe.utils import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,29 +94,15 @@ def test_other_arguments_do_not_resume_silently(train, tmp_path: Path, power_cut
         train(tmp_path, learning_rate=0.02)
 
 
-def test_what_shapes_the_trajectory_is_remembered(tiny_task, tmp_path: Path):
-    def trajectory(**changes: object) -> dict[str, object]:
-        arguments = parse(tiny_task.flags(tmp_path, **changes))
-        return run_module._trajectory(arguments, load_tokenizer(arguments[0]), adapter_config(arguments[0]))
-
-    before = trajectory()
-    assert trajectory(eval_strategy="steps", save_steps=1, logging_steps=1, dataloader_num_workers=1) == before
-    assert trajectory(experts_page="true") == before
-    changes = {"label_smoothing_factor": 0.1, "max_grad_norm": 2.0, "adam_beta1": 0.5, "max_seq_length": 16}
-    now = trajectory(**changes)
-    assert {name for name in now if now[name] != before[name]} == {*changes, "training data"}
-    assert before["world_size"] == 1
-
-
 def test_edited_rows_do_not_resume_silently(train, tiny_task, tmp_path: Path, power_cut):
     file = tmp_path / "rows.json"
     file.write_bytes((tiny_task.train_dir / "train.json").read_bytes())
-    flags = {"dataset_dir": None, "train_file": file}
+    flags = {"dataset_dir": file}
     power_cut(4)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out", **flags)
     file.write_text(json.dumps(json.loads(file.read_text())[1:]))
-    with pytest.raises(FileExistsError, match="holds an interrupted run with other arguments: training data was"):
+    with pytest.raises(FileExistsError, match="holds an interrupted run with other arguments: training_data was"):
         train(tmp_path / "out", **flags)
 
 
@@ -126,7 +111,9 @@ class TestStartOfAllProcesses:
 
     def hear(self, monkeypatch: pytest.MonkeyPatch, *decision: object) -> Path | None:
         monkeypatch.setattr(run_module, "broadcast_object_list", lambda own: list(decision))
-        return run_module._start_from(SimpleNamespace(process_index=1), {}, RunLock(Path("nowhere")))
+        monkeypatch.setattr(run_module, "build_recipe", lambda prepared: {})
+        args = SimpleNamespace(process_index=1, do_train=True, output_dir="out")
+        return run_module._open_run(SimpleNamespace(arguments=(None, None, args)), ExitStack())[1]
 
     def test_the_decision_is_everyones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert self.hear(monkeypatch, None, None) is None
@@ -158,7 +145,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tm
 
 def test_peft_path_continues_from_an_adapter(train, tmp_path: Path):
     first = train(tmp_path / "first")
-    second = train(tmp_path / "second", peft_path=tmp_path / "first" / ADAPTER)
+    second = train(tmp_path / "second", adapter=tmp_path / "first" / ADAPTER)
     assert second["before"]["loss"] == pytest.approx(first["after"]["loss"], rel=1e-6)
     assert second["after"]["loss"] < second["before"]["loss"]
 
@@ -183,16 +170,16 @@ def test_evaluation_alone_of_another_adapter(train, tmp_path: Path):
     trained = train(tmp_path / "first")
     adapter = tmp_path / "first" / ADAPTER
     for _ in range(2):  # a second evaluation is no overwriting
-        evaluated = train(tmp_path / "evaluated", do_eval="true", peft_path=adapter)
+        evaluated = train(tmp_path / "evaluated", do_eval="true", adapter=adapter)
     assert evaluated["after"]["loss"] == pytest.approx(trained["after"]["loss"], rel=1e-6)
     assert list(files(tmp_path / "evaluated")) == ["eval_results.json"]
 
 
 def test_evaluation_alone_needs_an_adapter_and_something_to_ask(train, tmp_path: Path):
-    with pytest.raises(UsageError, match=r"no adapter to evaluate.*Set --peft_path"):
+    with pytest.raises(UsageError, match=r"no adapter to evaluate.*Set --adapter"):
         train(tmp_path, do_eval="true")
     train(tmp_path, max_steps=1)
-    with pytest.raises(UsageError, match=r"no rows to evaluate on. Set --validation_file, or --recall_file"):
+    with pytest.raises(UsageError, match=r"no samples to evaluate on. Set --validation_file, or --recall_file"):
         train(tmp_path, do_eval="true", validation_file=None, validation_split_percentage=0)
 
 
@@ -201,7 +188,7 @@ def test_bad_rows_are_told_before_the_base_model_is_loaded(train, tmp_path: Path
     file = tmp_path / "rows.json"
     file.write_text('[{"instruction": "w1", "input": "", "output": "w2", "task_type": 7}]')
     with pytest.raises(DatasetError, match="field 'task_type': got 7"):
-        train(tmp_path / "out", dataset_dir=None, train_file=file, blc_weight=blc_weight)
+        train(tmp_path / "out", dataset_dir=file, blc_weight=blc_weight)
     assert not (tmp_path / "out").exists()
 
 
@@ -214,12 +201,11 @@ def test_gradient_checkpointing_changes_nothing(train, tmp_path: Path):
 def test_a_run_leaves_numbers_and_a_figure(train, tiny_task, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     metrics = train(tmp_path, recall_file=tiny_task.recall_file)
     assert json.loads((tmp_path / METRICS).read_text()) == metrics
-    assert metrics["before"].keys() == metrics["after"].keys() == {"loss", "perplexity", "recall"}
+    assert metrics["before"].keys() == metrics["after"].keys() >= {"loss", "perplexity", "recall", "loss/knowledge"}
     assert (tmp_path / "expert_shares.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "expert_shares.json").read_text())["blc_target"] == "match"
     printed = capsys.readouterr().out
     assert f"adapter   {tmp_path / ADAPTER}" in printed
-    assert "48 rows" in printed or "kept: 48" in printed
 
 
 @pytest.mark.slow
@@ -227,7 +213,7 @@ def test_two_processes_equal_two_accumulated_batches(train, tiny_task, tmp_path:
     # Rank r takes every second batch, so one process sees the same batches in the same order.
     flags = {"lora_dropout": 0, "max_steps": 5, "blc_weight": 0.5, "save_strategy": "no", "max_grad_norm": 0}
     flags |= {"experts_page": "true"}
-    flags["per_device_eval_batch_size"] = 6  # a batch that is not full would be filled up, and count its rows twice
+    flags["per_device_eval_batch_size"] = 5  # the last batch is filled up with repetitions, which must not count
     train(tmp_path / "one", gradient_accumulation_steps=2, **flags)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "train.py"]
     command += tiny_task.flags(tmp_path / "two", ddp_find_unused_parameters="false", **flags)
@@ -252,14 +238,43 @@ def test_a_run_resumed_at_its_last_step_ends_with_the_best_weights_too(train, tm
     assert_same(weights(tmp_path), best, rtol=0, atol=0)
 
 
-def test_an_edited_deepspeed_file_is_another_run(tiny_task, tmp_path: Path):
-    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
-    file = tmp_path / "zero.json"
-    plans = []
-    for stage in (1, 2):
-        file.write_text(json.dumps({"zero_optimization": {"stage": stage}, "train_batch_size": "auto"}))
-        arguments = parse(tiny_task.flags(tmp_path / "out", deepspeed=file))
-        config = adapter_config(arguments[0])
-        plans.append(run_module._trajectory(arguments, load_tokenizer(arguments[0]), config))
-    changed = {name for name in plans[0] if plans[0][name] != plans[1][name]}
-    assert changed == {"DeepSpeed's configuration"}
+def test_moved_data_resumes(train, tiny_task, tmp_path: Path, power_cut):
+    power_cut(4)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "out")
+    moved = shutil.copytree(tiny_task.train_dir, tmp_path / "another_disk")
+    train(tmp_path / "out", dataset_dir=moved)
+    assert (tmp_path / "out" / METRICS).is_file()
+
+
+def test_a_resumed_run_continues_its_tracker(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    args = SimpleNamespace(report_to=["wandb"], should_save=True, output_dir=str(tmp_path), overwrite_output_dir=False)
+    ids = []
+    for _ in range(2):
+        monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+        run_module._continue_tracker(args)
+        ids.append(os.environ["WANDB_RUN_ID"])
+    assert ids[0] == ids[1] != ""
+    args.overwrite_output_dir = True
+    monkeypatch.delenv("WANDB_RUN_ID")
+    run_module._continue_tracker(args)
+    assert os.environ["WANDB_RUN_ID"] != ids[0]
+    monkeypatch.delenv("WANDB_RUN_ID")
+    monkeypatch.delenv("WANDB_RESUME")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"neftune_noise_alpha": 5},
+        {"optim": "adafactor"},
+        {"attn_implementation": "eager"},
+        {"pad_to_multiple_of": 8},
+        {"early_stopping_patience": 1, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1},
+        pytest.param({"torch_compile": "true", "max_steps": 1}, marks=pytest.mark.slow),
+    ],
+    ids=lambda flags: next(iter(flags)),
+)
+def test_flags_of_the_trainer_train(train, tmp_path: Path, flags: dict[str, object]):
+    metrics = train(tmp_path, **{"max_steps": 2, **flags})
+    assert metrics["after"]["loss"] != metrics["before"]["loss"]

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from loramoe.report import Shares
-from loramoe.training.arguments import parse
-from loramoe.training.summary import before_and_after, closing_words, save_results
+from loramoe.training.parser import parse
+from loramoe.training.summary import before_and_after, final_summary, save_results
 
 HISTORY = [
     {"step": 0, "recall": 0.9},
     {"step": 0, "eval_loss": 2.0, "eval_perplexity": 7.4},
     {"step": 5, "eval_loss": 1.5, "eval_perplexity": 4.5},
-    {"step": 9, "eval_loss": 1.0, "eval_perplexity": 2.7},
+    {"step": 9, "eval_loss": 1.0, "eval_perplexity": 2.7, "eval_loss/knowledge": 0.5, "eval_blc": 3.0},
     {"step": 9, "recall": 0.8},
 ]
 
@@ -25,14 +25,15 @@ HISTORY = [
 def test_before_is_of_step_zero_and_after_is_the_last():
     assert before_and_after(HISTORY) == {
         "before": {"loss": 2.0, "perplexity": 7.4, "recall": 0.9},
-        "after": {"loss": 1.0, "perplexity": 2.7, "recall": 0.8},
+        "after": {"loss": 1.0, "perplexity": 2.7, "loss/knowledge": 0.5, "recall": 0.8},
     }
-    assert before_and_after(HISTORY[2:]) == {"before": {}, "after": {"loss": 1.0, "perplexity": 2.7, "recall": 0.8}}
+    assert before_and_after(HISTORY[2:])["before"] == {}
+    assert before_and_after([{"step": 3, "eval_held_out_loss": 1.0}])["after"] == {"held_out_loss": 1.0}
 
 
 def words(tmp_path: Path, *flags: str) -> str:
     needed = ["--model_name_or_path", "base", "--dataset_dir", "rows", "--output_dir", str(tmp_path)]
-    return closing_words(parse([*needed, *flags]), before_and_after(HISTORY))
+    return final_summary(parse([*needed, *flags]), before_and_after(HISTORY))
 
 
 def test_the_words_say_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -40,9 +41,10 @@ def test_the_words_say_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyP
     said = words(tmp_path, "--prompt_template", "chat", "--recall_file", "facts.json")
     adapter = tmp_path / "sft_lora_model"
     assert f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "{adapter}")' in said
-    assert f"{sys.executable} -m loramoe.generate --adapter {adapter} --template chat --prompt" in said
+    assert f"{sys.executable} -m loramoe.generate --adapter {adapter} --prompt" in said
     assert f"{sys.executable} -m loramoe.recall --adapter {adapter} --file facts.json" in said
     assert "evaluation loss: 2 before, 1 after" in said
+    assert "evaluation loss (knowledge): 0.5 after" in said
     assert "recall: 0.9 before, 0.8 after" in said
     assert "figure" not in said
 
@@ -52,7 +54,7 @@ def test_what_the_experts_of_a_type_get_of_its_samples(tmp_path: Path):
     two = {"tokens_T": torch.ones(2), "constraint": 0.0, "constraint_L": torch.zeros(1), "linears": ("up_proj",)}
     shares = Shares(gate_TLE=gate_TLE, task_types=(0, 1), expert_types=(1, 1, 0), **two)
     needed = ["--model_name_or_path", "base", "--dataset_dir", "rows", "--output_dir", str(tmp_path)]
-    said = closing_words(parse(needed), before_and_after(HISTORY), shares)
+    said = final_summary(parse(needed), before_and_after(HISTORY), shares)
     assert "the experts of a sample's own type: 60.0 % (type 0), 80.0 % (type 1)" in said
 
 

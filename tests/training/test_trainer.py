@@ -13,11 +13,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loramoe
-from loramoe.data import SftCollator, load_splits
+from loramoe.data import SftCollator, tokenise_dataset
 from loramoe.training import trainer as trainer_module
-from loramoe.training.checkpoints import ADAPTER, METRICS
-from loramoe.training.errors import UsageError
-from loramoe.training.trainer import LoraMoeTrainer, perplexity, turns
+from loramoe.training.checkpoint import ADAPTER, METRICS
+from loramoe.training.trainer import LoraMoeTrainer, assign
+from loramoe.utils import UsageError
 
 
 @pytest.fixture
@@ -83,14 +83,20 @@ def test_evaluation_loss_is_the_language_models_alone(train, tiny_task, tmp_path
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
     model = PeftModel.from_pretrained(base, tmp_path / ADAPTER).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / ADAPTER)
-    rows = load_splits(tokenizer, train_file=tiny_task.test_file, max_seq_length=32, cache_dir=tiny_task.cache).train
-    batch = SftCollator(tokenizer.pad_token_id)(list(rows))
+    samples, _ = tokenise_dataset(tiny_task.test_file, tokenizer, max_seq_length=32, cache_dir=tiny_task.cache)
+    batch = SftCollator(tokenizer.pad_token_id)(list(samples))
     with torch.no_grad():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).item()
     assert metrics["after"]["loss"] == pytest.approx(expected, rel=1e-6)
     assert metrics["after"]["perplexity"] == pytest.approx(math.exp(expected), rel=1e-6)
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
+    for task_type, name in ((0, "tasks"), (1, "knowledge")):
+        chosen = batch["task_types"] == task_type
+        of_type = torch.nn.functional.cross_entropy(
+            logits[chosen].flatten(0, 1), batch["labels"][chosen, 1:].flatten()
+        ).item()
+        assert metrics["after"][f"loss/{name}"] == pytest.approx(of_type, rel=1e-6)
 
 
 def test_evaluation_loss_does_not_depend_on_the_batch_size(train, tmp_path: Path):
@@ -114,7 +120,7 @@ def test_without_evaluation_rows_nothing_is_evaluated(train, tmp_path: Path):
 
 def test_the_best_model_needs_evaluation_rows(train, tmp_path: Path):
     none = {"validation_file": None, "validation_split_percentage": 0}
-    with pytest.raises(UsageError, match=r"load_best_model_at_end needs rows to evaluate on.*Set --validation_file"):
+    with pytest.raises(UsageError, match=r"load_best_model_at_end needs samples to evaluate on.*Set --validation_file"):
         train(tmp_path, **none, eval_strategy="steps", eval_steps=3, load_best_model_at_end="true")
 
 
@@ -134,7 +140,14 @@ def test_checkpoints_hold_the_adapter_and_not_the_base(train, tmp_path: Path):
 
 def test_the_best_checkpoint_is_the_one_kept(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses = {0: 3.0, 2: 1.0, 4: 2.0, 6: 3.0}
-    monkeypatch.setattr(LoraMoeTrainer, "_take_eval_loss", lambda self: losses[self.state.global_step])
+    evaluate = LoraMoeTrainer.evaluation_loop
+
+    def evaluation_loop(self: LoraMoeTrainer, *args: object, **kwargs: object) -> object:
+        output = evaluate(self, *args, **kwargs)
+        output.metrics["eval_loss"] = losses[self.state.global_step]
+        return output
+
+    monkeypatch.setattr(LoraMoeTrainer, "evaluation_loop", evaluation_loop)
     steps = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1}
     train(tmp_path, **steps, load_best_model_at_end="true")
     best = tmp_path / "checkpoint-2" / ADAPTER / "adapter_model.safetensors"
@@ -160,13 +173,13 @@ def test_recall_is_measured_before_and_after(train, tiny_task, tmp_path: Path, m
 
 @pytest.mark.parametrize(("count", "world_size"), [(33, 2), (6, 3), (2, 5)])
 def test_all_processes_ask_for_equally_many_probes(count: int, world_size: int):
-    shares = [turns(count, rank, world_size) for rank in range(world_size)]
+    shares = [assign(count, rank, world_size) for rank in range(world_size)]
     assert {len(share) for share in shares} == {-(-count // world_size)}
     assert {index for share in shares for index in share} == set(range(count))
 
 
 def test_repeated_probes_count_once(train, tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trainer_module, "turns", lambda count, rank, world_size: [0, 1, 2, 3, 4, 5, 0, 0])
+    monkeypatch.setattr(trainer_module, "assign", lambda count, rank, world_size: [0, 1, 2, 3, 4, 5, 0, 0])
     monkeypatch.setattr(
         trainer_module, "recall", lambda model, tokenizer, probes, **_: [p == probes[0] for p in probes]
     )
@@ -174,6 +187,41 @@ def test_repeated_probes_count_once(train, tiny_task, tmp_path: Path, monkeypatc
     assert metrics["after"]["recall"] == pytest.approx(1 / 6)
 
 
-def test_perplexity_of_a_diverged_model_is_infinite():
-    assert perplexity(math.log(3)) == pytest.approx(3)
-    assert perplexity(1e4) == math.inf
+def test_several_validation_sets_have_losses_of_their_own(train, tiny_task, tmp_path: Path):
+    samples = json.loads(tiny_task.test_file.read_text())
+    for name, part in (("easy", samples[:6]), ("hard", samples[6:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    sets = [{"path": str(tmp_path / f"{name}.json"), "name": name} for name in ("easy", "hard")]
+    (tmp_path / "mix.yaml").write_text(json.dumps({"datasets": [{"path": str(tiny_task.train_dir)}], "validation": sets}))
+    train(tmp_path / "all", max_steps=2)
+    flags = {"dataset_dir": None, "validation_file": None, "datasets": tmp_path / "mix.yaml", "max_steps": 2}
+    metrics = train(tmp_path / "two", **flags)
+    assert {"easy_loss", "hard_loss", "easy_loss/knowledge", "hard_perplexity/tasks"} <= metrics["after"].keys()
+    limited = train(tmp_path / "few", **flags, max_eval_samples=2)
+    assert limited["after"]["easy_loss"] != metrics["after"]["easy_loss"]
+    assert (tmp_path / "two" / "expert_shares.png").is_file()
+
+
+def test_learning_rates_of_the_router_and_of_b(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict[str, float]] = []
+    create = LoraMoeTrainer.create_optimizer
+
+    def create_optimizer(self: LoraMoeTrainer, *args: object) -> object:
+        optimizer = create(self, *args)
+        names = {weight: name.rpartition(".")[2] for name, weight in self.model.named_parameters()}
+        seen.append({names[w]: group["lr"] for group in optimizer.param_groups for w in group["params"]})
+        return optimizer
+
+    monkeypatch.setattr(LoraMoeTrainer, "create_optimizer", create_optimizer)
+    train(tmp_path, max_steps=1, learning_rate=0.01, router_learning_rate=0.001, loraplus_lr_ratio=16)
+    assert seen[0] == {"A": 0.01, "B": 0.16, "router": 0.001}
+
+
+def test_repeated_samples_of_the_last_batch_do_not_count(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in a second process, whose part of the last batch repeats samples of others."""
+    train(tmp_path, max_steps=1)
+    real = train(tmp_path, do_eval="true", per_device_eval_batch_size=8)["after"]
+    cut = iter([8, 8, 3, 3] * 2)
+    monkeypatch.setattr(LoraMoeTrainer, "_real_samples", lambda self, count: next(cut))
+    less = train(tmp_path, do_eval="true", per_device_eval_batch_size=8)["after"]
+    assert real["loss"] != less["loss"]
