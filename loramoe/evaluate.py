@@ -23,10 +23,8 @@ from loramoe.evaluation.results import Store, facts_of, fingerprint
 from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, prepare, score
 from loramoe.evaluation.statistics import Line, summarise
 from loramoe.evaluation.tasks import read_tasks, short_names
-from loramoe.loading import attached, base_name, check_kind, load_base, load_tokenizer
-from loramoe.training.errors import UsageError
-from loramoe.training.flag_values import positive
-from loramoe.training.model_arguments import ModelArguments
+from loramoe.evaluation.adapters import check_kind, load_adapter_on
+from loramoe.loading import BaseArguments, add_model_flags, base_name, load_base, load_tokenizer
 
 BASE = "base"
 
@@ -60,7 +58,7 @@ def evaluate(
     found: dict[str, dict[str, Scores]] = {task.task.name: {} for task in tasks}
     for name, folder in {BASE: None, **adapters}.items():
         earlier = {task.task.name: store.find(name, task) for task in tasks}
-        with attached(base, folder if None in earlier.values() else None) as model:
+        with load_adapter_on(base, folder if None in earlier.values() else None) as model:
             for task in tasks:
                 began, scores = perf_counter(), earlier[task.task.name]
                 told = "found in " + str(store.folder)
@@ -80,17 +78,17 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         adapters = _named(arguments.adapter)
-        template = choose_prompt_format(arguments.prompt_template, list(adapters.values())).template
+        template = choose_prompt_format(arguments.template, list(adapters.values())).template
         settings = Settings(tuple(arguments.measure), template, arguments.max_new_tokens, arguments.max_seq_length)
         tasks = read_tasks(arguments.file)
-        loading = _loading(arguments, base_name(arguments.model, list(adapters.values())))
+        loading = _loading(arguments, base_name(arguments.base_model, list(adapters.values())))
         for adapter in adapters.values():
             check_kind(adapter)
-        tokenizer = load_tokenizer(loading.model_name_or_path, list(adapters.values()))
+        tokenizer = load_tokenizer(loading.base_model, list(adapters.values()))
         base = load_base(loading, arguments.device)
         positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         prepared = [prepare(task, tokenizer, settings, positions) for task in tasks]
-        named = {BASE: loading.model_name_or_path, **adapters}
+        named = {BASE: loading.base_model, **adapters}
         models = {name: fingerprint(folder) for name, folder in named.items()}
         reading = {"device": str(base.device), "positions": positions, "tokenizer": tokenizer_hash(tokenizer)}
         store = Store(Path(arguments.output_dir), asdict(settings) | asdict(loading) | reading, models)
@@ -114,26 +112,23 @@ def _named(given: Sequence[str]) -> dict[str, str]:
     return {name: folder for name, (_, folder) in zip(names, pairs, strict=True)}
 
 
-def _loading(arguments: argparse.Namespace, name: str) -> ModelArguments:
-    kept = ("torch_dtype", "load_in_kbits", "quant_type", "double_quant")
-    return ModelArguments(model_name_or_path=name, **{flag: getattr(arguments, flag) for flag in kept})
+def _loading(arguments: argparse.Namespace, name: str) -> BaseArguments:
+    kept = ("dtype", "load_in_kbits", "quant_type", "double_quant")
+    return BaseArguments(name, **{flag: getattr(arguments, flag) for flag in kept})
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loramoe.evaluate", description="Base model against adapters.")
     add = parser.add_argument
-    add("--model", help="base model; default: the one that the adapters were trained on")
+    add_model_flags(parser, adapter=False)
     add("--adapter", nargs="+", default=[], help="adapter folders, each DIR or NAME=DIR; default: the base model alone")
     add("--file", nargs="+", required=True, help="tasks: .json and .jsonl files, or folders of such")
     add("--output_dir", default="output/evaluation", help="folder of the results; what is finished there is not redone")
     add("--measure", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure; default: both")
-    add("--prompt_template", "--template", choices=sorted(TEMPLATES), help="default: the template of the adapters")
+    add("--template", "--prompt_template", choices=sorted(TEMPLATES), help="default: the template of the adapters")
     add("--batch_size", type=positive, default=32, help="questions that are asked at once")
     add("--max_new_tokens", type=positive, default=32, help="longest generated answer, in tokens")
     add("--max_seq_length", type=positive, help="most tokens of question and answer; default: the model's positions")
-    add("--device", help="cpu, cuda, cuda:1, …; default: the GPU if there is one")
-    add("--torch_dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the base model")
-    add("--load_in_kbits", type=int, help="load the base model in 4 or 8 bits (needs bitsandbytes)")
     add("--quant_type", choices=("nf4", "fp4"), default="nf4", help="4 bits: number format")
     add("--no_double_quant", dest="double_quant", action="store_false", help="4 bits: as trained without double_quant")
     return parser

@@ -17,8 +17,8 @@ from transformers import TextStreamer
 
 from loramoe.data import TEMPLATES, TemplateError, choose_prompt_format, get_template
 from loramoe.decoding import decode
-from loramoe.loading import load
-from loramoe.training.flag_values import not_negative, positive
+from loramoe.loading import add_model_flags, load_from_flags
+from loramoe.utils import not_negative, positive
 
 
 def answer(
@@ -66,8 +66,7 @@ def _prompts(given: str | None) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     """Answers the prompt of the command line, or every line of the standard input."""
     parser = argparse.ArgumentParser(prog="python -m loramoe.generate", description="Answer with a trained adapter.")
-    parser.add_argument("--adapter", help="adapter folder; default: the base model alone")
-    parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
+    add_model_flags(parser)
     parser.add_argument("--prompt", help="instruction or question; default: one from each line of the standard input")
     parser.add_argument("--input", default="", help="the text that the instruction is about")
     parser.add_argument("--max_new_tokens", type=positive, default=256, help="longest answer, in tokens")
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         template = choose_prompt_format(arguments.template, [arguments.adapter] if arguments.adapter else []).template
-        model, tokenizer = load(arguments.model, arguments.adapter)
+        model, tokenizer = load_from_flags(arguments)
         get_template(template, tokenizer)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import argparse
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -15,8 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
 from loramoe.data.fingerprint import tokenizer_hash
-from loramoe.tuner.hooks import detach_hooks
 from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error, require
+
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -30,7 +33,7 @@ class BaseArguments:
         }
     )
     tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the base model's."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+    dtype: Dtype = field(
         default="auto",
         metadata={"help": "Dtype of the base model; auto: as it was saved.", "aliases": ["--torch_dtype"]},
     )
@@ -115,12 +118,46 @@ def check_positions(config: Any, length: int, what: str) -> None:
         raise UsageError(f"the base model knows {positions} positions, and {what} has {length} tokens. Shorten it.")
 
 
-def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
-    """Loads a base model with an adapter on it, ready to generate, on the GPU if there is one.
+def add_model_flags(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
+    """Adds the flags of a model and its adapter, alike in all commands.
+
+    Args:
+        parser: Of the command.
+        adapter: Whether `--adapter` is among them; a command that takes several adds its own.
+    """
+    if adapter:
+        parser.add_argument("--adapter", help="adapter folder or hub name; default: the base model alone")
+    parser.add_argument(
+        "--base_model", "--model", "--model_name_or_path", help="default: the one that the adapter was trained on"
+    )
+    parser.add_argument("--device", help="such as cuda or cpu; default: the accelerator if there is one")
+    parser.add_argument("--dtype", "--torch_dtype", choices=get_args(Dtype), default="auto", help="auto: as it was saved")
+    parser.add_argument("--load_in_kbits", type=int, choices=(4, 8, 16), default=16, help="bits of the base model")
+
+
+def load_from_flags(flags: argparse.Namespace) -> tuple[Any, Any]:
+    """As `load`, with what the flags of `add_model_flags` say.
+
+    Args:
+        flags: The parsed flags.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    return load(flags.base_model, flags.adapter, flags.device, flags.dtype, flags.load_in_kbits)
+
+
+def load(
+    model: str | None, adapter: str | None, device: str | None = None, dtype: Dtype = "auto", load_in_kbits: int = 16
+) -> tuple[Any, Any]:
+    """Loads a base model with an adapter on it, ready to generate.
 
     Args:
         model: Base model. Default: the one that the adapter was trained on.
-        adapter: Folder of the adapter. Default: the base model alone.
+        adapter: Folder of the adapter, or its name on the hub. Default: the base model alone.
+        device: Where to put it. Default: the accelerator if there is one.
+        dtype: Dtype of the base model; auto: as it was saved.
+        load_in_kbits: Bits of the base model's weights.
 
     Returns:
         The model and its tokenizer; the adapter's own tokenizer if one was saved with it.
@@ -133,9 +170,12 @@ def load(model: str | None, adapter: str | None) -> tuple[Any, Any]:
 
     adapters = [] if adapter is None else [adapter]
     name = base_name(model, adapters)
-    base = load_base(BaseArguments(name))
+    base = load_base(BaseArguments(name, dtype=dtype, load_in_kbits=load_in_kbits), device)
     tokenizer = load_tokenizer(name, adapters)
-    return (base if adapter is None else PeftModel.from_pretrained(base, adapter)).to(base.device).eval(), tokenizer
+    if adapter is None:
+        return base, tokenizer
+    with as_usage_error(*ADAPTER_ERRORS, about=f"the adapter {adapter} cannot be loaded on {name}:"):
+        return PeftModel.from_pretrained(base, adapter).to(base.device).eval(), tokenizer
 
 
 def base_name(model: str | None, adapters: list[str]) -> str:
@@ -242,73 +282,3 @@ def _load_errors(what: str, name: str) -> Iterator[str]:
             f"no {what} could be loaded from {name!r} (looked in {Path.cwd()} and on the hub). "
             f"Set --base_model to where it is, or fix what is wrong there: {error}"
         ) from error
-
-
-@contextmanager
-def attached(base: Any, adapter: str | None) -> Iterator[Any]:
-    """Puts an adapter on a base model for a while, so that adapters of any of PEFT's methods can take turns on one.
-
-    Args:
-        base: The base model.
-        adapter: Folder of the adapter; None leaves the base model alone.
-
-    Yields:
-        The model with the adapter, in evaluation mode; afterwards the base model is what it was, bit for bit.
-
-    Raises:
-        UsageError: If the adapter is damaged, was trained on another base model, or is one of virtual tokens.
-    """
-    from peft import PeftModel, load_peft_weights
-
-    if adapter is None:
-        yield base
-        return
-    check_kind(adapter)
-    about = f"the adapter {adapter} cannot be loaded on this base:"
-    with as_usage_error(*ADAPTER_ERRORS, about=about):
-        saved = load_peft_weights(adapter, device="cpu")
-    with _given_back(base, saved):
-        with as_usage_error(*ADAPTER_ERRORS, about=about):
-            model = PeftModel.from_pretrained(base, adapter).to(base.device).eval()
-        yield model
-
-
-def check_kind(adapter: str) -> None:
-    """Refuses adapters of virtual tokens: those would stand before the prompt, where its cache is read and continued.
-
-    Args:
-        adapter: Folder of the adapter.
-
-    Raises:
-        UsageError: If PEFT counts its type as prompt learning.
-    """
-    from peft import PeftConfig
-
-    config = PeftConfig.from_pretrained(adapter)
-    if config.is_prompt_learning:
-        raise UsageError(
-            f"the adapter {adapter} is of type {config.peft_type.value}, whose virtual tokens would make likelihoods "
-            "wrong here. Leave it out; all types that adapt the model's own modules can be evaluated."
-        )
-
-
-@contextmanager
-def _given_back(base: Any, saved: Collection[str]) -> Iterator[None]:
-    """Puts back what PEFT replaces or overwrites in a base model, even if it fails half-way.
-
-    PEFT's own `unload` would leave trained biases and the copies of `modules_to_save` behind.
-    """
-    modules = dict(base.named_modules(remove_duplicate=False))
-    overwritten = {key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in saved}
-    parameters = dict(base.named_parameters(remove_duplicate=False))
-    values = {name: parameters[name].detach().clone() for name in overwritten & parameters.keys()}
-    try:
-        yield
-    finally:
-        detach_hooks(base)
-        for name, module in modules.items():
-            if base.get_submodule(name) is not module:
-                base.set_submodule(name, module)
-        for name, value in values.items():
-            parameters[name].data.copy_(value)
-        vars(base).pop("peft_config", None)  # it would be warned of the next time

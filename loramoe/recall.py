@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from loramoe.data import choose_prompt_format, get_template
 from loramoe.decoding import decode
-from loramoe.training.flag_values import positive
+from loramoe.utils import positive
 
 SPACELESS = r"[\u3040-\u30ff\u3400-\u9fff]"
 """A character of Chinese or Japanese, which do not set words apart: any other may follow."""
@@ -163,18 +163,17 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Prints the recall of a base model, or of an adapter on it."""
-    from loramoe.loading import load
+    from loramoe.loading import add_model_flags, load_from_flags
 
     parser = argparse.ArgumentParser(prog="python -m loramoe.recall", description="Recall of known facts.")
-    parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
-    parser.add_argument("--adapter", help="adapter folder; default: the base model alone")
+    add_model_flags(parser)
     parser.add_argument("--file", required=True, help='JSON list of {"prompt", "answer"}')
     parser.add_argument("--batch_size", type=positive, default=32, help="facts that are asked at once")
     arguments = parser.parse_args(argv)
     try:
         probes = read_probes(arguments.file)
         template = choose_prompt_format(None, [arguments.adapter] if arguments.adapter else []).template
-        model, tokenizer = load(arguments.model, arguments.adapter)
+        model, tokenizer = load_from_flags(arguments)
         end_ids = get_template(template, tokenizer).end_ids if template == "chat" else ()
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
