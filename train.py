@@ -12,19 +12,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import Any
 
-from loramoe.data import DatasetError
 from loramoe.training.arguments import parse
-from loramoe.training.errors import SaveError, UsageError
-from loramoe.training.exit_codes import FAILED, TRY_AGAIN
-from loramoe.training.nonfinite import NonFiniteError
-from loramoe.training.processes import end_with_launcher, leave
+from loramoe.training.callbacks import StoppedError
+from loramoe.training.distributed import exit_process, exit_with_launcher
 from loramoe.training.run import run
-from loramoe.training.secrets import keep_secrets
-from loramoe.training.signals import StoppedError
-
-TOLD = (UsageError, DatasetError, FileExistsError, FileNotFoundError, PermissionError, SaveError, NonFiniteError)
-"""What the user can mend: told in one line, without a traceback."""
+from loramoe.utils import FAILED, TRY_AGAIN, USER_ERRORS
 
 
 def main() -> int:
@@ -36,27 +30,37 @@ def main() -> int:
     try:
         arguments = parse()
     except (ValueError, FileNotFoundError) as error:
-        return _told(error, FAILED)
-    keep_secrets(arguments[2], sys.argv, os.environ)
-    end_with_launcher()
+        return _print_error(error, FAILED)
+    _move_tokens(arguments[2])
+    exit_with_launcher()
     try:
         run(arguments)
     except StoppedError as stop:
-        return _told(stop, TRY_AGAIN)
-    except TOLD as error:
-        return _told(error, FAILED)
+        return _print_error(stop, TRY_AGAIN)
+    except USER_ERRORS as error:
+        return _print_error(error, FAILED)
     except Exception:
         traceback.print_exc()
         return FAILED
     return 0
 
 
-def _told(error: Exception, code: int) -> int:
+def _print_error(error: Exception, code: int) -> int:
     print(f"train.py: {error}", file=sys.stderr)
     return code
 
 
+def _move_tokens(args: Any) -> None:
+    """Trackers record the command line and the arguments; huggingface_hub reads the token from the environment."""
+    for name in ("hub_token", "push_to_hub_token"):
+        token = getattr(args, name, None)
+        if token:
+            os.environ["HF_TOKEN"] = token
+            setattr(args, name, None)
+            sys.argv[:] = [word.replace(token, "hidden") for word in sys.argv]
+
+
 if __name__ == "__main__":
     code = main()
-    leave(code)
+    exit_process(code)
     sys.exit(code)

@@ -24,9 +24,8 @@ from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, pre
 from loramoe.evaluation.statistics import Line, summarise
 from loramoe.evaluation.tasks import read_tasks, short_names
 from loramoe.loading import attached, base_name, check_kind, load_base, load_tokenizer
-from loramoe.training.errors import UsageError
-from loramoe.training.flag_values import positive
 from loramoe.training.model_arguments import ModelArguments
+from loramoe.utils import UsageError, positive
 
 BASE = "base"
 

@@ -18,7 +18,7 @@ from transformers import TextStreamer
 from loramoe.data import TEMPLATES, get_template
 from loramoe.decoding import decode
 from loramoe.loading import load
-from loramoe.training.flag_values import not_negative, positive
+from loramoe.utils import not_negative, positive
 
 
 def answer(

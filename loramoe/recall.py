@@ -20,7 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from loramoe.decoding import decode
-from loramoe.training.flag_values import positive
+from loramoe.utils import positive
 
 SPACELESS = r"[\u3040-\u30ff\u3400-\u9fff]"
 """A character of Chinese or Japanese, which do not set words apart: any other may follow."""

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loramoe.data import report as reports
-from loramoe.data.disk import sync
 from loramoe.data.fingerprint import data_fingerprint
 from loramoe.data.read import DatasetError, data_files
 from loramoe.data.report import TokeniseReport
 from loramoe.data.shards import shard_files, write_shards, write_whole
 from loramoe.data.template import get_template
+from loramoe.utils import sync
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,12 +16,12 @@ from typing import Literal, cast
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from loramoe.training.engines import check_engine
+from loramoe.training.distributed import check_engine
 from loramoe.training.flag_file import FLAG_FILES, flags_of_file
-from loramoe.training.flag_values import comma_list, require
 from loramoe.training.model_arguments import ModelArguments
 from loramoe.training.plain_values import check_values
 from loramoe.training.versions import set_checkpointing, set_grouping, set_warmup
+from loramoe.utils import comma_list, require
 
 
 @dataclass

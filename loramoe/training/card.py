@@ -17,7 +17,7 @@ from loramoe.data import Splits
 from loramoe.data.report import TokeniseReport
 from loramoe.report.card import Card
 from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
-from loramoe.training.checkpoints import ADAPTER
+from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.rows import types_of_rows
 
 # What a task type stands for, where the types are those of the paper.

@@ -28,7 +28,7 @@ from loramoe.report.rows import ReportRows
 from loramoe.report.tokens import text_of
 from loramoe.report.write import write_pages
 from loramoe.training.arguments import Arguments
-from loramoe.training.checkpoints import ADAPTER, PAGES
+from loramoe.training.checkpoint import ADAPTER, PAGES
 
 logger = logging.getLogger(__name__)
 

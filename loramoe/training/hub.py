@@ -18,7 +18,7 @@ from transformers.trainer_utils import HubStrategy
 
 from loramoe.report.card import hub_name
 from loramoe.training.arguments import Arguments, TrainArguments
-from loramoe.training.errors import SaveError, UsageError, as_usage_error
+from loramoe.utils import SaveError, UsageError, as_usage_error
 
 logger = logging.getLogger(__name__)
 

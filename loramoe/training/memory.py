@@ -27,8 +27,7 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig
 
-from loramoe.training.errors import UsageError, as_usage_error
-from loramoe.training.flag_values import positive
+from loramoe.utils import UsageError, as_usage_error, positive
 
 Engine = Literal["ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)

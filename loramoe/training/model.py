@@ -11,10 +11,9 @@ from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from loramoe import LoraMoeConfig
-from loramoe.training.checkpoints import ADAPTER
-from loramoe.training.errors import ADAPTER_ERRORS, UsageError, as_usage_error
-from loramoe.training.flag_values import comma_list
+from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.model_arguments import ModelArguments
+from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error, comma_list
 
 logger = logging.getLogger(__name__)
 

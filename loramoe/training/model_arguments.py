@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from loramoe.training.flag_values import comma_list, require
+from loramoe.utils import comma_list, require
 
 
 @dataclass

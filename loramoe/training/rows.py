@@ -11,7 +11,7 @@ import datasets
 from loramoe import LoraMoeConfig
 from loramoe.data import PackedCollator, SftCollator, Splits, WorkerDiedError, load_splits
 from loramoe.training.arguments import DataArguments, TrainArguments
-from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.utils import UsageError, as_usage_error
 
 
 def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, args: TrainArguments) -> Splits:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
@@ -16,22 +16,19 @@ from loramoe.data import PackedCollator, SftCollator, Splits, data_files, data_f
 from loramoe.recall import Probe, read_probes
 from loramoe.report.card import write_card
 from loramoe.report.write import remove_pages
-from loramoe.training import checkpoints
+from loramoe.training import checkpoint as checkpoints
 from loramoe.training.arguments import Arguments, TrainArguments
+from loramoe.training.callbacks import StopAtSignal
 from loramoe.training.card import Origin, describe
-from loramoe.training.engines import start_engine
-from loramoe.training.errors import UsageError, as_usage_error
+from loramoe.training.distributed import decide_on_rank_0, start_engine
 from loramoe.training.experts_page import leave_page
-from loramoe.training.files import SEAL, write_json
 from loramoe.training.hub import open_repository, push
-from loramoe.training.lock import RunLock
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
 from loramoe.training.packing import attend_by_sample
-from loramoe.training.paths import check_paths
 from loramoe.training.rows import load_data, make_collator, types_of_rows
-from loramoe.training.signals import StopAtSignal
 from loramoe.training.summary import before_and_after, closing_words, table, write_report
 from loramoe.training.trainer import LoraMoeTrainer
+from loramoe.utils import UsageError, as_usage_error, write_json
 
 # Flags that do not shape the trajectory, by the beginning of their names; all others must be the same to resume.
 _HARMLESS: tuple[str, ...] = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "do_", "run_name")
@@ -59,12 +56,11 @@ def run(arguments: Arguments) -> dict[str, dict[str, float]]:
         NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is stop.
         StoppedError: If a signal asked the run to stop, once it has saved.
     """
-    check_paths(arguments[2])
-    with RunLock(Path(arguments[2].output_dir)) as lock:
-        return _run(arguments, lock)
+    with contextlib.ExitStack() as locks:
+        return _run(arguments, locks)
 
 
-def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
+def _run(arguments: Arguments, locks: contextlib.ExitStack) -> dict[str, dict[str, float]]:
     model_args, data_args, args = arguments = _naming_the_adapter(arguments)
     # Everything that can be wrong with the input comes before the base model, which takes long to load.
     config = adapter_config(model_args)
@@ -72,13 +68,13 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
         probes = read_probes(data_args.recall_file) if data_args.recall_file else []
     tokenizer = load_tokenizer(model_args)
     trajectory = _trajectory(arguments, tokenizer, config) if args.do_train else {}
-    resume_from = _start_from(args, trajectory, lock) if args.do_train else None
+    resume_from, existed = _start_from(args, trajectory, locks) if args.do_train else (None, True)
     splits = load_data(tokenizer, config, data_args, args)
     _fit_evaluation(args, splits, probes, resume_from)
     repository = open_repository(arguments)
 
     set_seed(args.seed)
-    start_engine(args, asks=bool(probes))
+    start_engine(args, generates=bool(probes), load_in_kbits=model_args.load_in_kbits)
     base = load_base(model_args, tokenizer, bool(args.gradient_checkpointing), bool(args.bf16))
     if data_args.packing:
         attend_by_sample(base)
@@ -86,7 +82,11 @@ def _run(arguments: Arguments, lock: RunLock) -> dict[str, dict[str, float]]:
     trainer = _make_trainer(model, tokenizer, splits, probes, args, make_collator(tokenizer, data_args))
     if not args.do_train:
         return _evaluate_only(trainer, arguments)
-    _open_output_dir(trainer, trajectory, resume_from, lock)
+    if not existed and args.should_save:  # refused input leaves no folder behind
+        locks.enter_context(checkpoints.lock_run(Path(args.output_dir)))
+        checkpoints.check_new(Path(args.output_dir))
+    _open_output_dir(trainer, trajectory, resume_from)
+
     stop = StopAtSignal()
     trainer.add_callback(stop)
     result = trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
@@ -130,27 +130,24 @@ def _trajectory(arguments: Arguments, tokenizer: Any, config: LoraMoeConfig) -> 
     return cast(dict[str, Any], json.loads(json.dumps(values, default=str)))
 
 
-def _start_from(args: TrainArguments, trajectory: dict[str, Any], lock: RunLock) -> Path | None:
-    """Rank 0 decides for all: ranks that look by themselves could see different folders, and wait for each other."""
-    decision: list[Any] = [None, None]
-    if args.process_index == 0:
-        try:
-            if Path(args.output_dir).is_dir():
-                lock.take()
-            decision[0] = checkpoints.resume_point(
-                Path(args.output_dir), args.resume_from_checkpoint, args.overwrite_output_dir, trajectory
-            )
-        except (OSError, ValueError) as error:  # all must hear of it, or they would wait for rank 0
-            decision[1] = error
-    start, refusal = broadcast_object_list(decision)
-    if refusal is not None:
-        raise refusal
-    if start is not None and not (start / SEAL).is_file():
+def _start_from(
+    args: TrainArguments, trajectory: dict[str, Any], locks: contextlib.ExitStack
+) -> tuple[Path | None, bool]:
+    def decide() -> tuple[Path | None, bool]:
+        output_dir = Path(args.output_dir)
+        existed = output_dir.is_dir()
+        if existed:
+            locks.enter_context(checkpoints.lock_run(output_dir))
+        wish, overwrite = args.resume_from_checkpoint, args.overwrite_output_dir
+        return checkpoints.resume_point(output_dir, wish, overwrite, trajectory), existed
+
+    start, existed = decide_on_rank_0(decide)
+    if start is not None and not (start / checkpoints.COMPLETE).is_file():
         raise FileNotFoundError(
             f"rank 0 resumes from {start}, which rank {args.process_index} does not see. "
             "Put output_dir on a file system that all machines share."
         )
-    return cast("Path | None", start)
+    return start, existed
 
 
 def _fit_evaluation(args: TrainArguments, splits: Splits, probes: list[Probe], resume_from: Path | None) -> None:
@@ -204,15 +201,10 @@ class RecallAtStart(TrainerCallback):  # type: ignore[misc]  # transformers is n
             self.trainer.measure_recall()
 
 
-def _open_output_dir(
-    trainer: LoraMoeTrainer, trajectory: dict[str, Any], resume_from: Path | None, lock: RunLock
-) -> None:
+def _open_output_dir(trainer: LoraMoeTrainer, trajectory: dict[str, Any], resume_from: Path | None) -> None:
     args = trainer.args
     output_dir = Path(args.output_dir)
     if args.should_save:
-        if not lock.held:  # when rank 0 decided, there was no folder; refused input leaves none behind
-            lock.take()
-            checkpoints.check_new(output_dir)
         if args.overwrite_output_dir:
             checkpoints.clear(output_dir, resume_from)
         for name in (checkpoints.METRICS, checkpoints.FIGURE, checkpoints.SHARES):

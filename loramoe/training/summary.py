@@ -12,8 +12,8 @@ from loramoe.report import draw_shares, write_shares
 from loramoe.report.shares import Shares
 from loramoe.report.write import PAGE
 from loramoe.training.arguments import Arguments
-from loramoe.training.checkpoints import ADAPTER, FIGURE, PAGES, SHARES
-from loramoe.training.files import write_json
+from loramoe.training.checkpoint import ADAPTER, FIGURE, PAGES, SHARES
+from loramoe.utils import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -20,20 +20,17 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import TrainOutput
 
 from loramoe import last_balance
+from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import IGNORE_INDEX
 from loramoe.recall import Probe, recall
 from loramoe.report.live import live_figures
 from loramoe.report.shares import ShareMeter, Shares
-from loramoe.training.checkpoints import ADAPTER, KeepCheckpoints, as_save_error, remove_checkpoint
-from loramoe.training.console import print_totals_only
-from loramoe.training.engines import whole_adapter
-from loramoe.training.errors import as_usage_error
-from loramoe.training.files import SEAL, filled_then_moved
-from loramoe.training.nonfinite import FiniteGuard
+from loramoe.training.callbacks import FiniteGuard, ignore_stop_signals, print_totals_only
+from loramoe.training.checkpoint import ADAPTER, COMPLETE, KeepCheckpoints, as_save_error, remove_checkpoint
+from loramoe.training.distributed import whole_adapter
 from loramoe.training.packing import check_packing
-from loramoe.training.signals import leave_signals_to_parent
 from loramoe.training.summary import save_results
-from loramoe.training.versions import save_tokenizer
+from loramoe.utils import as_usage_error, atomic_save_dir
 
 
 class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -86,7 +83,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
     def get_train_dataloader(self) -> Any:
         """As the Trainer's; its workers leave signals to stop to the process that trains."""
         loader = super().get_train_dataloader()
-        loader.worker_init_fn = partial(leave_signals_to_parent, loader.worker_init_fn)
+        loader.worker_init_fn = partial(ignore_stop_signals, loader.worker_init_fn)
         return loader
 
     def compute_loss(
@@ -106,7 +103,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         else:
             result = self._evaluation_loss(model, inputs, return_outputs)
         balance = last_balance(model)
-        if balance is not None and not (training and self.guard.leaves_out):
+        if balance is not None and not (training and self.guard.skips):
             self._meters["train" if training else "eval"].add(balance)
         return result
 
@@ -174,10 +171,10 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         """Saves the adapter with the tokenizer in `output_dir/sft_lora_model/`, whole or not at all."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            (folder / SEAL).unlink(missing_ok=True)
+            (folder / COMPLETE).unlink(missing_ok=True)
         if self.is_deepspeed_enabled:
             self.deepspeed.empty_partition_cache()  # ZeRO-3 may hold weights that it has fetched in advance
-        with filled_then_moved(folder, writer=self.args.should_save) as draft:
+        with atomic_save_dir(folder, writer=self.args.should_save) as draft:
             adapter = whole_adapter(self.model, keep=self.args.should_save)  # all processes: each may hold a part
             if self.args.should_save:
                 self.model.save_pretrained(str(draft), state_dict=adapter)

@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from loramoe.report.card import CARD
-from loramoe.training.checkpoints import ADAPTER, FIGURE
+from loramoe.training.checkpoint import ADAPTER, FIGURE
 from loramoe.training.trainer import LoraMoeTrainer
 
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +17,10 @@ from safetensors.torch import load_file
 from loramoe.data import DatasetError
 from loramoe.training import run as run_module
 from loramoe.training.arguments import parse
-from loramoe.training.checkpoints import ADAPTER, METRICS
-from loramoe.training.errors import UsageError
-from loramoe.training.lock import RunLock
+from loramoe.training.checkpoint import ADAPTER, METRICS
 from loramoe.training.model import adapter_config, load_tokenizer
 from loramoe.training.trainer import LoraMoeTrainer
+from loramoe.utils import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,27 +121,12 @@ def test_edited_rows_do_not_resume_silently(train, tiny_task, tmp_path: Path, po
         train(tmp_path / "out", **flags)
 
 
-class TestStartOfAllProcesses:
-    """Rank 0 decides where a run starts; the others hear of it."""
-
-    def hear(self, monkeypatch: pytest.MonkeyPatch, *decision: object) -> Path | None:
-        monkeypatch.setattr(run_module, "broadcast_object_list", lambda own: list(decision))
-        return run_module._start_from(SimpleNamespace(process_index=1), {}, RunLock(Path("nowhere")))
-
-    def test_the_decision_is_everyones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        assert self.hear(monkeypatch, None, None) is None
-        (tmp_path / "complete").touch()
-        assert self.hear(monkeypatch, tmp_path, None) == tmp_path
-
-    def test_the_refusal_is_everyones(self, monkeypatch: pytest.MonkeyPatch):
-        with pytest.raises(FileExistsError, match="a finished run"):
-            self.hear(monkeypatch, None, FileExistsError("a finished run"))
-
-    def test_a_folder_that_is_not_shared_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        with pytest.raises(
-            FileNotFoundError, match=r"which rank 1 does not see\. Put output_dir on a file system that"
-        ):
-            self.hear(monkeypatch, tmp_path, None)
+def test_a_folder_that_is_not_shared_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_module, "decide_on_rank_0", lambda decide: (tmp_path, True))
+    with pytest.raises(FileNotFoundError, match=r"rank 1 does not see.*file system"):
+        run_module._start_from(SimpleNamespace(process_index=1), {}, ExitStack())
+    (tmp_path / "complete").touch()
+    assert run_module._start_from(SimpleNamespace(process_index=1), {}, ExitStack()) == (tmp_path, True)
 
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tmp_path: Path):
@@ -149,7 +134,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tm
     train(tmp_path, save_steps=2)
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "of_the_first_run").touch()
-    with pytest.raises(FileExistsError, match=r"holds checkpoint-4, checkpoint-6, from which"):
+    with pytest.raises(FileExistsError, match=r"holds checkpoint-4, checkpoint-6"):
         train(tmp_path, **older)
     train(tmp_path, **older, overwrite_output_dir="true")
     assert [mark.parent.name for mark in tmp_path.rglob("of_the_first_run")] == ["checkpoint-2"]

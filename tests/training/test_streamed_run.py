@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loramoe.training.checkpoints import ADAPTER
-from loramoe.training.errors import UsageError
+from loramoe.training.checkpoint import ADAPTER
+from loramoe.utils import UsageError
 
 
 def losses(folder: Path) -> list[float]:

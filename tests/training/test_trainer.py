@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import loramoe
 from loramoe.data import SftCollator, load_splits
 from loramoe.training import trainer as trainer_module
-from loramoe.training.checkpoints import ADAPTER, METRICS
-from loramoe.training.errors import UsageError
+from loramoe.training.checkpoint import ADAPTER, METRICS
 from loramoe.training.trainer import LoraMoeTrainer, perplexity, turns
+from loramoe.utils import UsageError
 
 
 @pytest.fixture

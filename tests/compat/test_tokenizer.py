@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from loramoe.training.versions import save_tokenizer
+from loramoe.compat.tokenizer import save_tokenizer
 
 
 def test_a_saved_tokenizer_names_a_class_that_every_version_has(tiny_task, tmp_path: Path):
