@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe import LoraMoeConfig, last_balance
 from loramoe.data import SftCollator, tokenise_dataset
-from loramoe.training.processes import leave
+from loramoe.training.distributed import exit_process
 
 
 def arguments() -> argparse.Namespace:
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(args.output)
         print(f"The adapter is in {args.output}.")
-    leave()  # ends each of several processes at once: taken apart, DDP over gloo may wait for ever (torch 2.13)
+    exit_process()  # ends each of several processes at once: taken apart, DDP over gloo may wait for ever (torch 2.13)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, pre
 from loramoe.evaluation.statistics import Line, summarise
 from loramoe.evaluation.tasks import read_tasks, short_names
 from loramoe.evaluation.adapters import check_kind, load_adapter_on
+from loramoe.utils import UsageError, positive
 from loramoe.loading import BaseArguments, add_model_flags, base_name, load_base, load_tokenizer
 
 BASE = "base"

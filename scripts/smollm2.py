@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from loramoe.training.files import filled_then_moved
-from loramoe.training.versions import save_tokenizer
+from loramoe.compat.tokenizer import save_tokenizer
+from loramoe.utils import atomic_save_dir
 
 QUESTION = "What is the capital of France?"
 CONFIG_FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -41,7 +41,7 @@ def main() -> None:
         Path(file).unlink()
     tokenizer.pad_token = tokenizer.eos_token  # the same token: padding is masked by length, never by its id
     model = fresh_copy(read, tokenizer)
-    with filled_then_moved(folder, writer=True) as draft:
+    with atomic_save_dir(folder, writer=True) as draft:
         model.save_pretrained(draft)
         save_tokenizer(tokenizer, draft)
         check(read, AutoModelForCausalLM.from_pretrained(draft), tokenizer)

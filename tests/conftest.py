@@ -222,7 +222,7 @@ def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> TinyTask:
     """A Llama of 2 layers and hidden size 32, 48 rows to train on, 12 to test on, 6 probes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from loramoe.training.versions import save_tokenizer
+    from loramoe.compat.tokenizer import save_tokenizer
 
     root = tmp_path_factory.mktemp("tiny_task")
     torch.manual_seed(0)

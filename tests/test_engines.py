@@ -81,7 +81,7 @@ ZERO_WORKER = """
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
     from loramoe import LoraMoeConfig
-    from loramoe.training.processes import leave
+    from loramoe.training.distributed import exit_process
 
     stage, base = int(sys.argv[1]), sys.argv[2]
     # Every weight is sharded: DeepSpeed would keep those of so small a model whole.
@@ -106,7 +106,7 @@ ZERO_WORKER = """
     if args.process_index == 0:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         json.dump(losses, open(f"losses{stage}.json", "w"))
-    leave()
+    exit_process()
 """
 
 

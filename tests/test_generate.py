@@ -12,8 +12,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe import LoraMoeConfig
+from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.generate import answer, load, main
-from loramoe.training.versions import save_tokenizer
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from peft import LoraConfig, LoraMoeConfig, PeftModel, PrefixTuningConfig, Promp
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from loramoe.loading import attached, base_name, load_base, load_tokenizer
-from loramoe.training.errors import UsageError
 from loramoe.training.model_arguments import ModelArguments
+from loramoe.utils import UsageError
 
 
 @pytest.fixture

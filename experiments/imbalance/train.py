@@ -21,8 +21,8 @@ from tqdm import tqdm
 from benchmarks.harness import hardware
 from loramoe.report import Shares
 from loramoe.training.arguments import parse
-from loramoe.training.files import write_json
 from loramoe.training.run import run
+from loramoe.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results"

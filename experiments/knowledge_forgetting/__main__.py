@@ -17,7 +17,7 @@ from experiments.knowledge_forgetting.grid import STUDIES, base_run, work_throug
 from experiments.knowledge_forgetting.processor import warning
 from experiments.knowledge_forgetting.run import Settings
 from experiments.knowledge_forgetting.scale import Scale
-from loramoe.training.files import write_json
+from loramoe.utils import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -24,7 +24,7 @@ from experiments.knowledge_forgetting.changes import ABLATIONS, BEST, CONTROLS, 
 from experiments.knowledge_forgetting.provenance import earliest, provenance_of
 from experiments.knowledge_forgetting.run import Settings, plain, run
 from experiments.knowledge_forgetting.scale import Scale, gone_through
-from loramoe.training.files import write_json
+from loramoe.utils import write_json
 
 SEEDS = (0, 1, 2)
 RECIPE_SEEDS = (10, 11)  # recipes are chosen with other seeds, and on validation items: what wins is then measured anew

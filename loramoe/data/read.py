@@ -20,6 +20,7 @@ from typing import BinaryIO, Final, NamedTuple, TypeVar
 from loramoe.data.json_list import parse_list
 from loramoe.data.parse import Item, parse_lines
 from loramoe.data.row import Row, check_row
+from loramoe.utils import UsageError
 
 SUFFIXES: Final = (".json", ".jsonl")
 MAX_PROBLEMS_SHOWN: Final = 10
@@ -27,7 +28,7 @@ MAX_PROBLEMS_SHOWN: Final = 10
 T = TypeVar("T")
 
 
-class DatasetError(ValueError):
+class DatasetError(UsageError):
     """The data cannot be used as it is; the message says where, what was seen, what was expected and the fix."""
 
 

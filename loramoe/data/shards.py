@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from loramoe.data import report as reports
-from loramoe.data.disk import sync
 from loramoe.data.progress import RowProgress
 from loramoe.data.read import Located, locate_rows
 from loramoe.data.report import TokeniseReport
 from loramoe.data.row import Row
 from loramoe.data.templates import PromptTemplate, TemplateError, conversation
 from loramoe.data.workers import in_processes
+from loramoe.utils import sync
 
 SHARD_ROWS: Final = 10_000
 SHARD_BYTES: Final = 2**24

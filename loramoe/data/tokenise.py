@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from loramoe.data import report as reports
-from loramoe.data.disk import sync
+from loramoe.utils import sync
 from loramoe.data.fingerprint import data_fingerprint
 from loramoe.data.read import DatasetError, data_files
 from loramoe.data.report import TokeniseReport

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from loramoe.data import IGNORE_INDEX
 from loramoe.decoding import pad_left
 from loramoe.evaluation.requests import Request
-from loramoe.training.errors import UsageError
+from loramoe.utils import UsageError
 
 
 def log_likelihoods(

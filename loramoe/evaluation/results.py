@@ -30,8 +30,7 @@ from loramoe.data.fingerprint import file_hash
 from loramoe.evaluation.scoring import Prepared, Scores
 from loramoe.evaluation.statistics import Line
 from loramoe.evaluation.table import markdown
-from loramoe.training.errors import as_usage_error
-from loramoe.training.files import write_json, write_text
+from loramoe.utils import as_usage_error, write_json, write_text
 
 _DEFINING: Final = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt")
 

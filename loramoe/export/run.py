@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import loramoe
-from loramoe.data.disk import sync
+from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.export.adapted import Adapted, ExportError, adapted, in_evaluation
 from loramoe.export.card import model_card
 from loramoe.export.distance import BASE, EXPORT, MIXTURE, Distance, distance
@@ -28,8 +28,7 @@ from loramoe.export.lora import as_plain_lora, plain_lora
 from loramoe.export.report import REPORT, ExportReport, LinearReport
 from loramoe.recall import Probe, recall
 from loramoe.report.card import hub_name, public_name
-from loramoe.training.files import sync_all
-from loramoe.training.versions import save_tokenizer
+from loramoe.utils import sync, sync_all
 
 CARD: Final = "README.md"
 

@@ -20,8 +20,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
 from peft import PeftConfig
 
-from loramoe.training.files import filled_then_moved
 from loramoe.tuner.config import LoraMoeConfig
+from loramoe.utils import atomic_save_dir
 
 CARD = "README.md"
 TAGS = ("lora", "loramoe", "mixture-of-experts", "peft")
@@ -117,7 +117,7 @@ def write_card(card: Card, folder: Path, figure: Path | None = None) -> None:
         figure: The figure of the experts' shares, copied; None for a card without one.
     """
     text = card_text(card, None if figure is None else figure.name)
-    with filled_then_moved(folder, writer=True) as draft:
+    with atomic_save_dir(folder, writer=True) as draft:
         if figure is not None:
             shutil.copyfile(figure, draft / figure.name)
         ModelCard(f"---\n{metadata(card).to_yaml()}\n---\n\n{text}").save(draft / CARD)

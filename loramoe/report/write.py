@@ -17,7 +17,7 @@ import loramoe
 from loramoe.report.measures import Measures
 from loramoe.report.page import Source, html, markdown
 from loramoe.report.pictures import draw_all
-from loramoe.training.files import filled_then_moved
+from loramoe.utils import atomic_save_dir
 
 PAGE: Final = "experts.html"
 TEXT: Final = "experts.md"
@@ -39,7 +39,7 @@ def write_pages(measures: Measures, source: Source, folder: Path) -> None:
     Raises:
         OSError: If they cannot be written; what was there before stays.
     """
-    with filled_then_moved(folder, writer=True, draft_name=_DRAFT, last=PAGE) as draft:
+    with atomic_save_dir(folder, writer=True, draft_name=_DRAFT, last=PAGE) as draft:
         pictures = draw_all(measures, draft)
         (draft / PAGE).write_text(html(measures, source, pictures, draft), encoding="utf-8")
         (draft / TEXT).write_text(markdown(measures, source, pictures), encoding="utf-8")

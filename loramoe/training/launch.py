@@ -3,9 +3,9 @@
     python -m loramoe.training.launch --nproc_per_node 8 train.py --flag value …
 
 takes torchrun's own arguments and starts the processes as torchrun does. Three things differ. SIGTERM and SIGUSR1 go to
-the workers, which then save together and leave with code 75 (`loramoe.training.signals`), and so does this process:
+the workers, which then save together and leave with code 75 (`loramoe.training.callbacks`), and so does this process:
 torchrun would give them 30 seconds and end in a traceback. A worker that dies is named in one line. And a worker whose
-launcher is gone ends too (`loramoe.training.processes`), instead of training on beside its successor.
+launcher is gone ends too (`loramoe.training.distributed`), instead of training on beside its successor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import parse_args, run
 
-from loramoe.training.exit_codes import FAILED, SIGNALS, TRY_AGAIN
+from loramoe.utils import FAILED, STOP_SIGNALS, TRY_AGAIN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 if all workers ended well, 75 if they were asked to stop and have saved, or else the code of the worker that
         failed first; 128 + n if that, or this process, was ended by signal n.
     """
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
-    os.environ["LORAMOE_LAUNCHER"] = str(os.getpid())  # for end_with_launcher
+    os.environ["LORAMOE_LAUNCHER"] = str(os.getpid())  # for exit_with_launcher
     try:
         arguments = [*_leaving_signals_to_us(), *(sys.argv[1:] if argv is None else argv)]
         run(parse_args(arguments))  # type: ignore[no-untyped-call]

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from loramoe.compat.arguments import save_tokenizer
+from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data.prompt_format import PromptFormat, save_prompt_format
 from loramoe.recall import Probe, recall
 from loramoe.report.live import live_figures

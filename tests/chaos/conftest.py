@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from loramoe.training.checkpoints import ADAPTER, METRICS, PAGES
-from tests.chaos.victim import Executioner
+from loramoe.training.checkpoint import ADAPTER, METRICS, PAGES
+from tests.chaos.victim import Killer
 
 FLAGS: dict[str, object] = {"max_steps": 8, "save_steps": 2, "logging_steps": 1, "lora_dropout": 0.1, "blc_weight": 0.5}
 FLAGS |= {"eval_strategy": "steps", "eval_steps": 4, "save_total_limit": 2}
 
 
 @pytest.fixture
-def executioner(
+def killer(
     own_dataset_cache: None, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Executioner:
+) -> Killer:
     """Kills runs at moments drawn from CHAOS_SEED and the name of the test."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return Executioner(random.Random(f"{os.environ['CHAOS_SEED']} {request.node.name}"), tmp_path)
+    return Killer(random.Random(f"{os.environ['CHAOS_SEED']} {request.node.name}"), tmp_path)
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def undisturbed() -> dict[str, dict[str, object]]:
 
 
 @pytest.fixture
-def whole(executioner: Executioner, flags: Callable[..., list[str]], undisturbed: dict, tmp_path: Path) -> dict:
+def whole(killer: Killer, flags: Callable[..., list[str]], undisturbed: dict, tmp_path: Path) -> dict:
     """The trajectory of the run that nothing disturbed."""
     if "whole" not in undisturbed:
-        code, log = executioner.start(flags(tmp_path / "whole"), tmp_path / "whole")
+        code, log = killer.start(flags(tmp_path / "whole"), tmp_path / "whole")
         assert code == 0, log[-3000:]
         undisturbed["whole"] = trajectory(tmp_path / "whole")
     return undisturbed["whole"]

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from loramoe.training.checkpoints import METRICS, latest_complete
+from loramoe.training.checkpoint import METRICS, latest_complete
 from tests.chaos.conftest import trajectory
-from tests.chaos.victim import Executioner
+from tests.chaos.victim import Killer
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, executioner: Executioner) -> Iterator[Path]:
+def small_disk(tmp_path: Path, killer: Killer) -> Iterator[Path]:
     """A file system with room for one to three checkpoints of some 300 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    size = f"size={executioner.draw.randrange(400, 1000)}k"
+    size = f"size={killer.draw.randrange(400, 1000)}k"
     mount = shutil.which("mount") and subprocess.run(
         ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, check=False
     )
@@ -32,14 +32,14 @@ def small_disk(tmp_path: Path, executioner: Executioner) -> Iterator[Path]:
 
 
 def test_a_full_disk_costs_no_finished_work(
-    executioner: Executioner,
+    killer: Killer,
     flags: Callable[..., list[str]],
     whole: dict,
     small_disk: Path,
     record_property: Callable[[str, int], None],
 ):
     out = small_disk / "out"
-    code, log = executioner.start(flags(out, save_total_limit=9), out)
+    code, log = killer.start(flags(out, save_total_limit=9), out)
     assert code == 1
     (told,) = [line for line in log.splitlines() if line.startswith("train.py: ")]
     assert "could not be written: " in told
@@ -48,7 +48,7 @@ def test_a_full_disk_costs_no_finished_work(
     newest = latest_complete(out)
     assert (f"The newest complete checkpoint is {newest}" if newest else "There is no complete checkpoint yet") in told
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
-    code, log = executioner.start(flags(out, save_total_limit=9), out)
+    code, log = killer.start(flags(out, save_total_limit=9), out)
     assert code == 0, log[-3000:]
     assert (f"resuming from {newest}" in log) is bool(newest)
     assert trajectory(out) == whole
@@ -56,7 +56,7 @@ def test_a_full_disk_costs_no_finished_work(
 
 
 def test_a_file_that_may_not_grow_costs_no_finished_work(
-    executioner: Executioner,
+    killer: Killer,
     flags: Callable[..., list[str]],
     whole: dict,
     tmp_path: Path,
@@ -65,12 +65,12 @@ def test_a_file_that_may_not_grow_costs_no_finished_work(
     """As a quota would have it: every write beyond a limit fails, in whichever library it is made."""
     out = tmp_path / "out"
     for _ in range(3):
-        limit = executioner.draw.randrange(20_000, 120_000)
-        code, log = executioner.start(flags(out), out, file_limit=limit)
+        limit = killer.draw.randrange(20_000, 120_000)
+        code, log = killer.start(flags(out), out, file_limit=limit)
         assert code == 1
         assert "could not be written: " in log.splitlines()[-1]
         assert not (out / METRICS).exists()
-    code, log = executioner.start(flags(out), out)
+    code, log = killer.start(flags(out), out)
     assert code == 0, log[-3000:]
     assert trajectory(out) == whole
     record_property("writes refused by the system", 3)

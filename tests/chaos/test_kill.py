@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from loramoe.training.checkpoints import METRICS, checkpoints
-from loramoe.training.files import damage
+from loramoe.training.checkpoint import METRICS, checkpoints, damage
 from tests.chaos.conftest import pages, trajectory
-from tests.chaos.victim import Executioner
+from tests.chaos.victim import Killer
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +21,7 @@ HOW = ("at a file", "at a time", "while saving")
 @pytest.mark.parametrize("rows", ["stored", "stored, packed", "streamed"])
 def test_a_run_that_is_killed_at_any_moment_loses_nothing(
     rows: str,
-    executioner: Executioner,
+    killer: Killer,
     flags: Callable[..., list[str]],
     whole: dict,
     tmp_path: Path,
@@ -33,7 +32,7 @@ def test_a_run_that_is_killed_at_any_moment_loses_nothing(
         changes |= {"dataloader_num_workers": 2}
     if "packed" in rows:
         changes |= {"load_best_model_at_end": "true", "eval_steps": 2}
-        code, log = executioner.start(flags(tmp_path / "packed", **changes), tmp_path / "packed")
+        code, log = killer.start(flags(tmp_path / "packed", **changes), tmp_path / "packed")
         assert code == 0, log[-3000:]
         whole = trajectory(tmp_path / "packed")
     kills, runs = 0, 0
@@ -41,19 +40,19 @@ def test_a_run_that_is_killed_at_any_moment_loses_nothing(
         runs += 1
         out = tmp_path / f"out{runs}"
         while not (out / METRICS).is_file():
-            how = executioner.draw.choice(HOW) if kills < 12 else "not at all"
-            code, log = executioner.start(flags(out, **changes), out, how)
+            how = killer.draw.choice(HOW) if kills < 12 else "not at all"
+            code, log = killer.start(flags(out, **changes), out, how)
             assert code in (0, -9), log[-3000:]
-            kills = sum(executioner.kills.values())
+            kills = sum(killer.kills.values())
         assert trajectory(out) == whole
-    for how, count in executioner.kills.items():
+    for how, count in killer.kills.items():
         record_property(f"runs killed {how}", count)
-    record_property("runs that ended as if nothing had been", runs)
+    record_property("runs that ended on the same trajectory", runs)
 
 
 @pytest.mark.slow(minutes=5)
 def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
-    executioner: Executioner,
+    killer: Killer,
     flags: Callable[..., list[str]],
     tmp_path: Path,
     record_property: Callable[[str, int], None],
@@ -61,7 +60,7 @@ def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
     """The page on the experts is made when the run has finished: a kill then costs the page alone."""
     changes: dict[str, object] = {"save_total_limit": 9, "experts_page": "true"}
     first = tmp_path / "first"
-    code, log = executioner.start(flags(first, **changes), first)
+    code, log = killer.start(flags(first, **changes), first)
     assert code == 0, log[-3000:]
     whole, page = trajectory(first), pages(first)
     assert "experts.html" in page
@@ -70,13 +69,13 @@ def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
     for kill_at in range(2, 200, 2):
         out = tmp_path / f"out{kill_at}"
         shutil.copytree(first, out, ignore=shutil.ignore_patterns("*results.json", "runs"))
-        code, log = executioner.start(flags(out, **changes), out, kill_at=kill_at)
+        code, log = killer.start(flags(out, **changes), out, kill_at=kill_at)
         if code == 0:
             break
         if (out / METRICS).is_file():
             assert "experts.html" not in pages(out) or pages(out) >= page
         else:
-            code, log = executioner.start(flags(out, **changes), out)
+            code, log = killer.start(flags(out, **changes), out)
             assert code == 0, log[-3000:]
             assert pages(out) == page
         assert trajectory(out) == whole
@@ -84,40 +83,36 @@ def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
     record_property("runs killed at a file that they left empty", kill_at // 2 - 1)
 
 
-def spoil(folder: Path, executioner: Executioner) -> None:
-    """What a power cut may leave: a file cut short, full of zeros, or gone."""
-    file = executioner.draw.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
-    size = file.stat().st_size
-    way = executioner.draw.choice(("shorter", "zeros", "gone"))
-    if way == "shorter":
-        os.truncate(file, executioner.draw.randrange(size))
-    elif way == "zeros":
-        file.write_bytes(bytes(size))
+def spoil(folder: Path, killer: Killer) -> None:
+    """Leaves a file cut short or gone, as a copy that was interrupted does."""
+    file = killer.draw.choice(sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size))
+    if killer.draw.random() < 0.5:
+        os.truncate(file, killer.draw.randrange(file.stat().st_size))
     else:
         file.unlink()
 
 
-def test_what_a_power_cut_spoils_is_named_and_never_resumed_from(
-    executioner: Executioner,
+def test_a_damaged_checkpoint_is_named_and_never_resumed_from(
+    killer: Killer,
     flags: Callable[..., list[str]],
     whole: dict,
     tmp_path: Path,
     record_property: Callable[[str, int], None],
 ):
-    cuts, runs = 0, 0
-    while cuts < 8:
+    damaged, runs = 0, 0
+    while damaged < 8:
         runs += 1
         out, spoilt = tmp_path / f"out{runs}", None
         while not (out / METRICS).is_file():
-            code, log = executioner.start(flags(out), out, "after saving" if cuts < 8 else "not at all")
+            code, log = killer.start(flags(out), out, "after saving" if damaged < 8 else "not at all")
             assert code in (0, -9), log[-3000:]
             if spoilt:
                 assert f"{spoilt} is not complete, and left alone: " in log
                 assert f"resuming from {spoilt}" not in log
-            sealed = [folder for folder in checkpoints(out) if damage(folder) is None] if code and cuts < 8 else []
-            spoilt = sealed[-1] if sealed else None
+            complete = [folder for folder in checkpoints(out) if damage(folder) is None] if code and damaged < 8 else []
+            spoilt = complete[-1] if complete else None
             if spoilt:
-                spoil(spoilt, executioner)
-                cuts += 1
+                spoil(spoilt, killer)
+                damaged += 1
         assert trajectory(out) == whole
-    record_property("checkpoints spoilt as by a power cut", cuts)
+    record_property("checkpoints damaged", damaged)

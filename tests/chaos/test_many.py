@@ -20,9 +20,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loramoe.training.checkpoints import ADAPTER, METRICS, checkpoints, latest_complete
+from loramoe.training.checkpoint import ADAPTER, METRICS, checkpoints, latest_complete
 from tests.chaos.conftest import trajectory
-from tests.chaos.victim import Executioner
+from tests.chaos.victim import Killer
 
 pytestmark = pytest.mark.slow
 
@@ -168,12 +168,12 @@ def test_a_worker_that_dies_ends_the_other_node(
 
 
 def test_two_runs_never_write_one_folder(
-    launch: Callable[[list[str]], Launched], executioner: Executioner, flags: Callable[..., list[str]], tmp_path: Path
+    launch: Callable[[list[str]], Launched], killer: Killer, flags: Callable[..., list[str]], tmp_path: Path
 ):
     out = tmp_path / "out"
     first = launch(flags(out, max_steps=10_000, save_steps=2))
     first.wait_for(out, "checkpoint-*/complete", but=set())
-    code, log = executioner.start(flags(out, max_steps=10_000, save_steps=2), out)
+    code, log = killer.start(flags(out, max_steps=10_000, save_steps=2), out)
     assert code == 1
     assert f"train.py: {out} is in use by another run. Wait for its end or stop it, or set another --output_dir." in log
     first.launcher.send_signal(signal.SIGUSR1)
@@ -183,18 +183,18 @@ def test_two_runs_never_write_one_folder(
 
 
 def test_a_run_goes_on_with_another_number_of_processes(
-    launch: Callable[[list[str]], Launched], executioner: Executioner, flags: Callable[..., list[str]], tmp_path: Path
+    launch: Callable[[list[str]], Launched], killer: Killer, flags: Callable[..., list[str]], tmp_path: Path
 ):
     """Two processes take the micro-batches that one took one after the other."""
     alone = {"gradient_accumulation_steps": 2, "lora_dropout": 0, "max_grad_norm": 0, "max_steps": 6}
-    code, log = executioner.start(flags(tmp_path / "whole", **alone), tmp_path / "whole")
+    code, log = killer.start(flags(tmp_path / "whole", **alone), tmp_path / "whole")
     assert code == 0, log[-3000:]
     out = tmp_path / "out"
-    code, log = executioner.start(flags(out, **alone), out, "after saving")
+    code, log = killer.start(flags(out, **alone), out, "after saving")
     assert code == -signal.SIGKILL, log[-3000:]
     newest = latest_complete(out)
     assert newest
-    code, log = executioner.start(flags(out, **{**alone, "gradient_accumulation_steps": 1}), out)
+    code, log = killer.start(flags(out, **{**alone, "gradient_accumulation_steps": 1}), out)
     assert code == 1
     assert "gradient_accumulation_steps was 2, now 1" in log
     code, log = launch(flags(out, **{**alone, "gradient_accumulation_steps": 1})).end()

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from loramoe.training.checkpoints import METRICS
+from loramoe.training.checkpoint import METRICS
 from tests.chaos.conftest import trajectory
-from tests.chaos.victim import Executioner
+from tests.chaos.victim import Killer
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_run_that_is_stopped_again_and_again_loses_nothing(
-    executioner: Executioner,
+    killer: Killer,
     flags: Callable[..., list[str]],
     whole: dict,
     tmp_path: Path,
@@ -26,8 +26,8 @@ def test_a_run_that_is_stopped_again_and_again_loses_nothing(
     for runs in range(1, 20):
         out = tmp_path / f"out{runs}"
         while not (out / METRICS).is_file():
-            number = executioner.draw.choice((signal.SIGTERM, signal.SIGUSR1)) if codes.count(75) < 4 else 0
-            code, log = executioner.start(flags(out), out, number.name if number else "not at all")
+            number = killer.draw.choice((signal.SIGTERM, signal.SIGUSR1)) if codes.count(75) < 4 else 0
+            code, log = killer.start(flags(out), out, number.name if number else "not at all")
             codes.append(code)
             assert code in (0, 75, -number), log[-3000:]  # before the training the signal ends the process as always
             if code == 75:

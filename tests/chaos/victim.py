@@ -67,7 +67,7 @@ def _die_at(count: int, output_dir: str) -> None:
 
 
 @dataclass
-class Executioner:
+class Killer:
     """Starts runs and kills them.
 
     Attributes:

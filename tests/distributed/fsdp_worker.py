@@ -25,8 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from loramoe import LoraMoeConfig
-from loramoe.training.engines import whole_adapter
-from loramoe.training.processes import leave
+from loramoe.training.distributed import exit_process, whole_adapter
 from loramoe.tuner.layer import Experts
 
 STEPS = 4
@@ -127,7 +126,7 @@ def main() -> None:
         numbers = {name: max(values) for name, values in deviations.items()}
         (out / "numbers.json").write_text(json.dumps({**numbers, "losses": losses, "tensors": len(adapter)}))
     dist.barrier()
-    leave()
+    exit_process()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from huggingface_hub import ModelCard
 
-from loramoe.training.checkpoints import ADAPTER
+from loramoe.training.checkpoint import ADAPTER
 from tests.ecosystem.hub_server import TOKEN, Hub, serving
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from loramoe.data import get_template
 from loramoe.evaluation import read_task
 from loramoe.evaluation.likelihood import log_likelihoods
 from loramoe.evaluation.requests import Request, encode
-from loramoe.training.errors import UsageError
+from loramoe.utils import UsageError
 
 EQUAL = {"rtol": 1e-9, "atol": 1e-9}
 

@@ -12,7 +12,7 @@ import torch
 
 from loramoe.evaluation import Prepared, read_task, summarise
 from loramoe.evaluation.results import Store, facts_of, fingerprint
-from loramoe.training.errors import UsageError
+from loramoe.utils import UsageError
 
 SCORES = [{"where": "row 1", "task_type": None, "f1": 0.5}]
 
@@ -88,7 +88,7 @@ def test_a_table_that_cannot_be_written_leaves_the_earlier_one(store, task, monk
     table = store.folder / "results.md"
     earlier = table.read_text()
     monkeypatch.setattr("loramoe.evaluation.results.write_json", lambda file, values: None)
-    monkeypatch.setattr("loramoe.training.files.sync", fail)
+    monkeypatch.setattr("loramoe.utils.sync", fail)
     with pytest.raises(OSError, match="No space left"):
         store.finish([], [task], facts)
     assert table.read_text() == earlier

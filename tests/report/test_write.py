@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from loramoe import utils
 from loramoe.report import write
 from loramoe.report.write import check_folder, remove_pages, write_pages
-from loramoe.training import files
 from tests.report.reports import make_measures, make_source
 
 FILES = {"experts.html", "experts.md", "experts.json", "experts_shares.png", "experts_shares_by_layer.png"}
@@ -45,8 +45,8 @@ def test_what_fails_half_way_leaves_the_report_that_was_there(tmp_path: Path, mo
 
 def test_the_page_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     moved: list[str] = []
-    replace = files._replace
-    monkeypatch.setattr(files, "_replace", lambda new, target: (moved.append(target.name), replace(new, target)))
+    replace = utils._replace
+    monkeypatch.setattr(utils, "_replace", lambda new, target: (moved.append(target.name), replace(new, target)))
     write_pages(make_measures(), make_source(), tmp_path)
     assert set(moved) == FILES
     assert moved[-1] == "experts.html"

@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 
 from loramoe.training.arguments import Arguments, parse
-from loramoe.training.errors import SaveError, UsageError
 from loramoe.training.hub import open_repository, push
+from loramoe.utils import SaveError, UsageError
 from tests.ecosystem.hub_server import TOKEN, Hub, serving
 
 

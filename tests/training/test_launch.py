@@ -118,8 +118,8 @@ def test_success_is_zero_and_a_failure_is_named(tmp_path: Path):
 def test_workers_do_not_outlive_their_launcher(tmp_path: Path):
     worker = """
         import os, time
-        from loramoe.training.processes import end_with_launcher
-        end_with_launcher(seconds=0.1)
+        from loramoe.training.distributed import exit_with_launcher
+        exit_with_launcher(seconds=0.1)
         open(f"pid{os.getpid()}", "w").close()
         time.sleep(60)
     """

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import train as program
-from loramoe.training.errors import SaveError
-from loramoe.training.nonfinite import NonFiniteError
-from loramoe.training.signals import StoppedError
+from loramoe.training.callbacks import NonFiniteError, StoppedError
+from loramoe.utils import SaveError
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loramoe import LoraMoeConfig
 from loramoe.training.arguments import ModelArguments
-from loramoe.training.checkpoints import ADAPTER
-from loramoe.training.errors import UsageError
+from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer, quantisation
+from loramoe.utils import UsageError
 
 
 def test_every_flag_reaches_the_configuration():

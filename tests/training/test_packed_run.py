@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import LlamaModel
 
 from loramoe.training.arguments import parse
-from loramoe.training.errors import UsageError
 from loramoe.training.run import run
 from loramoe.training.trainer import LoraMoeTrainer
+from loramoe.utils import UsageError
 
 ROOT = Path(__file__).parents[2]
 LOGGED = {"loss", "blc", "grad_norm", "eval_loss", "eval_blc"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loramoe.compat.arguments import save_tokenizer
+from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import DatasetError
 from loramoe.training.parser import parse
 from loramoe.training.prepare import build_recipe, dry_run_summary, prepare

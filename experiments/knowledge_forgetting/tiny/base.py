@@ -20,10 +20,11 @@ from world import Fact, World, make_world, split_world
 
 from experiments.knowledge_forgetting.tiny import REPO
 from experiments.knowledge_forgetting.tiny.skills import SKILLS
-from loramoe.training.files import SEAL, damage, filled_then_moved, seal
+from loramoe.utils import atomic_save_dir
 
 START = REPO / "data" / "tiny_llama"
 FOLDER = REPO / "output" / "knowledge_forgetting" / "tiny_base"
+WEIGHTS = "model.safetensors"  # written last
 WORLD_SEED = 0  # the world that data/tiny_llama knows
 SEED = 2_000  # of the texts; far from the seeds of training rows
 PASSES = 20
@@ -31,12 +32,12 @@ SKILLS_PER_PASS = 6_000
 
 
 def make_base() -> None:
-    """Trains the base model and writes it, sealed, to `FOLDER`, if it is not there whole.
+    """Trains the base model and writes it to `FOLDER`, if it is not there.
 
     It is asked, in training, about all facts that knowledge will be tested on, so that what is lost later is knowledge
     and not a way of asking that it never had.
     """
-    if damage(FOLDER) is None:
+    if (FOLDER / WEIGHTS).is_file():
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, the last bits would depend on their number
@@ -45,10 +46,9 @@ def make_base() -> None:
     taught, _, held_out = split_world(world, WORLD_SEED)
     model = AutoModelForCausalLM.from_pretrained(START)
     train(model, _batches(world, [*taught, *held_out]))
-    with filled_then_moved(FOLDER, writer=True) as draft:
+    with atomic_save_dir(FOLDER, last=WEIGHTS) as draft:
         AutoTokenizer.from_pretrained(START).save_pretrained(draft)
         model.save_pretrained(draft)
-    seal(FOLDER)
     torch.set_num_threads(threads)
 
 
@@ -69,5 +69,5 @@ def _batches(world: World, asked: list[Fact]) -> list[list[list[int]]]:
 
 
 if __name__ == "__main__":
-    (FOLDER / SEAL).unlink(missing_ok=True)
+    (FOLDER / WEIGHTS).unlink(missing_ok=True)
     make_base()

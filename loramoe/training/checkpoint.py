@@ -1,0 +1,292 @@
+"""Checkpoints of a run: which are complete, which one to resume from, and which may be removed.
+
+output_dir/arguments.json          the recipe: what shapes the run
+output_dir/checkpoint-N/           state of the Trainer, and sft_lora_model/, the adapter
+output_dir/checkpoint-N/complete   the marker, written last, with the size of every file; without it, a save was cut off
+output_dir/sft_lora_model/         the trained adapter
+output_dir/metrics.json            written last of all: the run has finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from loramoe.utils import SaveError, sync, sync_all, write_json
+
+logger = logging.getLogger(__name__)
+
+ADAPTER: Final = "sft_lora_model"  # name of the adapter, and so of its folder, as in the original release
+ARGUMENTS: Final = "arguments.json"
+COMPLETE: Final = "complete"
+FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
+LOCK: Final = ".lock"
+METRICS: Final = "metrics.json"
+OPTIMIZER: Final = "optimizer.pt"  # as the Trainer names it
+PAGES: Final = "report"  # folder of the page about the experts
+_RESULTS = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+# Errors of torch's writer have no class of their own; these words name them.
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
+_WORLD_HINT = (
+    " Another number of processes resumes the run if world_size x gradient_accumulation_steps stays {product}; with "
+    "DeepSpeed it cannot, because each process has saved its own part of the optimizer's state."
+)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, complete or not, oldest first."""
+    found = [folder for folder in output_dir.glob("checkpoint-*") if folder.is_dir()]
+    return sorted((f for f in found if re.fullmatch(r"checkpoint-\d+", f.name)), key=lambda f: int(f.name[11:]))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, such as "optimizer.pt is missing"; None if it is complete."""
+    try:
+        sizes = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        sizes = {str(name): int(size) for name, size in sizes.items()}
+    except FileNotFoundError:
+        return "it was cut off before its end" if folder.is_dir() else "there is no such folder"
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"its file {COMPLETE} cannot be read"
+    for name, size in sizes.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size:,} bytes, {size:,} were written"
+    return None
+
+
+def mark_complete(folder: Path) -> None:
+    """Forces a checkpoint to disk and writes its marker; no process may write to it any more."""
+    sync_all(folder)
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".incomplete"))
+    write_json(folder / COMPLETE, {str(f.relative_to(folder)): f.stat().st_size for f in files if f.name != COMPLETE})
+
+
+def latest_complete(output_dir: Path) -> Path | None:
+    """The newest complete checkpoint; newer ones that are not complete are named in a warning."""
+    for folder in reversed(checkpoints(output_dir)):
+        fault = damage(folder)
+        if fault is None:
+            return folder
+        logger.warning("%s is not complete, and left alone: %s", folder, fault)
+    return None
+
+
+def resume_point(output_dir: Path, wish: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
+    """Decides where a run starts.
+
+    Args:
+        output_dir: Folder of the run.
+        wish: Value of --resume_from_checkpoint: a folder, "true", "false" or None.
+        overwrite: Value of --overwrite_output_dir.
+        recipe: Values that shape the run, as JSON returns them; compared with those of the interrupted run. Four of
+            them are read here: `world_size`, `gradient_accumulation_steps`, and `deepspeed` and `fsdp`, which are empty
+            unless that engine is used.
+
+    Returns:
+        The checkpoint to resume from, or None to start at the beginning.
+
+    Raises:
+        FileNotFoundError: If the checkpoint that was asked for is not there or not complete.
+        FileExistsError: If the folder holds a finished run, an interrupted one with another recipe, or checkpoints that
+            a later start would take for this run's.
+    """
+    start = _start(output_dir, wish, overwrite, recipe)
+    if start is not None:
+        _check_optimizer_state(start, recipe)
+    return start
+
+
+def _start(output_dir: Path, wish: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
+    if wish is not None and wish.lower() == "true":
+        if latest := latest_complete(output_dir):
+            return latest
+        raise FileNotFoundError(f"no complete checkpoint in {output_dir}. Leave --resume_from_checkpoint out.")
+    start = None if wish is None or wish.lower() == "false" else _named_checkpoint(Path(wish))
+    if overwrite:
+        return start
+    if start is None and (output_dir / METRICS).is_file():
+        raise FileExistsError(
+            f"{output_dir} holds a finished run. Set --overwrite_output_dir true, or another --output_dir."
+        )
+    if wish is not None:
+        newer = [folder.name for folder in _newer_than(output_dir, start) if (folder / COMPLETE).is_file()]
+        if newer:
+            raise FileExistsError(
+                f"{output_dir} holds {', '.join(newer)}: a later start would resume from there, not from what this run "
+                f"makes of {start or 'a new adapter'}. Set --overwrite_output_dir true, or another --output_dir."
+            )
+        return start
+    if latest := latest_complete(output_dir):
+        _check_recipe(output_dir, recipe)
+    return latest
+
+
+def _named_checkpoint(folder: Path) -> Path:
+    fault = damage(folder)
+    if fault is None:
+        return folder
+    complete = [str(found) for found in checkpoints(folder.parent) if damage(found) is None]
+    hint = f"Complete ones: {', '.join(complete)}." if complete else "There is no complete one beside it."
+    raise FileNotFoundError(f"{folder} is no complete checkpoint: {fault}. {hint}")
+
+
+def _newer_than(output_dir: Path, start: Path | None) -> list[Path]:
+    """The checkpoints of output_dir that a run from `start` would make again: newer ones, or all."""
+    found = checkpoints(output_dir)
+    same = [place for place, folder in enumerate(found) if start is not None and folder.resolve() == start.resolve()]
+    return found[same[0] + 1 :] if same else found
+
+
+def _check_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
+    earlier = _read_recipe(output_dir / ARGUMENTS)
+    changed = {name: value for name, value in earlier.items() if recipe.get(name, value) != value}
+    engines = [of.get("deepspeed") for of in (earlier, recipe)]
+    same_step = _micro_batches(earlier) == _micro_batches(recipe) and not any(engines)
+    if not changed or (same_step and changed.keys() <= {"world_size", "gradient_accumulation_steps"}):
+        return
+    changes = "; ".join(f"{name} was {value!r}, now {recipe[name]!r}" for name, value in changed.items())
+    raise FileExistsError(
+        f"{output_dir} holds an interrupted run with other arguments: {changes}. Set them back to resume it, "
+        "--resume_from_checkpoint true to resume it with these, or --overwrite_output_dir true to start anew."
+        + (_WORLD_HINT.format(product=_micro_batches(earlier)) if "world_size" in changed else "")
+    )
+
+
+def _micro_batches(recipe: dict[str, Any]) -> int:
+    return math.prod(int(recipe.get(name, 1)) for name in ("world_size", "gradient_accumulation_steps"))
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return {**json.loads(file.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
+        raise FileExistsError(
+            f"{file} is damaged, so the interrupted run cannot be compared with this one. Set --resume_from_checkpoint "
+            "true to resume it all the same, or --overwrite_output_dir true to start anew."
+        ) from error
+
+
+def _check_optimizer_state(start: Path, recipe: dict[str, Any]) -> None:
+    """Refuses a checkpoint without the state of this engine's optimizer: the Trainer would silently start a new one."""
+    parts, processes = len(list(start.glob("global_step*/*_optim_states.pt"))), recipe.get("world_size")
+    hint = f"Or take the adapter alone: --peft_path {start / ADAPTER} and another --output_dir."
+    if recipe.get("deepspeed") and parts != processes:
+        raise FileExistsError(
+            f"{start} has the optimizer's state of {parts} processes of DeepSpeed, each with its own part; this run "
+            f"has {processes}. Start as many, with the same engine. {hint}"
+        )
+    if not recipe.get("deepspeed") and not recipe.get("fsdp") and not (start / OPTIMIZER).is_file():
+        reason = "was saved by DeepSpeed" if parts else "was saved without it (save_only_model)"
+        raise FileExistsError(
+            f"{start} has no {OPTIMIZER}, the state of the optimizer: it {reason}. Resume with the same engine. {hint}"
+        )
+
+
+def check_new(output_dir: Path) -> None:
+    """Raises FileExistsError if another run has filled a folder that was empty when this run was planned."""
+    if checkpoints(output_dir) or (output_dir / METRICS).is_file():
+        raise FileExistsError(f"another run has just filled {output_dir}. Start again to resume from what it left.")
+
+
+def clear(output_dir: Path, start: Path | None = None) -> None:
+    """Removes what an earlier run left, but for its adapter, and checkpoints up to `start`, from which to resume."""
+    for name in (METRICS, *_RESULTS):  # METRICS first: a run that is half removed must not look finished
+        (output_dir / name).unlink(missing_ok=True)
+    for folder in _newer_than(output_dir, start):
+        remove_checkpoint(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint, its marker first: what is half removed must not look complete."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def as_save_error(folder: Path) -> Iterator[None]:
+    """Turns errors of writing a checkpoint into SaveError, which names the newest complete one and the free space."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_WRITER):
+            raise  # another process has died, or there is a bug
+        free = shutil.disk_usage(folder.parent).free / 2**20
+        latest = latest_complete(folder.parent)
+        left = f"The newest complete checkpoint is {latest}" if latest else "There is no complete checkpoint yet"
+        raise SaveError(
+            f"{folder} could not be written: {' '.join(str(error).split())} ({free:,.0f} MiB are free). {left}. Make "
+            "room, and start the same command again to go on."
+        ) from error
+
+
+def lock_run(output_dir: Path, seconds: float = 10.0) -> contextlib.AbstractContextManager[Any]:
+    """Locks the folder of a run, and makes it if it is not there; the system releases the lock of a process that dies.
+
+    Args:
+        output_dir: The folder.
+        seconds: How long to wait for an earlier run that is just ending.
+
+    Returns:
+        The lock, already taken, for a `with` block that releases it; a process may take it several times.
+
+    Raises:
+        FileExistsError: If another run holds it: two runs that write the same checkpoints could not be resumed.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir / LOCK, is_singleton=True)
+    try:
+        return lock.acquire(timeout=seconds)
+    except Timeout:
+        raise FileExistsError(
+            f"{output_dir} is in use by another run. Wait for its end or stop it, or set another --output_dir. If "
+            f"there is none, and a machine has crashed, remove {output_dir / LOCK}."
+        ) from None
+
+
+class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Marks a checkpoint complete once every process has written its part, and only then removes the oldest.
+
+    The Trainer removes old checkpoints before all processes have written the new one, so a crash in between would leave
+    none. This callback therefore replaces its `save_total_limit`.
+
+    Args:
+        limit: Most checkpoints to keep; None, or less than 1, for all. The best and the newest always stay.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit if limit is not None and limit > 0 else None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Runs in every process after a checkpoint was written."""
+        everyone = PartialState()
+        everyone.wait_for_everyone()
+        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save:
+            with as_save_error(newest):
+                mark_complete(newest)
+                sync(newest.parent)
+                self._remove_oldest(newest.parent, {newest.name, Path(state.best_model_checkpoint or "").name})
+        everyone.wait_for_everyone()  # if a process ended now, the launcher would stop the one that writes
+
+    def _remove_oldest(self, output_dir: Path, keep: set[str]) -> None:
+        complete = [folder for folder in checkpoints(output_dir) if (folder / COMPLETE).is_file()]
+        surplus = len(complete) - (self.limit or len(complete))
+        for folder in [f for f in complete if f.name not in keep][: max(0, surplus)]:
+            remove_checkpoint(folder)

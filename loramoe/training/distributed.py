@@ -1,0 +1,213 @@
+"""Several processes: what DeepSpeed and FSDP ask of a run, agreement of the ranks, and how a process ends.
+
+The Trainer launches, wraps and steps every engine; this module does what it leaves to its caller. docs/distributed.md
+says which engine to take when.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from loramoe.utils import FAILED, UsageError
+
+T = TypeVar("T")
+
+
+def check_engine(args: TrainingArguments) -> None:
+    """Refuses FSDP where it cannot run, before the Trainer or accelerate fails late or silently runs DDP.
+
+    Args:
+        args: The training's arguments, before or after their own checks.
+
+    Raises:
+        UsageError: If FSDP is asked for, by flag or by `accelerate launch`, without a GPU or in version 1.
+    """
+    if not _is_fsdp(args):
+        return
+    origin = f"fsdp={args.fsdp!r}" if args.fsdp else "ACCELERATE_USE_FSDP, which accelerate launch sets"
+    if args.use_cpu or not torch.cuda.is_available():
+        raise UsageError(
+            f"FSDP needs GPUs, and this run has none; {origin} asks for it. Set --deepspeed configs/zero3.json to "
+            "shard the weights on a CPU (for run_loramoe.sh: engine=zero3), or neither for DDP."
+        )
+    config = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
+    version = config.get(
+        "version", config.get("fsdp_version", "2" if args.fsdp else os.environ.get("FSDP_VERSION", "1"))
+    )
+    if str(version) != "2":
+        raise UsageError(
+            f"FSDP version {version} is not supported: its flat parameters mix frozen and trained weights "
+            f"({origin}). Set version 2, as configs/fsdp2.json does (for run_loramoe.sh: engine=fsdp2)."
+        )
+
+
+def _is_fsdp(args: TrainingArguments) -> bool:
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits: int | None = None) -> None:
+    """Prepares the engine of a run; to be called before the base model is loaded.
+
+    ZeRO-3 shards each weight while it is loaded. On GPUs accelerate has initialised DeepSpeed's processes by then; on
+    CPUs it has not, and DeepSpeed would take each process for the only one.
+
+    Args:
+        args: The training's arguments.
+        generates: Whether the model will generate, to measure the recall.
+        load_in_kbits: Bits of the base model's weights.
+
+    Raises:
+        UsageError: If the engine cannot do what the run asks for.
+    """
+    sharded = "FSDP" if _is_fsdp(args) else "ZeRO-3" if args.deepspeed and is_deepspeed_zero3_enabled() else None
+    if sharded and load_in_kbits in (4, 8):
+        raise UsageError(
+            f"{sharded} cannot shard weights of {load_in_kbits} bits; got load_in_kbits={load_in_kbits}. Set "
+            "--deepspeed ds_config.json (ZeRO-2) or leave it out for DDP, or set --load_in_kbits 16."
+        )
+    if generates and sharded == "FSDP":
+        raise UsageError(
+            "recall_file makes the model generate, for which FSDP does not gather its weights. Leave --recall_file out "
+            "and measure the saved adapter with python -m loramoe.recall, or set --deepspeed configs/zero3.json."
+        )
+    if not args.deepspeed:
+        return
+    if not args.do_train and not sharded:
+        raise UsageError(
+            f"evaluation alone leaves ZeRO-1 and ZeRO-2 nothing to shard; got deepspeed={args.deepspeed!r}. Leave "
+            "--deepspeed out (for run_loramoe.sh: engine=ddp), or set --deepspeed configs/zero3.json."
+        )
+    if args.use_cpu:
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo")
+
+
+def whole_adapter(model: nn.Module, keep: bool = True) -> dict[str, Any]:
+    """The state of a model without frozen parameters, gathered one tensor at a time: the base model stays sharded.
+
+    Under ZeRO-3 and FSDP every process must call this, as each holds a part of every tensor.
+
+    Args:
+        model: The adapted model, not the engine around it.
+        keep: Whether this process needs the result; the others only take part in the gathering.
+
+    Returns:
+        `model.state_dict()` without frozen parameters, the others copied to the host; empty unless keep.
+    """
+    state: dict[str, Any] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, nn.Parameter):
+            if not value.requires_grad:
+                continue
+            value = _gather(value)  # noqa: PLW2901  # on every process
+        if keep:
+            state[name] = value
+    return state
+
+
+def _gather(parameter: nn.Parameter) -> Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter.full_tensor().detach().to("cpu", copy=True)
+    with _gathered_by_zero3(parameter):
+        return parameter.detach().to("cpu", copy=True)
+
+
+def _gathered_by_zero3(parameter: nn.Parameter) -> AbstractContextManager[Any]:
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return cast("AbstractContextManager[Any]", deepspeed.zero.GatheredParameters([parameter]))
+
+
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """The greatest of the values that the processes have; all of them must call this."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    greatest = torch.tensor(value, dtype=torch.int32, device=device)
+    dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
+    return int(greatest.item())
+
+
+def decide_on_rank_0(decide: Callable[[], T]) -> T:
+    """Lets rank 0 decide for all ranks, which may see other files; all of them must call this.
+
+    Args:
+        decide: Called on rank 0 alone.
+
+    Returns:
+        What it returned on rank 0.
+
+    Raises:
+        Exception: On every rank, the OSError or ValueError that it raised on rank 0: others would wait for rank 0.
+    """
+    decision: list[Any] = [None, None]
+    if PartialState().process_index == 0:
+        try:
+            decision[0] = decide()
+        except (OSError, ValueError) as refusal:
+            decision[1] = refusal
+    result, error = broadcast_object_list(decision)
+    if error is not None:
+        raise error
+    return cast(T, result)
+
+
+def exit_process(code: int = 0) -> None:
+    """Ends this process, if it is one of several, without tearing the interpreter down; else does nothing.
+
+    A thread of gloo that drops the last reference to a tensor asks for Python's lock. While the interpreter is torn
+    down, that aborts the process (exit code -6) though everything is saved; `destroy_process_group` does not end these
+    threads while DDP or DeepSpeed holds a group, and may deadlock (torch 2.13). So the process ends by `os._exit`,
+    after what a normal end does: it waits for threads, calls what `atexit` holds and flushes standard output and error.
+
+    Args:
+        code: The exit code.
+    """
+    if PartialState().num_processes == 1:
+        return
+    if code == 0 and PartialState().device.type != "cpu":
+        PartialState().destroy_process_group()  # as NCCL asks for; after a failure it might wait for the others
+    threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its own children
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def exit_with_launcher(seconds: float = 1.0) -> None:
+    """Ends this process soon after its launcher; does nothing in a process that torchrun has not started.
+
+    A launcher that is killed cannot stop its workers: they would go on, and write where the next start writes.
+
+    Args:
+        seconds: Interval between two looks.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Removed from the environment: processes that this one starts must not take our launcher for theirs.
+        launcher = int(os.environ.pop("LORAMOE_LAUNCHER", os.getppid()))
+        threading.Thread(target=_watch_launcher, args=(launcher, seconds), daemon=True).start()
+
+
+def _watch_launcher(launcher: int, seconds: float) -> None:
+    while os.getppid() == launcher:
+        time.sleep(seconds)
+    print("the launcher has ended, so this process ends too", file=sys.stderr, flush=True)
+    os._exit(FAILED)

@@ -1,0 +1,154 @@
+"""What every package may use: errors for users, files written whole or not at all, values of flags, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import pickle
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+
+# Exit codes: a run that cannot go on; a run that a signal stopped and that has saved: the same command resumes it.
+FAILED: Final = 1
+TRY_AGAIN: Final = 75  # EX_TEMPFAIL of sysexits.h
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1)  # schedulers send them before the time is up
+
+# What reading an adapter's folder raises if a file is damaged, missing, or of another model or method.
+ADAPTER_ERRORS = (ValueError, OSError, RuntimeError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError)
+
+
+class UsageError(ValueError):
+    """Flags, or what they name, cannot be used as they are; the message names the value and the fix."""
+
+
+class SaveError(OSError):
+    """A file cannot be written; the message says why, what is left, and how to go on."""
+
+
+USER_ERRORS: Final = (UsageError, SaveError, FileExistsError, FileNotFoundError, PermissionError)
+"""Errors that users can fix: commands print them in one line, without a traceback."""
+
+
+@contextlib.contextmanager
+def as_usage_error(*kinds: type[Exception], about: str = "") -> Iterator[None]:
+    """Turns errors that a library raises for wrong input into UsageError: `about`, and the error's message."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except kinds as error:
+        raise UsageError(" ".join(f"{about} {error}".split())) from error
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Writes values as JSON, atomically."""
+    write_text(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file atomically: after a crash, or several writers at once, it holds one text, whole."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}.incomplete")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        sync(draft)
+        os.replace(draft, file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync(file.parent)
+
+
+@contextlib.contextmanager
+def atomic_save_dir(
+    folder: Path, writer: bool = True, draft_name: str = ".incomplete", last: str | None = None
+) -> Iterator[Path]:
+    """Fills a hidden folder, then moves its entries into place one by one.
+
+    Args:
+        folder: Where the entries go; entries of other names stay.
+        writer: Whether this process writes; the others only take part in what saving gathers.
+        draft_name: Name of the hidden folder; two writers of one folder need two names.
+        last: Name of the entry that is moved last: if it is there, so are the others.
+
+    Yields:
+        The hidden folder, of the same name in all processes.
+    """
+    draft = folder / draft_name
+    if not writer:
+        yield draft
+        return
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    sync_all(draft)
+    for entry in sorted(draft.iterdir(), key=lambda entry: entry.name == last):
+        _replace(entry, folder / entry.name)
+    draft.rmdir()
+    sync(folder)
+
+
+def _replace(new: Path, target: Path) -> None:
+    if not target.is_dir():
+        os.replace(new, target)
+        return
+    aside = target.with_name(f".{target.name}.old")  # a folder cannot be replaced in one step
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(target, aside)
+    os.replace(new, target)
+    shutil.rmtree(aside)
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or the names in a folder, to disk: a power cut may otherwise undo writes in any order."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_all(folder: Path) -> None:
+    """Forces a folder and everything in it to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def comma_list(text: str | None) -> list[str] | None:
+    """Splits "a, b" into ["a", "b"]; None if the text is None or empty."""
+    return [item.strip() for item in text.split(",") if item.strip()] if text and text.strip() else None
+
+
+def positive(text: str) -> int:
+    """Type of an argparse flag: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}. Raise it.")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """Type of an argparse flag: a finite number of at least 0."""
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}. Correct it.")
+    return float(text)
+
+
+def require(module: str, flag: str, package: str | None = None) -> None:
+    """Raises UsageError for a flag whose module is not installed; pip installs it as `package`."""
+    if importlib.util.find_spec(module) is None:
+        raise UsageError(
+            f"{flag} needs {module}, which is not installed. Run pip install {package or module}, or leave it out."
+        )

@@ -1,0 +1,144 @@
+"""Files and folders that are written whole or not at all, errors of libraries, values of flags."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentTypeError
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from loramoe.utils import (
+    UsageError,
+    as_usage_error,
+    atomic_save_dir,
+    comma_list,
+    not_negative,
+    positive,
+    require,
+    write_json,
+    write_text,
+)
+
+
+def test_json_is_replaced_whole(tmp_path: Path):
+    file = tmp_path / "values.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(file, {"a": object()})
+    assert json.loads(file.read_text()) == {"a": 1}
+    write_json(file, {"a": 2})
+    assert json.loads(file.read_text()) == {"a": 2}
+
+
+def test_several_writers_of_one_file_leave_it_whole(tmp_path: Path):
+    file = tmp_path / "values.json"
+    write_json(file, [0] * 1000)
+
+    def write(writer: int) -> list[list[int]]:
+        seen = []
+        for _ in range(50):
+            write_json(file, [writer] * 1000)
+            seen.append(json.loads(file.read_text()))
+        return seen
+
+    with ThreadPoolExecutor(4) as writers:
+        seen = [values for read in writers.map(write, range(1, 5)) for values in read]
+    assert all(len(values) == 1000 and len(set(values)) == 1 for values in seen)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_text_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: Path) -> None:
+        raise OSError("No space left on device")
+
+    file = tmp_path / "table.md"
+    write_text(file, "old")
+    monkeypatch.setattr("loramoe.utils.sync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+class TestAtomicSaveDir:
+    """A folder's entries come into place together, or not at all."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter" / "old").touch()
+        return tmp_path
+
+    def entries(self, folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+    def test_entries_are_replaced_and_others_stay(self, folder: Path):
+        (folder / "other").touch()
+        with atomic_save_dir(folder) as draft:
+            (draft / "adapter").mkdir()
+            (draft / "adapter" / "new").touch()
+            (draft / "file").touch()
+            assert (folder / "adapter" / "old").exists()
+        assert self.entries(folder) == {"adapter", "adapter/new", "file", "other"}
+
+    def test_a_failure_changes_nothing(self, folder: Path):
+        def save() -> None:
+            with atomic_save_dir(folder) as draft:
+                (draft / "adapter").mkdir()
+                raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            save()
+        assert self.entries(folder) == {"adapter", "adapter/old"}
+
+    def test_the_last_entry_is_moved_last(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        moved: list[str] = []
+        monkeypatch.setattr("loramoe.utils._replace", lambda new, target: (moved.append(target.name), new.unlink()))
+        with atomic_save_dir(folder, last="a") as draft:
+            for name in "abc":
+                (draft / name).touch()
+        assert moved[-1] == "a"
+        assert len(moved) == 3
+
+    def test_only_the_writer_touches_the_disk(self, tmp_path: Path):
+        with atomic_save_dir(tmp_path / "run", writer=False) as draft:
+            assert draft == tmp_path / "run" / ".incomplete"
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_a_library_becomes_one_line():
+    with pytest.raises(UsageError, match=r"^the flag: no such name$"), as_usage_error(OSError, about="the flag:"):
+        raise FileNotFoundError("no such\n  name")
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), UsageError("already one")])
+def test_other_errors_pass(error: Exception):
+    with pytest.raises(type(error)) as passed, as_usage_error(ValueError):
+        raise error
+    assert passed.value is error
+
+
+def test_values_of_flags_are_read():
+    assert (positive("1"), positive("032")) == (1, 32)
+    assert (not_negative("0"), not_negative("1e-3")) == (0.0, 0.001)
+    assert (comma_list("a, b,"), comma_list(" "), comma_list(None)) == (["a", "b"], None, None)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "x", "\u00b2"])
+def test_a_count_is_at_least_1(text: str):
+    with pytest.raises(ArgumentTypeError, match=f"at least 1, got '{text}'"):
+        positive(text)
+
+
+@pytest.mark.parametrize("text", ["-0.1", "nan", "inf"])
+def test_a_measure_is_finite_and_not_negative(text: str):
+    with pytest.raises(ArgumentTypeError, match=f"at least 0, got '{text}'"):
+        not_negative(text)
+
+
+def test_a_flag_needs_its_package():
+    require("json", "--json true")
+    with pytest.raises(UsageError, match=r"--x true needs no_such_module.*pip install no-such"):
+        require("no_such_module", "--x true", package="no-such")
