@@ -38,7 +38,7 @@ def check_engine(args: TrainingArguments) -> None:
     Raises:
         UsageError: If FSDP is asked for, by flag or by `accelerate launch`, without a GPU or in version 1.
     """
-    if not _is_fsdp(args):
+    if not is_fsdp(args):
         return
     origin = f"fsdp={args.fsdp!r}" if args.fsdp else "ACCELERATE_USE_FSDP, which accelerate launch sets"
     if args.use_cpu or not torch.cuda.is_available():
@@ -57,7 +57,7 @@ def check_engine(args: TrainingArguments) -> None:
         )
 
 
-def _is_fsdp(args: TrainingArguments) -> bool:
+def is_fsdp(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
@@ -75,7 +75,7 @@ def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits
     Raises:
         UsageError: If the engine cannot do what the run asks for.
     """
-    sharded = "FSDP" if _is_fsdp(args) else "ZeRO-3" if args.deepspeed and is_deepspeed_zero3_enabled() else None
+    sharded = "FSDP" if is_fsdp(args) else "ZeRO-3" if args.deepspeed and is_deepspeed_zero3_enabled() else None
     if sharded and load_in_kbits in (4, 8):
         raise UsageError(
             f"{sharded} cannot shard weights of {load_in_kbits} bits; got load_in_kbits={load_in_kbits}. Set "

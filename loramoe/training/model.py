@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from loramoe.loading import load_config
 from loramoe.training.arguments import ModelArguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.distributed import is_fsdp
@@ -77,29 +76,6 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
     return tokenizer
 
 
-def check_model(arguments: ModelArguments, args: TrainArguments) -> Any:
-    """Checks what can be known of the base model before its weights are loaded.
-
-    Args:
-        arguments: The model's flags.
-        args: The training's flags.
-
-    Returns:
-        The base model's configuration.
-
-    Raises:
-        UsageError: If it cannot be trained so.
-    """
-    config = load_config(arguments)
-    sharded = is_deepspeed_zero3_enabled() or is_fsdp(args)
-    if arguments.load_in_kbits != 16 and sharded:
-        raise UsageError(
-            f"load_in_kbits={arguments.load_in_kbits} and sharding of the weights (ZeRO-3, FSDP) exclude each other: "
-            "the quantised weights are not sharded. Use engine=ddp or zero2, or leave load_in_kbits out."
-        )
-    return config
-
-
 def load_base(arguments: ModelArguments, args: TrainArguments) -> Any:
     """Loads the base model, in 4 or 8 bits if the flags say so, each process to its own device.
 
@@ -127,18 +103,19 @@ def load_base(arguments: ModelArguments, args: TrainArguments) -> Any:
     return model
 
 
-def empty_base(arguments: ModelArguments, config: Any) -> Any:
+def empty_base(config: Any) -> Any:
     """The base model without weights, to check names and count parameters on.
 
     Args:
-        arguments: The model's flags.
         config: Its configuration.
 
     Returns:
-        The model, on the meta device.
+        The model, on the meta device; None if its class comes from the hub's repository.
     """
-    with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=arguments.trust_remote_code)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    with init_empty_weights(include_buffers=False):  # not by from_config, which ZeRO-3 would shard
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
 def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> PeftModel:

@@ -14,12 +14,13 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, get_scheduler, set_seed
 
 from loramoe.data import Splits
-from loramoe.loading import check_positions
+from loramoe.loading import check_positions, load_config
 from loramoe.recall import Probe, read_probes
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.memory import GIB, Engine, Parameters, Plan, memory_per_gpu
-from loramoe.training.model import adapter_config, add_adapter, check_model, empty_base, load_tokenizer
+from loramoe.training.distributed import start_engine
+from loramoe.training.model import adapter_config, add_adapter, empty_base, load_tokenizer
 from loramoe.training.samples import load_data, make_collator, type_names
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.utils import UsageError, as_usage_error
@@ -80,10 +81,11 @@ def prepare(
     with as_usage_error(ValueError):
         probes = read_probes(data_args.recall_file) if data_args.recall_file else []
     tokenizer = load_tokenizer(model_args)
-    model_config = check_model(model_args, args)
-    model = None
-    if model_args.adapter is None:
-        model = add_adapter(empty_base(model_args, model_config), model_args, dataclasses.replace(config))
+    start_engine(args, generates=bool(probes), load_in_kbits=model_args.load_in_kbits)
+    model_config = load_config(model_args)
+    model = empty_base(model_config) if model_args.adapter is None else None
+    if model is not None:
+        model = add_adapter(model, model_args, dataclasses.replace(config))
     splits = load_data(tokenizer, config, data_args, args)
     if train_dataset is not None:
         splits = splits._replace(train=train_dataset)

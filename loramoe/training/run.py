@@ -7,9 +7,8 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
@@ -27,7 +26,7 @@ from loramoe.training import checkpoint
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.callbacks import StopAtSignal
 from loramoe.training.card import RunInfo, describe
-from loramoe.training.distributed import start_engine
+from loramoe.training.distributed import decide_on_rank_0
 from loramoe.training.experts_page import write_experts_page
 from loramoe.training.hub import open_repository, push
 from loramoe.training.model import add_adapter, load_base
@@ -86,7 +85,6 @@ def run_sft(
         _fit_evaluation(prepared, resume_from)
         repository = open_repository(prepared.arguments)
         set_seed(args.seed)
-        start_engine(args, asks=bool(prepared.probes))
         trainer = _make_trainer(prepared, trainer_class, callbacks, compute_metrics)
         if not args.do_train:
             return _evaluate_only(trainer, prepared.arguments)
@@ -108,23 +106,18 @@ def _open_run(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[dict[str
         return {}, None
     recipe = build_recipe(prepared)
     output_dir = Path(args.output_dir)
-    decision: list[Any] = [None, None]
-    if args.process_index == 0:
-        try:
-            stack.enter_context(checkpoint.lock_run(output_dir))
-            wish = args.resume_from_checkpoint
-            decision[0] = checkpoint.resume_point(output_dir, wish, args.overwrite_output_dir, recipe)
-        except (OSError, ValueError) as error:  # all must hear of it, or they would wait for rank 0
-            decision[1] = error
-    start, refusal = broadcast_object_list(decision)
-    if refusal is not None:
-        raise refusal
+
+    def decide() -> Path | None:
+        stack.enter_context(checkpoint.lock_run(output_dir))
+        return checkpoint.resume_point(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, recipe)
+
+    start = decide_on_rank_0(decide)
     if start is not None and not (start / checkpoint.COMPLETE).is_file():
         raise FileNotFoundError(
             f"rank 0 resumes from {start}, which rank {args.process_index} does not see. Put output_dir on a file "
             "system that all machines share."
         )
-    return recipe, cast("Path | None", start)
+    return recipe, start
 
 
 def _fit_evaluation(prepared: Prepared, resume_from: Path | None) -> None:

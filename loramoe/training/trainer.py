@@ -123,7 +123,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         else:
             result = self._evaluation_loss(model, inputs, return_outputs)
         balance = last_balance(model)
-        if balance is not None and training and not self.guard.leaves_out:
+        if balance is not None and training and not self.guard.skips:
             self._train_meter.add(balance)
         elif balance is not None and not training and (real := self._real_samples(len(balance.tokens_M))):
             self._eval_meter.add(first_samples(balance, real))

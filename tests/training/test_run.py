@@ -110,7 +110,7 @@ class TestStartOfAllProcesses:
     """Rank 0 decides where a run starts; the others hear of it."""
 
     def hear(self, monkeypatch: pytest.MonkeyPatch, *decision: object) -> Path | None:
-        monkeypatch.setattr(run_module, "broadcast_object_list", lambda own: list(decision))
+        monkeypatch.setattr("loramoe.training.distributed.broadcast_object_list", lambda own: list(decision))
         monkeypatch.setattr(run_module, "build_recipe", lambda prepared: {})
         args = SimpleNamespace(process_index=1, do_train=True, output_dir="out")
         return run_module._open_run(SimpleNamespace(arguments=(None, None, args)), ExitStack())[1]
