@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from benchmarks.harness import hardware
 from loramoe.report import Shares
-from loramoe.training.arguments import parse
-from loramoe.training.run import run
+from loramoe.training.parser import parse
+from loramoe.training.run import run_sft
 from loramoe.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
     paths = {name: ROOT / str(values[name]) for name in ("model_name_or_path", "dataset_dir", "validation_file")}
     with tempfile.TemporaryDirectory() as folder:
         flags = values | paths | {"output_dir": folder}
-        metrics = run(parse([word for name, value in flags.items() for word in (f"--{name}", str(value))]))
+        metrics = run_sft(parse([word for name, value in flags.items() for word in (f"--{name}", str(value))]))
         history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
         shares = shares_of(json.loads((Path(folder) / "expert_shares.json").read_text()))
     return {

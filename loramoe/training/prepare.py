@@ -19,7 +19,6 @@ from loramoe.recall import Probe, read_probes
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.memory import GIB, Engine, Parameters, Plan, memory_per_gpu
-from loramoe.training.distributed import start_engine
 from loramoe.training.model import adapter_config, add_adapter, empty_base, load_tokenizer
 from loramoe.training.samples import load_data, make_collator, type_names
 from loramoe.tuner.config import LoraMoeConfig
@@ -81,7 +80,6 @@ def prepare(
     with as_usage_error(ValueError):
         probes = read_probes(data_args.recall_file) if data_args.recall_file else []
     tokenizer = load_tokenizer(model_args)
-    start_engine(args, generates=bool(probes), load_in_kbits=model_args.load_in_kbits)
     model_config = load_config(model_args)
     model = empty_base(model_config) if model_args.adapter is None else None
     if model is not None:
@@ -104,7 +102,7 @@ def with_adapter(arguments: Arguments) -> Arguments:
     model_args, data_args, args = arguments
     if args.do_train or model_args.adapter is not None:
         return arguments
-    adapter = Path(args.output_dir) / checkpoint.ADAPTER
+    adapter = Path(args.output_dir) / ADAPTER
     if not adapter.is_dir():
         raise UsageError(
             f"there is no adapter to evaluate: adapter is not set, and {adapter} does not exist. Set --adapter, the "

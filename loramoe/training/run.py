@@ -26,7 +26,7 @@ from loramoe.training import checkpoint
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.callbacks import StopAtSignal
 from loramoe.training.card import RunInfo, describe
-from loramoe.training.distributed import decide_on_rank_0
+from loramoe.training.distributed import decide_on_rank_0, start_engine
 from loramoe.training.experts_page import write_experts_page
 from loramoe.training.hub import open_repository, push
 from loramoe.training.model import add_adapter, load_base
@@ -84,6 +84,7 @@ def run_sft(
         recipe, resume_from = _open_run(prepared, stack)
         _fit_evaluation(prepared, resume_from)
         repository = open_repository(prepared.arguments)
+        start_engine(args, bool(prepared.probes), prepared.arguments[0].load_in_kbits)
         set_seed(args.seed)
         trainer = _make_trainer(prepared, trainer_class, callbacks, compute_metrics)
         if not args.do_train:

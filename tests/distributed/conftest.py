@@ -117,12 +117,12 @@ class Runs:
 
     def alone(self, name: str, **changes: object) -> Finished:
         """A run in this process."""
-        from loramoe.training.arguments import parse
-        from loramoe.training.run import run
+        from loramoe.training.parser import parse
+        from loramoe.training.run import run_sft
 
         out = self.folder / name
         if not out.exists():
-            run(parse(self.flags(out, changes)))
+            run_sft(parse(self.flags(out, changes)))
         return Finished(out)
 
     def launch(self, out: Path, variables: dict[str, object], **changes: object) -> subprocess.Popen[str]:

@@ -64,8 +64,8 @@ def test_it_leaves_the_page(zero_run: tuple[Finished, Any]) -> None:
 
 def test_it_loads_anywhere(zero_run: tuple[Finished, Any], runs: Any) -> None:
     """One process without DeepSpeed measures what the run measured."""
-    from loramoe.training.arguments import parse
-    from loramoe.training.run import run as evaluate
+    from loramoe.training.parser import parse
+    from loramoe.training.run import run_sft as evaluate
 
     finished, _ = zero_run
     changes = {"do_train": "false", "do_eval": "true", "recall_file": runs.task.recall_file}

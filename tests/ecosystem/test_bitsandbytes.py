@@ -12,10 +12,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import loading
-from loramoe.training.arguments import parse
+from loramoe.training.parser import parse
 from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
 from loramoe.training.model_arguments import ModelArguments
-from loramoe.training.run import run
+from loramoe.training.run import run_sft
 from tests.helpers import layers_of
 from tests.plain_loop import weights
 
@@ -50,7 +50,7 @@ def test_trained_saved_and_loaded_again(
     bits: int, double_quant: bool, base: Path, tiny_task: Any, tmp_path: Path
 ) -> None:
     flags = {"load_in_kbits": bits, "double_quant": double_quant}
-    summary = run(parse(tiny_task.flags(tmp_path / "out", model_name_or_path=base, **flags, max_steps=12)))
+    summary = run_sft(parse(tiny_task.flags(tmp_path / "out", model_name_or_path=base, **flags, max_steps=12)))
     assert summary["after"]["loss"] < summary["before"]["loss"] - 0.1
     model = load(tiny_task, base, tmp_path, **flags, peft_path=tmp_path / "out" / "sft_lora_model").eval()
     assert {type(layer.base_layer).__name__ for layer in layers_of(model).values()} == {KINDS[bits]}

@@ -18,8 +18,8 @@ from transformers.models.llama import modeling_llama
 
 from loramoe import last_balance
 from loramoe.data import SftCollator
-from loramoe.training.arguments import parse
-from loramoe.training.run import run
+from loramoe.training.parser import parse
+from loramoe.training.run import run_sft
 from tests.plain_loop import OrderedTrainer, assert_same_run, make_model, make_rows, plain_loop, settings, weights
 
 pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
@@ -100,7 +100,7 @@ def test_trainer(smoothing: float, tmp_path: Path) -> None:
 def test_train_py(tiny_task: Any, tmp_path: Path) -> None:
     """The flag of `train.py`: evaluation, constraint and expert shares are those without it."""
     flags = {"lora_dropout": 0.0, "max_steps": 2, "per_device_train_batch_size": 2, "use_cpu": str(not ON_GPU)}
-    expected = run(parse(tiny_task.flags(tmp_path / "without", **flags)))
+    expected = run_sft(parse(tiny_task.flags(tmp_path / "without", **flags)))
     arguments = parse(tiny_task.flags(tmp_path / "with", **flags, use_liger_kernel="true"))
     arguments[2].liger_kernel_config = KERNELS
     summary = run(arguments)

@@ -16,7 +16,7 @@ import torch
 from transformers import TrainingArguments
 
 from loramoe.training import distributed as module
-from loramoe.training.arguments import parse
+from loramoe.training.parser import parse
 from loramoe.training.distributed import (
     check_engine,
     decide_on_rank_0,

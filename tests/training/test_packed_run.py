@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaModel
 
-from loramoe.training.arguments import parse
-from loramoe.training.run import run
+from loramoe.training.parser import parse
+from loramoe.training.run import run_sft
 from loramoe.training.trainer import LoraMoeTrainer
 from loramoe.utils import UsageError
 
@@ -99,7 +99,7 @@ def test_rows_of_similar_length_come_together(
 @pytest.mark.slow
 def test_two_processes_are_two_accumulated_forwards(tmp_path: Path, tiny_task: Any, own_dataset_cache: None) -> None:
     flags = {"packing": "true", "lora_dropout": 0, "logging_steps": 1, "max_steps": 4, "blc_weight": 1}
-    run(parse(tiny_task.flags(tmp_path / "one", gradient_accumulation_steps=2, **flags)))
+    run_sft(parse(tiny_task.flags(tmp_path / "one", gradient_accumulation_steps=2, **flags)))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(ROOT / "train.py"), *tiny_task.flags(tmp_path / "two", **flags)]

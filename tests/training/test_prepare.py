@@ -107,14 +107,6 @@ def test_an_edited_deepspeed_file_is_another_run(prepared, tmp_path: Path):
     assert {name for name in recipes[0] if recipes[0][name] != recipes[1][name]} == {"deepspeed"}
 
 
-def test_quantised_weights_are_not_sharded(prepared, tmp_path: Path):
-    for package in ("deepspeed", "bitsandbytes"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}))
-    with pytest.raises(UsageError, match="load_in_kbits=4 and sharding"):
-        prepared(deepspeed=tmp_path / "zero3.json", load_in_kbits=4)
-
-
 def test_a_dry_run_counts_all_but_loads_nothing(prepared):
     said = dry_run_summary(prepared(gradient_accumulation_steps=3))
     assert "global batch       12 = 4 per device x 3 accumulated x 1 processes" in said
