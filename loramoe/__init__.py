@@ -39,15 +39,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "BalanceStats": "loramoe.tuner.hooks",
-    "LoraMoeConfig": "loramoe.tuner.config",
-    "LoraMoeLayer": "loramoe.tuner.layer",
-    "LoraMoeModel": "loramoe.tuner.model",
-    "balance_loss": "loramoe.balance.constraint",
-    "collect_aux_loss": "loramoe.tuner.forward_pass",
-    "export_lora": "loramoe.export",
-    "last_balance": "loramoe.tuner.hooks",
-    "use_implementation": "loramoe.tuner.model",
+    "loramoe.balance.constraint": ("balance_loss",),
+    "loramoe.export": ("export_lora",),
+    "loramoe.tuner.config": ("LoraMoeConfig",),
+    "loramoe.tuner.forward_pass": ("collect_aux_loss",),
+    "loramoe.tuner.hooks": ("BalanceStats", "last_balance"),
+    "loramoe.tuner.layer": ("LoraMoeLayer",),
+    "loramoe.tuner.model": ("LoraMoeModel", "use_implementation"),
 }
 _RENAMED = {"Balance": "BalanceStats"}  # until the next release
 
@@ -56,9 +54,10 @@ def __getattr__(name: str) -> Any:
     if name in _RENAMED:
         warnings.warn(f"loramoe.{name} is now loramoe.{_RENAMED[name]}.", FutureWarning, stacklevel=2)
         name = _RENAMED[name]
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    for home, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _register(peft: ModuleType) -> None:

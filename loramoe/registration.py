@@ -16,7 +16,7 @@ def register() -> None:
     extend_peft_type(PeftType)
     from loramoe.tuner.config import LoraMoeConfig
     from loramoe.tuner.model import LoraMoeModel
-    from loramoe.tuner.state_dict import prepare_weights
+    from loramoe.tuner.state_dict import current_names, validate_state_dict
 
     if PeftType("LORAMOE") not in PEFT_TYPE_TO_CONFIG_MAPPING:
         from peft.utils import register_peft_method
@@ -25,8 +25,8 @@ def register() -> None:
     for public in (LoraMoeConfig, LoraMoeModel):
         setattr(peft, public.__name__, public)
     extend_lora_config(peft.LoraConfig)
-    extend_set_state_dict(prepare_weights)
-    extend_load_adapter(PeftAdapterMixin, prepare_weights)
+    extend_set_state_dict(current_names, validate_state_dict)
+    extend_load_adapter(PeftAdapterMixin, current_names, validate_state_dict)
 
 
 def register_sft_trainer(sft_trainer: type) -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from loramoe import LoraMoeConfig, LoraMoeLayer
 from loramoe.ops import mixture, route
-from loramoe.tuner.forward_pass import of_thread
+from loramoe.tuner.forward_pass import thread_state
 
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -178,8 +178,8 @@ def _add_detached(layer: LoraMoeLayer, adapter_name: str, y: Tensor, x: Tensor) 
     """What the layer adds, with no gradient from the gates to x."""
     router, A, B = layer.weights(adapter_name)
     gates = route(x.detach(), router)
-    if of_thread.passes:
-        of_thread.passes[-1].add(adapter_name, layer.key, gates, router)
+    if thread_state.passes:
+        thread_state.passes[-1].add(adapter_name, layer.key, gates, router)
     experts = layer.loramoe_experts[adapter_name]
     dropped = functional.dropout(x, experts.dropout, experts.training)
     return y + mixture(dropped, gates, A, B, layer.scaling[adapter_name]).to(y.dtype)

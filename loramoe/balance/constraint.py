@@ -7,8 +7,8 @@ In the symbols of arXiv 2312.09979, section "Localized Balancing Constraint":
     Z    = Q / I  ("match")   or   Q · I  ("paper")
     blc  = var(Z) / (mean(Z)² + 1e-10)                       unbiased, over all M·E entries of one layer
 
-Q is W_MN · gates_NE / (real tokens of sample m), where W[m, n] is 1 if token n is a real token of sample m, else 0; N
-counts the tokens of the batch row by row. Nothing here waits for the device.
+Q is W · gates / (real tokens of sample m), where W[m, n] is 1 if token n is a real token of sample m, else 0. Nothing
+here waits for the device.
 
 Minimising blc makes Z even. Under "match" the experts of a sample's own type end with more gate weight,
 Q_own / Q_other = (1 + a) / (1 − a); under "paper", the direction of the original code, with less. The paper prints
@@ -100,25 +100,21 @@ class Membership:
     """The M samples of a batch of B rows and S columns.
 
     Attributes:
-        W_MN: 1 where token n is a real token of sample m, else 0; float32 [M, B·S].
+        W: 1 where a token is a real token of a sample, else 0; float32 [B, 1, S] where each row is a sample, else
+            [1, M, B·S].
         tokens_M: Number of real tokens of each sample, float32.
-        starts: Number of samples that the position ids start; None where each row is a sample.
+        started_samples: Number of samples that the position ids start; None where each row is a sample.
         shape: B and S.
     """
 
-    W_MN: Tensor
+    W: Tensor
     tokens_M: Tensor
-    starts: Tensor | None
+    started_samples: Tensor | None
     shape: tuple[int, int]
-
-    @property
-    def real_M(self) -> Tensor:
-        """Which samples have a real token."""
-        return self.tokens_M > 0
 
     def importance(self, gates: Tensor, kind: BlcImportance = "mean") -> Tensor:
         """Return Q [M, E] of one layer from its gates [B, S, E] or [B·S, E], in their dtype and on their device."""
-        Q_ME = self.W_MN.to(gates) @ gates.reshape(-1, gates.shape[-1])
+        Q_ME = (self.W.to(gates) @ gates.reshape(len(self.W), -1, gates.shape[-1])).flatten(0, 1)
         return Q_ME if kind == "sum" else Q_ME / self.tokens_M.to(gates).clamp(min=1).unsqueeze(-1)
 
     def covers(self, gates: Tensor) -> bool:
@@ -136,8 +132,7 @@ def rows_as_samples(mask_BS: Tensor) -> Membership:
     """Return the membership of a batch in which each row is a sample."""
     B, S = mask_BS.shape
     real_BS = mask_BS.to(torch.float32)
-    rows_BB = torch.eye(B, device=mask_BS.device)
-    return Membership((rows_BB.unsqueeze(-1) * real_BS).view(B, B * S), real_BS.sum(-1), None, (B, S))
+    return Membership(real_BS.unsqueeze(1), real_BS.sum(-1), None, (B, S))
 
 
 def positions_as_samples(position_ids_BS: Tensor, samples: int) -> Membership:
@@ -150,7 +145,7 @@ def positions_as_samples(position_ids_BS: Tensor, samples: int) -> Membership:
     starts_BS[:, 1:] = position_ids_BS.diff() != 1
     sample_N = starts_BS.flatten().cumsum(0) - 1
     W_MN = (torch.arange(samples, device=sample_N.device).unsqueeze(-1) == sample_N).to(torch.float32)
-    return Membership(W_MN, W_MN.sum(-1), starts_BS.sum(), (B, S))
+    return Membership(W_MN.unsqueeze(0), W_MN.sum(-1), starts_BS.sum(), (B, S))
 
 
 def share_of_step(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 Extension = Callable[[ModuleType], None]
 
@@ -123,9 +124,6 @@ def _run_in_place(name: str, spec: ModuleSpec) -> None:
 
 
 def _extend_from(file: Path, module: ModuleType) -> None:
-    spec = importlib.util.spec_from_file_location(f"loramoe_overlay.{module.__name__}", file)
-    assert spec is not None
-    assert spec.loader is not None
-    source = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(source)
-    source.extend(module)
+    namespace: dict[str, Any] = {"__name__": f"loramoe_overlay.{module.__name__}"}
+    exec(compile(file.read_bytes(), file, "exec"), namespace)
+    namespace["extend"](module)

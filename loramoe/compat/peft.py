@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 ORIGINAL_ONLY: dict[str, Any] = {"enable_lora": None, "merge_weights": False}
 IGNORED_FIELDS = {"peft_type", "fan_in_fan_out"}  # a base layer is only called, so how it keeps its weight is its own
 
-PrepareWeights = Callable[["nn.Module", "dict[str, Tensor]", str, bool], "dict[str, Tensor]"]
+Rename = Callable[["dict[str, Tensor]"], "dict[str, Tensor]"]
+Validate = Callable[["nn.Module", "dict[str, Tensor]", str, bool], None]
 
 
 def extend_peft_type(peft_type: Any) -> None:
@@ -68,7 +69,8 @@ def _mixture_config(lora_config: type, *args: Any, **kwargs: Any) -> Any:
     fields = {f.name: f for f in dataclasses.fields(lora_config) if f.init}
     given = dict(zip(fields, args, strict=False)) | kwargs
     known = {f.name for f in dataclasses.fields(config_class) if f.init} - {"peft_type"}
-    unused = {name: _default(f) for name, f in fields.items() if name not in known} | ORIGINAL_ONLY
+    defaults = {k: f.default_factory() if callable(f.default_factory) else f.default for k, f in fields.items()}
+    unused = {name: default for name, default in defaults.items() if name not in known} | ORIGINAL_ONLY
     unknown = {k: v for k, v in given.items() if k not in known | IGNORED_FIELDS}
     foreign = {k: v for k, v in unknown.items() if k not in unused or unused[k] != v}
     if foreign:
@@ -79,10 +81,6 @@ def _mixture_config(lora_config: type, *args: Any, **kwargs: Any) -> Any:
         )
     from_file = {"peft_type": "LORAMOE"} if given.get("peft_type") is not None else {}
     return config_class(**from_file, **{k: v for k, v in given.items() if k in known})
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def in_out_features(base_layer: nn.Module) -> tuple[int, int]:
@@ -97,8 +95,8 @@ def in_out_features(base_layer: nn.Module) -> tuple[int, int]:
     return int(in_features), int(out_features)
 
 
-def extend_set_state_dict(prepare: PrepareWeights) -> None:
-    """Have a LoRAMoE adapter's weights prepared (renamed and checked) before peft puts them on a model.
+def extend_set_state_dict(rename: Rename, validate: Validate) -> None:
+    """Have a LoRAMoE adapter's weights renamed and checked before peft puts them on a model.
 
     peft would stop half way at a wrong shape, and only warn of weights that are missing.
     """
@@ -117,7 +115,8 @@ def extend_set_state_dict(prepare: PrepareWeights) -> None:
         **kwargs: Any,
     ) -> Any:
         if _is_loramoe(model.peft_config[adapter_name]):  # type: ignore[index]
-            peft_model_state_dict = prepare(model, peft_model_state_dict, adapter_name, not ignore_mismatched_sizes)
+            peft_model_state_dict = rename(peft_model_state_dict)
+            validate(model, peft_model_state_dict, adapter_name, not ignore_mismatched_sizes)
         return put(model, peft_model_state_dict, adapter_name, ignore_mismatched_sizes, **kwargs)
 
     for name, module in list(sys.modules.items()):  # each module of peft that has imported it by name
@@ -125,7 +124,7 @@ def extend_set_state_dict(prepare: PrepareWeights) -> None:
             module.set_peft_model_state_dict = set_peft_model_state_dict  # type: ignore[attr-defined]
 
 
-def extend_load_adapter(mixin: type, prepare: PrepareWeights) -> None:
+def extend_load_adapter(mixin: type, rename: Rename, validate: Validate) -> None:
     """Have `model.load_adapter`, and from_pretrained of an adapter, take adapters with names of an earlier format.
 
     transformers 5 reads the weights by itself, and logs those that are missing. Weights that it is given it takes.
@@ -143,10 +142,10 @@ def extend_load_adapter(mixin: type, prepare: PrepareWeights) -> None:
             return load(self, *args, **kwargs)
         from peft.utils import load_peft_weights
 
-        weights = load_peft_weights(adapter, device="cpu", **hub)
-        check = functools.partial(prepare, self, weights, call.get("adapter_name") or "default", True)
+        weights = rename(load_peft_weights(adapter, device="cpu", **hub))
+        check = functools.partial(validate, self, weights, call.get("adapter_name") or "default", True)
         try:
-            info = load(self, *args, **kwargs, adapter_state_dict=prepare(self, weights, "", False))
+            info = load(self, *args, **kwargs, adapter_state_dict=weights)
         except RuntimeError:  # a wrong shape, which transformers does not name
             check()
             raise

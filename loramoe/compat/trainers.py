@@ -42,8 +42,7 @@ def declare_task_types(model_class: type) -> None:
     declared = inspect.Parameter(
         "task_types", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="torch.LongTensor | None"
     )
-    *others, last = signature.parameters.values()
-    parameters = [*others, declared, last] if last.kind is inspect.Parameter.VAR_KEYWORD else [*others, last, declared]
+    parameters = sorted([*signature.parameters.values(), declared], key=lambda parameter: parameter.kind)
     forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
 

@@ -21,12 +21,4 @@ AddMixture = Callable[..., tuple[Tensor, Tensor]]  # with the arguments of `add_
 # A plain dict: torch.compile breaks the graph at a MappingProxyType.
 IMPLEMENTATIONS: dict[str, AddMixture] = {"eager": add_eager, "fused": add_fused}
 
-__all__ = [
-    "IMPLEMENTATIONS",
-    "add_eager",
-    "add_fused",
-    "mixture",
-    "mixture_reference",
-    "route",
-    "without_autocast",
-]
+__all__ = ["IMPLEMENTATIONS", "add_eager", "add_fused", "mixture", "mixture_reference", "route", "without_autocast"]

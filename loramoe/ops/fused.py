@@ -65,7 +65,7 @@ _CAST_ROWS = 256  # float32 copies of this many tokens stay in the cache of a CP
 class MixtureArgs(NamedTuple):
     """The arguments of one mixture that are not tensors."""
 
-    scaling: float  # alpha / R / keep_prob
+    scale: float  # alpha / R / keep_prob: what dropout keeps is scaled up
     p: float  # probability of dropping an input of the experts
     seed: int  # of the dropout mask
     dtype: torch.dtype  # of the experts' products
@@ -106,9 +106,9 @@ class _Mixture(torch.autograd.Function):
             gated_NK = apply_gates(hidden_NK, gates_NE)
             y_NF, B_KF = y.view(len(gated_NK), len(B)), B.to(args.dtype).T
             if y.dtype == args.dtype:
-                y_NF.addmm_(gated_NK, B_KF, alpha=args.scaling)
+                y_NF.addmm_(gated_NK, B_KF, alpha=args.scale)
             else:  # such as a bfloat16 base with float32 experts: the sum is rounded once
-                y_NF.add_(gated_NK @ B_KF, alpha=args.scaling)
+                y_NF.add_(gated_NK @ B_KF, alpha=args.scale)
         gates = gates_NE.view(*x.shape[:-1], len(router))
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, router, A, B, gates, gated_NK)
@@ -125,8 +125,8 @@ class _Mixture(torch.autograd.Function):
             grad_NF = grad_y.reshape(len(gated_NK), len(B)).to(args.dtype)
             B_FK = B.to(args.dtype)
             # With beta=0, addmm ignores the values of its first argument, and is a scaled product in one call.
-            grad_gated_NK = torch.addmm(B_FK[:1], grad_NF, B_FK, beta=0, alpha=args.scaling)
-            grad_B = torch.addmm(B_FK, grad_NF.T, gated_NK, beta=0, alpha=args.scaling)
+            grad_gated_NK = torch.addmm(B_FK[:1], grad_NF, B_FK, beta=0, alpha=args.scale)
+            grad_B = torch.addmm(B_FK, grad_NF.T, gated_NK, beta=0, alpha=args.scale)
             grad_hidden_NK = apply_gates(grad_gated_NK, gates_NE)
             grad_logits_NE = _grad_logits(gates_NE, gated_NK, grad_gated_NK, grad_gates)
             grads = _joint_grads if args.p == 0 else _dropout_grads

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -121,7 +122,8 @@ class LoraMoeConfig(PeftConfig):  # type: ignore[misc]  # peft is not typed
     def _check_layers(self) -> None:
         layers: Any = self.layers_to_transform
         if layers is not None:
-            self.layers_to_transform = int(layers) if isinstance(layers, Integral) else [int(each) for each in layers]
+            whole = partial(_whole, "layers_to_transform", minimum=0)
+            self.layers_to_transform = whole(layers) if isinstance(layers, (Integral, str)) else [*map(whole, layers)]
         if self.layers_pattern is not None and layers is None:
             raise ValueError(
                 f"layers_pattern={self.layers_pattern!r} names the list in which layers_to_transform counts. Set "

@@ -42,7 +42,12 @@ def membership_of(model: nn.Module, call: Mapping[str, Any], task_types: Tensor)
             f"{type(model).__name__} is an encoder-decoder, whose layers see two sequences, and task_types are for "
             "decoder-only models. Leave them out, and set blc_weight=0."
         )
-    tokens: Tensor = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+    tokens: Tensor | None = call.get("inputs_embeds") if call.get("input_ids") is None else call["input_ids"]
+    if tokens is None or tokens.dim() < 2:
+        raise ValueError(
+            f"task_types need input_ids or inputs_embeds of B rows and S tokens; {type(model).__name__} was given "
+            f"{sorted(call)}. Leave task_types out, and set blc_weight=0."
+        )
     B, S = tokens.shape[:2]
     mask: Tensor | None = call.get("attention_mask")
     position_ids: Tensor | None = call.get("position_ids")
@@ -84,12 +89,8 @@ def validate_task_types(model: nn.Module, task_types: Any) -> None:
             "nn.DataParallel splits a batch among threads, which the constraint does not support. Start one process "
             "per GPU (torchrun --nproc_per_node N), or use a single one (CUDA_VISIBLE_DEVICES=0)."
         )
-    if (
-        not isinstance(task_types, Tensor)
-        or task_types.dim() != 1
-        or task_types.is_floating_point()
-        or task_types.dtype == torch.bool
-    ):
+    is_vector = isinstance(task_types, Tensor) and task_types.dim() == 1
+    if not is_vector or task_types.is_floating_point() or task_types.dtype == torch.bool:
         got = f"{task_types.dtype} {list(task_types.shape)}" if isinstance(task_types, Tensor) else repr(task_types)
         raise ValueError(
             f"task_types must be one integer for each sample, a tensor [B] of int64; got {got}. Have the collator make "
@@ -102,16 +103,15 @@ def validate_samples(membership: Membership, task_types_M: Tensor, expert_types:
     M = len(task_types_M)
     if torch.compiler.is_compiling():  # a compiled graph has no place for a message with values
         fits = [match_types(task_types_M, types).any(-1).all() for types in expert_types]
-        fits += [] if membership.starts is None else [membership.starts == M]
+        fits += [] if membership.started_samples is None else [membership.started_samples == M]
         for each in fits:
             torch._assert_async(each, "task_types do not fit the samples or the experts; call the model uncompiled")
         return
-    if membership.starts is not None and int(membership.starts) != M:
+    if membership.started_samples is not None and (started := int(membership.started_samples)) != M:
         B, S = membership.shape
         raise ValueError(
-            f"task_types must hold one type for each sample; got {M} types, while position_ids start "
-            f"{int(membership.starts)} samples in the B={B} rows of S={S} tokens. Let position_ids count 0, 1, 2, … "
-            "from the start of each sample."
+            f"task_types must hold one type for each sample; got {M} types, while position_ids start {started} samples "
+            f"in the B={B} rows of S={S} tokens. Let position_ids count 0, 1, 2, … from the start of each sample."
         )
     for types in expert_types:
         unknown = sorted(set(task_types_M.tolist()) - set(types))
@@ -134,7 +134,7 @@ class ForwardPass:
         self.membership: Membership | None = None  # None where the batch has no task types
         self.task_types_M: Tensor | None = None
         self.gates: dict[str, dict[str, Tensor]] = {}  # [B, S, E] or [B·S, E] by adapter and name of the layer
-        self.untrained: list[str] = []  # layers whose router is to be trained, and whose gates carry no gradient
+        self.without_gradient: list[str] = []  # layers whose router is to be trained, and whose gates carry no gradient
 
     def add(self, adapter_name: str, layer: str, gates: Tensor, router: Tensor) -> None:
         """Add the gates of one layer."""
@@ -153,10 +153,10 @@ class ForwardPass:
             )
         by_layer[layer] = gates
         if router.requires_grad and not gates.requires_grad:
-            self.untrained.append(layer)
+            self.without_gradient.append(layer)
 
 
-class _OfThread(threading.local):
+class _ThreadState(threading.local):
     """The forward passes of a thread, the innermost last, and the lists of the `collect_aux_loss` around it.
 
     Both are lists: after a graph break torch.compile keeps changes of a list, but loses those of an attribute.
@@ -167,21 +167,21 @@ class _OfThread(threading.local):
         self.collected: list[list[Tensor]] = []
 
 
-of_thread = _OfThread()
+thread_state = _ThreadState()
 
 
 def open_pass(model: nn.Module) -> ForwardPass:
     """Open the pass of a model's forward."""
     close_pass(model)  # one that an interrupt has left
-    of_thread.passes.append(ForwardPass(model))
-    return of_thread.passes[-1]
+    thread_state.passes.append(ForwardPass(model))
+    return thread_state.passes[-1]
 
 
 def close_pass(model: nn.Module) -> ForwardPass | None:
     """Close the pass of a model's forward and return it; None if the forward failed before it opened one."""
-    if not any(each.model is model for each in of_thread.passes):
+    if not any(each.model is model for each in thread_state.passes):
         return None
-    while (closed := of_thread.passes.pop()).model is not model:  # a nested one that an interrupt has left
+    while (closed := thread_state.passes.pop()).model is not model:  # a nested one that an interrupt has left
         pass
     return closed
 
@@ -193,8 +193,8 @@ def collect_aux_loss() -> Iterator[list[Tensor]]:
     For a loss that is computed from something else than `outputs.loss`: yields a list to which each forward with task
     types appends a scalar, before its share of the step.
     """
-    of_thread.collected.append([])
+    thread_state.collected.append([])
     try:
-        yield of_thread.collected[-1]
+        yield thread_state.collected[-1]
     finally:
-        of_thread.collected.pop()
+        thread_state.collected.pop()

@@ -8,6 +8,8 @@ because after `model.load_adapter` or `inject_adapter_in_model` there is no Peft
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -16,17 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loramoe.balance.constraint import COUNTED_LABELS, BlcImportance, coefficient, localized_balance, share_of_step
+from loramoe.balance.constraint import COUNTED_LABELS, Membership, coefficient, localized_balance, share_of_step
 from loramoe.compat.trainers import skips_first_label
 from loramoe.ops import without_autocast
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.tuner.forward_pass import (
-    ForwardPass,
     arguments_by_name,
     close_pass,
     membership_of,
-    of_thread,
     open_pass,
+    thread_state,
     validate_samples,
     validate_task_types,
 )
@@ -45,7 +46,7 @@ class BalanceStats:
 
     constraint_L: Tensor
     importance_LME: Tensor
-    kind: BlcImportance
+    kind: str
     tokens_M: Tensor
     task_types_M: Tensor
     expert_types: tuple[int, ...]
@@ -122,13 +123,11 @@ class BalanceHooks:
     Attributes:
         configs: Configuration of each adapter of the model.
         last: For each active adapter, what the constraint saw in the last forward pass with task types.
-        implementation: Name in `loramoe.ops.IMPLEMENTATIONS`, for layers that are adapted later.
     """
 
     def __init__(self) -> None:
         self.configs: dict[str, LoraMoeConfig] = {}
         self.last: dict[str, BalanceStats] = {}
-        self.implementation = "fused"
         self._warned = False
 
     def before(
@@ -144,49 +143,44 @@ class BalanceHooks:
         validate_task_types(model, task_types)
         forward_pass.membership = membership_of(model, arguments_by_name(model, args, kwargs), task_types)
         forward_pass.task_types_M = task_types
-        if len(task_types) != forward_pass.membership.shape[0]:
+        if len(task_types) != forward_pass.membership.shape[0] and _takes_use_cache(model):
             kwargs["use_cache"] = False  # with a cache, transformers would let the samples of a row see each other
         return args, kwargs
 
     def after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         """Close the pass, compute the constraint, and in training add it to the loss."""
         forward_pass = close_pass(model)
-        if outputs is None or forward_pass is None or forward_pass.membership is None:  # None: the forward failed
+        if outputs is None or forward_pass is None:  # the forward failed
             return None
-        assert forward_pass.task_types_M is not None
+        samples, task_types_M = forward_pass.membership, forward_pass.task_types_M
+        if samples is None or task_types_M is None:
+            return None
         self.last = {}
-        weighted = [self._balance(name, forward_pass) for name in forward_pass.gates]
+        weighted = [self._balance(name, samples, task_types_M, forward_pass.gates[name]) for name in forward_pass.gates]
         configs = [self.configs[name] for name in forward_pass.gates]
         types = [config.types_of_experts for config in configs if config.lora_nums > 1]  # a single one serves all types
-        validate_samples(forward_pass.membership, forward_pass.task_types_M, types)
+        validate_samples(samples, task_types_M, types)
         if not model.training or all(config.blc_weight == 0 for config in configs):
             return None
-        if forward_pass.untrained and torch.is_grad_enabled():
+        if forward_pass.without_gradient and torch.is_grad_enabled():
             raise RuntimeError(
-                f"the gates of {forward_pass.untrained[0]} carry no gradient, so the constraint cannot train its "
-                "router. For gradient checkpointing set gradient_checkpointing_kwargs={'use_reentrant': False}."
+                f"the gates of {forward_pass.without_gradient[0]} carry no gradient, so the constraint cannot train "
+                "its router. For gradient checkpointing set gradient_checkpointing_kwargs={'use_reentrant': False}."
             )
         call = arguments_by_name(model, args, kwargs)
         return add_to_loss(outputs, torch.stack(weighted).sum(), call, skips_first_label(model))
 
-    def _balance(self, adapter_name: str, forward_pass: ForwardPass) -> Tensor:
+    def _balance(self, name: str, samples: Membership, task_types_M: Tensor, by_layer: Mapping[str, Tensor]) -> Tensor:
         """The weighted constraint of one adapter, over all its layers; its statistics are kept in `last`."""
-        config, by_layer, samples = (
-            self.configs[adapter_name],
-            forward_pass.gates[adapter_name],
-            forward_pass.membership,
-        )
-        assert samples is not None
-        assert forward_pass.task_types_M is not None
+        config = self.configs[name]
         device = next(iter(by_layer.values())).device
         with without_autocast(device.type):
-            tokens_M, types_M = samples.tokens_M.to(device), forward_pass.task_types_M.to(device)
-            Q_LME = torch.stack(
-                [samples.importance(gates, config.blc_importance).to(device) for gates in by_layer.values()]
-            )
+            tokens_M, types_M = samples.tokens_M.to(device), task_types_M.to(device)
+            of_layers = [samples.importance(gates, config.blc_importance).to(device) for gates in by_layer.values()]
+            Q_LME = torch.stack(of_layers)
             coefficient_ME = coefficient(types_M, config.types_of_experts, config.blc_alpha, config.blc_target)
             constraint_L = localized_balance(Q_LME, coefficient_ME, tokens_M > 0)
-            self.last[adapter_name] = BalanceStats(
+            self.last[name] = BalanceStats(
                 constraint_L=constraint_L.detach(),
                 importance_LME=Q_LME.detach(),
                 kind=config.blc_importance,
@@ -205,8 +199,7 @@ class BalanceHooks:
         call = arguments_by_name(model, args, kwargs)
         if call.get("labels") is None and call.get("num_items_in_batch") is None:
             return
-        layers = (module for module in model.modules() if isinstance(module, LoraMoeLayer))
-        active = {name for layer in layers for name in layer.adapters_in_use}
+        active = {name for m in model.modules() if isinstance(m, LoraMoeLayer) for name in m.adapters_in_use}
         for name in [name for name in due if name in active][:1]:
             self._warned = True
             warnings.warn(
@@ -216,13 +209,20 @@ class BalanceHooks:
             )
 
 
+def _takes_use_cache(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    passed_on = hasattr(getattr(model, "config", None), "use_cache")  # by `**kwargs`, to the model below a head
+    return any(p.name == "use_cache" or (passed_on and p.kind is p.VAR_KEYWORD) for p in parameters)
+
+
 def add_to_loss(outputs: Any, weighted: Tensor, call: Mapping[str, Any], skips_first: bool) -> Any:
     """Return outputs with the constraint in their loss; a mapping without a loss gets it as `balance_loss`."""
-    if of_thread.collected:
-        of_thread.collected[-1].append(weighted)
+    if thread_state.collected:
+        thread_state.collected[-1].append(weighted)
         return outputs
     loss = _loss_of(outputs, any(call.get(name) is not None for name in COUNTED_LABELS))
     if loss is None and isinstance(outputs, Mapping):
+        _warn_if_lost(outputs, weighted)
         return _with(outputs, balance_loss=weighted, skips_first_label=skips_first)
     if loss is None:
         raise ValueError(
@@ -244,9 +244,41 @@ def _loss_of(outputs: Any, has_labels: bool) -> Tensor | None:
     return getattr(outputs, "loss", None)
 
 
+def _warn_if_lost(outputs: Mapping[str, Any], weighted: Tensor) -> None:
+    """Warn if a backward pass through outputs leaves the constraint out, as from a head above an adapted trunk."""
+    if not weighted.requires_grad or torch.compiler.is_compiling():
+        return
+    reached: list[Tensor] = []
+    weighted.register_hook(reached.append)  # type: ignore[no-untyped-call]
+
+    def check() -> None:
+        if not reached:
+            warnings.warn(
+                "the constraint did not reach the loss, which leaves outputs.balance_loss out. Adapt the whole model, "
+                "not the part below its head, or add loramoe.balance_loss(outputs, labels, num_items_in_batch) to it.",
+                stacklevel=1,
+            )
+
+    call_at_end = torch.autograd.Variable._execution_engine.queue_callback  # of the backward pass that is running
+    for output in outputs.values():
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(lambda _: call_at_end(check))  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _with_fields(kind: type, names: tuple[str, ...]) -> type:
+    """A subclass of transformers' ModelOutput with more fields: DDP and FSDP rebuild outputs from declared fields."""
+    fields = [(name, Any, None) for name in names]
+    return dataclasses.make_dataclass(f"{kind.__name__}WithBalance", fields, bases=(kind,))
+
+
 def _with(outputs: Any, **values: Any) -> Any:
     if not isinstance(outputs, MutableMapping):
         return dataclasses.replace(outputs, **values)
+    declared = getattr(outputs, "__dataclass_fields__", values)
+    if not declared.keys() >= values.keys():
+        values = {**outputs, **values}
+        return _with_fields(type(outputs), tuple(name for name in values if name not in declared))(**values)
     for name, value in values.items():  # transformers' ModelOutput has no update()
         outputs[name] = value
     return outputs

@@ -21,7 +21,7 @@ from torch.nn.modules.module import _global_forward_hooks
 from loramoe.compat.peft import in_out_features
 from loramoe.ops import IMPLEMENTATIONS
 from loramoe.tuner.config import LoraMoeConfig
-from loramoe.tuner.forward_pass import of_thread
+from loramoe.tuner.forward_pass import thread_state
 
 MERGE_REFUSED = (
     "a LoRAMoE adapter cannot be merged: its router depends on the input, and no single weight computes that. Use the "
@@ -56,12 +56,9 @@ class Experts(nn.Module):
 
     def reset_parameters(self, zero_B: bool = True) -> None:
         """Draw A and the router Kaiming-uniform, as `nn.Linear` does; B is zero, or drawn likewise."""
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
-        nn.init.kaiming_uniform_(self.router, a=math.sqrt(5))
-        if zero_B:
-            nn.init.zeros_(self.B)
-        else:
-            nn.init.kaiming_uniform_(self.B, a=math.sqrt(5))
+        nn.init.zeros_(self.B)
+        for weight in (self.A, self.router) if zero_B else (self.A, self.router, self.B):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
     def forward(self, y: Tensor, x: Tensor, scaling: float, implementation: str) -> tuple[Tensor, Tensor]:
         """Return `y + scaling · Σ_e g_e · B_e A_e dropout(x)` and the gates.
@@ -90,9 +87,9 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         adapter_name: Name of the first adapter.
         config: Its configuration.
         key: Name of the layer in the model.
-        implementation: Which of `loramoe.ops.IMPLEMENTATIONS` computes; see `use_implementation`.
 
     Attributes:
+        implementation: Which of `loramoe.ops.IMPLEMENTATIONS` computes; see `use_implementation`.
         loramoe_experts: The Experts of each adapter.
     """
 
@@ -103,14 +100,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
     set_adapter: Callable[..., None]
     _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
-    def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter_name: str,
-        config: LoraMoeConfig,
-        key: str = "",
-        implementation: str = "fused",
-    ) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraMoeConfig, key: str = "") -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = in_out_features(base_layer)
@@ -123,7 +113,7 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
         self._disable_adapters = False
         self._active_adapter = adapter_name
         self.key = key
-        self.implementation = implementation
+        self.implementation = "fused"
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: LoraMoeConfig) -> None:
@@ -168,8 +158,8 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
             **kwargs: Passed on to the base layer.
         """
         y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.base_layer._forward_hooks or _global_forward_hooks:  # one may have kept what would be written to
-            y = y.clone()
+        if _global_forward_hooks or any(module._forward_hooks for module in self.base_layer.modules()):
+            y = y.clone()  # a hook may have kept what would be written to
         if adapter_names is not None and not self.disable_adapters:
             return self._add_mixtures(adapter_names, y, x)
         for name in self.adapters_in_use:
@@ -179,12 +169,13 @@ class LoraMoeLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]  # peft is 
     def _add_mixture(self, adapter_name: str, y: Tensor, x: Tensor) -> Tensor:
         experts: Any = self.loramoe_experts[adapter_name]
         y, gates = experts(y, x, self.scaling[adapter_name], self.implementation)
-        if of_thread.passes:
-            of_thread.passes[-1].add(adapter_name, self.key, gates, experts.router)
+        if thread_state.passes:
+            thread_state.passes[-1].add(adapter_name, self.key, gates, experts.router)
         return y
 
     def _add_mixtures(self, adapter_names: Sequence[str], y: Tensor, x: Tensor) -> Tensor:
         """The output with, in each row of the batch, the experts of that row's own adapter, if this layer has it."""
+        y = y.clone()  # what the base layer returned may be kept elsewhere
         for name in self.loramoe_experts:
             rows = [row for row, its_name in enumerate(adapter_names) if its_name == name]
             if rows:

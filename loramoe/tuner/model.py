@@ -12,16 +12,18 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
 from loramoe.compat.trainers import declare_task_types
 from loramoe.ops import IMPLEMENTATIONS
 from loramoe.tuner.config import LoraMoeConfig
-from loramoe.tuner.hooks import attach_hooks, balance_hooks, detach_hooks
+from loramoe.tuner.hooks import attach_hooks, detach_hooks
 from loramoe.tuner.layer import MERGE_REFUSED, LoraMoeLayer
 from loramoe.tuner.targets import DEFAULT_TARGETS, default_targets, expand_all_linear, validate_targets
 
 BASE = "__base__"  # in adapter_names: PEFT's word for a sample that takes no adapter
+HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}  # those of PEFT's model classes
 HALF = (torch.float16, torch.bfloat16)
 MISCOUNTED = (
     "adapter_names must name an adapter for each sample of the batch; got {names} names, and {what}. Where a model "
@@ -55,25 +57,19 @@ class LoraMoeModel(BaseTuner):  # type: ignore[misc]  # peft is not typed
             validate_targets(model, config)
         if not config.inference_mode:
             disable_bnb_cpu_packing(model)
+            _name_heads_to_save(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         attach_hooks(model, adapter_name, config)
         declare_task_types(type(model))
 
     def _create_and_replace(
-        self,
-        peft_config: LoraMoeConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **kwargs: Any,
+        self, config: Any, adapter_name: str, target: Any, target_name: str, parent: Any, current_key: str, **_: Any
     ) -> None:
         if isinstance(target, LoraMoeLayer):
-            target.update_layer(adapter_name, peft_config)
+            target.update_layer(adapter_name, config)
             return
-        implementation = next((hooks.implementation for hooks in balance_hooks(self.model)), "fused")
-        layer = LoraMoeLayer(target, adapter_name, peft_config, current_key, implementation)
+        layer = LoraMoeLayer(target, adapter_name, config, current_key)
+        layer.implementation = next(_adapted_layers(self.model), layer).implementation
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is made active
         self._replace_module(parent, target_name, layer, target)
@@ -154,13 +150,24 @@ def use_implementation(model: nn.Module, name: str) -> None:
         name = "eager"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)}; got {name!r}.")
-    layers = [module for module in model.modules() if isinstance(module, LoraMoeLayer)]
+    layers = list(_adapted_layers(model))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no LoRAMoE layer. Add an adapter with get_peft_model first.")
     for layer in layers:
         layer.implementation = name
-    for hooks in balance_hooks(model):
-        hooks.implementation = name
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[LoraMoeLayer]:
+    return (module for module in model.modules() if isinstance(module, LoraMoeLayer))
+
+
+def _name_heads_to_save(model: nn.Module, config: LoraMoeConfig) -> None:
+    """Add the head of a task to modules_to_save now; PEFT does so after the weights have been cast to float32."""
+    given = config.modules_to_save or []
+    heads = [head for head in HEADS.get(config.task_type, ()) if head not in given]
+    found = [head for head in heads if any(name.endswith(head) for name, _ in model.named_modules())]
+    if found:
+        config.modules_to_save = [*given, *found]
 
 
 def _train_in_float32(module: nn.Module) -> None:
@@ -169,16 +176,16 @@ def _train_in_float32(module: nn.Module) -> None:
     if not dtypes:
         return
     module.float()
-    module.register_forward_pre_hook(_floats_to_float32)
-    module.register_forward_hook(partial(_output_to, dtypes.pop()))
+    module.register_forward_pre_hook(_inputs_to_float32, with_kwargs=True)
+    module.register_forward_hook(partial(_outputs_to, dtypes.pop()))
 
 
-def _floats_to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, Tensor) and x.dtype in HALF else x for x in args)
+def _inputs_to_float32(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return tree_map_only(Tensor, lambda x: x.float() if x.dtype in HALF else x, (args, kwargs))
 
 
-def _output_to(dtype: torch.dtype, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    return output.to(dtype) if isinstance(output, Tensor) else output
+def _outputs_to(dtype: torch.dtype, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+    return tree_map_only(Tensor, lambda x: x.to(dtype) if x.dtype == torch.float32 else x, outputs)
 
 
 def _batch_size(*args: Any, **kwargs: Any) -> int | None:

@@ -58,7 +58,7 @@ def test_constraint_is_the_equation(
     mask = torch.arange(S) < torch.tensor(lengths).unsqueeze(-1)
     gates, samples = draw_gates(M, S, len(types)), rows_as_samples(mask)
     I_ME = coefficient(torch.tensor(task_types), types, a, target).double()
-    blc = localized_balance(samples.importance(gates, kind), I_ME, samples.real_M)
+    blc = localized_balance(samples.importance(gates, kind), I_ME, samples.tokens_M > 0)
     # The coefficient is float32, as in the original code.
     expected = constraint_by_loop(gates, mask, task_types, types, a, target, kind)
     assert blc.item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
@@ -117,8 +117,8 @@ def minimise(
     def closure() -> Tensor:
         optimizer.zero_grad()
         gates_ME = logits.softmax(-1)
-        gates_NE = samples.W_MN.double().T @ gates_ME
-        loss = localized_balance(samples.importance(gates_NE, kind), I_ME)
+        gates_BSE = gates_ME.unsqueeze(1).expand(*samples.shape, E)
+        loss = localized_balance(samples.importance(gates_BSE, kind), I_ME)
         loss.backward()
         return loss
 

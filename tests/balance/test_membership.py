@@ -27,7 +27,12 @@ def test_importance_of_rows_with_several_samples(lengths: list[int], rows: int, 
     got = samples.importance(gates.flatten(0, 1) if flat else gates, kind)
     torch.testing.assert_close(got, expected, rtol=1e-14, atol=0)
     assert samples.tokens_M.tolist() == lengths * rows
-    assert int(samples.starts) == M
+    assert int(samples.started_samples) == M
+
+
+def test_a_large_padded_batch_needs_no_matrix_of_samples_times_tokens() -> None:
+    samples = rows_as_samples(torch.ones(64, 4096))
+    assert samples.W.numel() == 64 * 4096
 
 
 @given(lengths=LENGTHS, padding=st.integers(0, 4), left=st.booleans())

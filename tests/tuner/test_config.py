@@ -56,6 +56,8 @@ def test_one_expert_without_constraint() -> None:
         ({"lora_nums": 3, "expert_types": [0, 1]}, r"lora_nums=3 experts; got 2 types: \[0, 1\]"),
         ({"lora_nums": 2, "expert_types": [0, -1]}, "got -1"),
         ({"target_modules": ".*mlp.*", "layers_to_transform": [0]}, r"the string '\.\*mlp\.\*'. Pass a list"),
+        ({"layers_to_transform": "12"}, "layers_to_transform must be a whole number of at least 0; got '12'"),
+        ({"layers_to_transform": [1, 2.5]}, "got 2.5"),
         ({"layers_pattern": "h"}, "layers_pattern='h' .* Set layers_to_transform too"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"bias": "all"}, "got bias='all'"),

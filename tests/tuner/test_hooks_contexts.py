@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
+import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +17,12 @@ import pytest
 import torch
 from peft import LoraMoeConfig, get_peft_model, inject_adapter_in_model
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from loramoe import collect_aux_loss, last_balance
-from loramoe.tuner.forward_pass import of_thread
+from loramoe import balance_loss, collect_aux_loss, last_balance
+from loramoe.tuner.forward_pass import thread_state
 from tests.constrained import batch, llama, without
 
 IDS = torch.arange(12).reshape(3, 4)
@@ -51,7 +55,7 @@ class Toy(nn.Module):
         self.embedding = nn.Embedding(16, 8)
         self.lin0, self.lin1 = nn.Linear(8, 8), nn.Linear(8, 16)
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None, position_ids: object = None) -> Any:
         x = self.lin0(self.embedding(input_ids))
         self.between()
         logits = self.lin1(x)
@@ -85,7 +89,7 @@ def test_threads_share_a_model_with_task_types(adapted: Callable[..., Any]) -> N
 
     with ThreadPoolExecutor(len(batches)) as pool:
         assert list(pool.map(losses, batches)) == [{loss} for loss in wanted]
-    assert not of_thread.passes
+    assert not thread_state.passes
 
 
 def test_a_model_called_within_another_has_a_pass_of_its_own() -> None:
@@ -121,7 +125,7 @@ def test_a_forward_that_fails_keeps_no_gates() -> None:
         model(**BATCH)
     gc.collect()
     assert [ref() for ref in kept] == [None, None]  # output and gates
-    assert not of_thread.passes
+    assert not thread_state.passes
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,8 +148,31 @@ def test_a_model_without_a_head_hands_the_constraint_over() -> None:
     config = LoraMoeConfig(lora_nums=4, lora_dropout=0.0, init_lora_weights=False, blc_weight=0.5)
     model = inject_adapter_in_model(config, LlamaModel(llama().config)).train()
     outputs = model(**without(batch(), "labels"))
-    torch.testing.assert_close(outputs.balance_loss.detach(), 0.5 * last_balance(model).constraint)
+    expected = 0.5 * last_balance(model).constraint
+    # DDP and FSDP2 rebuild outputs by pytree, FSDP1 by their declared fields.
+    for rebuilt in (outputs, tree_map(lambda x: x, outputs), dataclasses.replace(outputs)):
+        assert isinstance(rebuilt, BaseModelOutputWithPast)
+        torch.testing.assert_close(balance_loss(rebuilt, None).detach(), expected)
     assert "balance_loss" not in model.eval()(**without(batch(), "labels"))
+
+
+def test_a_constraint_that_does_not_reach_the_loss_is_warned_of() -> None:
+    model = llama()
+    config = LoraMoeConfig(lora_nums=4, lora_dropout=0.0, init_lora_weights=False, blc_weight=0.5)
+    inject_adapter_in_model(config, model.model).train()  # the head above it computes the loss without the constraint
+    with pytest.warns(UserWarning, match=r"did not reach the loss.* whole model .*loramoe\.balance_loss"):
+        model.train()(**batch()).loss.backward()
+    outputs = model.model(**without(batch(), "labels"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (outputs.last_hidden_state.sum() + balance_loss(outputs, None)).backward()
+
+
+def test_a_row_of_several_samples_needs_no_argument_named_use_cache() -> None:
+    model, positions = toy(), torch.tensor([[0, 1, 0, 1]])
+    packed = {"input_ids": IDS[:1], "labels": IDS[:1], "task_types": TYPES[:2]}
+    assert loss_of(model(**packed, position_ids=positions)).isfinite()
+    assert last_balance(model).tokens_M.tolist() == [2, 2]
 
 
 def test_collect_aux_loss() -> None:

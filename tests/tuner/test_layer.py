@@ -131,14 +131,35 @@ def test_the_base_layer_through_the_layer_and_its_repr() -> None:
     assert "(default): Experts(D=6, F=10, R=2, E=3" in repr(layer)
 
 
-@pytest.mark.parametrize("everywhere", [False, True])
-def test_what_a_hook_keeps_of_the_base_layer_is_not_overwritten(everywhere: bool) -> None:
-    layer, x = make_layer(), torch.randn(3, D)
+class Wrapped(nn.Linear):
+    """A linear layer that computes by another one within, and keeps its last output."""
+
+    def __init__(self) -> None:
+        super().__init__(D, F)
+        self.inner = nn.Linear(D, F)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept: Tensor = self.inner(x)
+        return self.kept
+
+
+@pytest.mark.parametrize("where", ["everywhere", "base layer", "within"])
+def test_what_a_hook_keeps_of_the_base_layer_is_not_overwritten(where: str) -> None:
+    layer, x = make_layer(Wrapped()), torch.randn(3, D)
+    hooked = layer.base_layer.inner if where == "within" else layer.base_layer
     kept: list[Tensor] = []
-    register = register_module_forward_hook if everywhere else layer.base_layer.register_forward_hook
-    with register(lambda module, args, output: kept.append(output) if module is layer.base_layer else None):
+    register = register_module_forward_hook if where == "everywhere" else hooked.register_forward_hook
+    with register(lambda module, args, output: kept.append(output) if module is hooked else None):
         layer(x)
-    assert torch.equal(kept[0], layer.base_layer.forward(x))
+    assert torch.equal(kept[0], hooked.forward(x))
+
+
+def test_a_mixed_batch_does_not_write_to_the_output_of_the_base_layer() -> None:
+    layer, x = make_layer(Wrapped()), torch.randn(3, D)
+    layer.implementation = "eager"
+    mixed = layer(x, adapter_names=["default", "__base__", "default"])
+    assert torch.equal(mixed == layer.base_layer.kept, torch.tensor([[False], [True], [False]]).expand(3, F))
+    assert torch.equal(layer.base_layer.kept, layer.base_layer.inner(x))
 
 
 def test_the_fsdp_policy_of_peft_wraps_the_experts_and_no_base_layer(adapted: Any) -> None:

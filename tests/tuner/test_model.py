@@ -12,12 +12,13 @@ from peft import LoraMoeConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from loramoe import use_implementation
-from tests.conformance.small import later_peft
+from tests.conformance.small import TASKS, later_peft
 from tests.helpers import layers_of
 
 Maker = Callable[..., Any]
 TYPES = torch.tensor([0, 1])
 HALF = [torch.float16, torch.bfloat16]
+HEADS = [("SEQ_CLS", "score"), ("TOKEN_CLS", "score"), ("QUESTION_ANS", "qa_outputs")]
 
 
 def test_all_linear_gives_every_adapter_the_same_layers(tiny_llama: Maker) -> None:
@@ -73,6 +74,49 @@ def test_modules_to_save_are_trained_in_float32(
     moved[model.config.pad_token_id] = True  # the embedding of padding has no gradient
     assert moved.all()
     assert (copied != before).float().mean() > 0.95
+
+
+class Scale(nn.Module):
+    """Multiplies, and returns its input too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(10, 10)
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.linear(x), [x, positions]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_modules_to_save_that_are_called_by_keyword_and_return_several_tensors(dtype: torch.dtype) -> None:
+    base = nn.ModuleDict({"lin0": nn.Linear(10, 10), "scale": Scale()}).to(dtype)
+    config = LoraMoeConfig(target_modules=["lin0"], modules_to_save=["scale"])
+    model = get_peft_model(base, config).get_base_model()
+    x, positions = torch.ones(2, 10, dtype=dtype), torch.arange(2)
+    y, (x_again, positions_again) = model["scale"](x=x, positions=positions)
+    assert {p.dtype for p in model["scale"].parameters() if p.requires_grad} == {torch.float32}
+    assert y.dtype == dtype
+    assert torch.equal(x_again, x)
+    assert positions_again is positions
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(
+    ("task_type", "head"), [("SEQ_CLS", "score"), ("TOKEN_CLS", "score"), ("QUESTION_ANS", "qa_outputs")]
+)
+def test_the_head_of_a_task_is_trained_in_float32(
+    task_type: str, head: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    case = TASKS[task_type]
+    model = get_peft_model(case.base().to(dtype), case.config())
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(case.base().to(dtype), tmp_path, is_trainable=True)
+    for each in (model, loaded):
+        heads = {
+            n.split(".")[-4]: p.dtype for n, p in each.named_parameters() if "modules_to_save" in n and p.requires_grad
+        }
+        assert heads == {head: torch.float32}
+        assert case.output(each).dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", HALF)

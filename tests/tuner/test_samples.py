@@ -73,6 +73,8 @@ def test_tokens_of_each_sample(call: dict[str, Any], expected: list[float]) -> N
 @pytest.mark.parametrize(
     ("call", "types", "message"),
     [
+        ({"pixel_values": torch.ones(2, 3, 4, 4)}, [0, 1], r"need input_ids or inputs_embeds .* \['pixel_values'\]"),
+        ({"input_ids": IDS[0]}, [0, 1, 0], "of B rows and S tokens"),
         ({"input_ids": IDS}, [0, 1, 0], r"one type for each of the B=2 samples; got 3.*position_ids"),
         ({"input_ids": IDS}, [0], r"one type for each of the B=2 samples; got 1"),
         ({"input_ids": IDS, "position_ids": torch.zeros(3, 2, 3)}, [0, 1, 0], r"the B=2 samples; got 3"),  # M-RoPE

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe.export.original import read_adapter
-from loramoe.tuner.state_dict import CheckpointError, current_names, prepare_weights
+from loramoe.tuner.state_dict import CheckpointError, current_names, validate_state_dict
 from tests.conftest import ORIGINAL
 from tests.helpers import edit, later_transformers
 
@@ -175,8 +175,8 @@ def test_ignore_mismatched_sizes(load: Callable[..., Any], tmp_path: Path) -> No
 def test_weights_are_the_callers_and_need_no_prefix(adapted: Maker) -> None:
     source, target = adapted(), adapted(init_lora_weights=False)
     given = {name.removeprefix(PREFIX): tensor for name, tensor in get_peft_model_state_dict(source).items()}
-    assert prepare_weights(target, given, "default", True) == given
-    assert prepare_weights(target, {}, "", True) == {}
+    assert current_names(given) == given
+    validate_state_dict(target, given, "default")
 
 
 def test_weights_of_other_methods_pass_unchecked(tiny_llama: Maker) -> None:
