@@ -17,10 +17,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from loramoe.data.collate import IGNORE_INDEX
-from loramoe.data.rendering import ChatRenderer, Message, Span, TemplateError, Text
+from loramoe.data.rendering import ChatRenderer, Message, Span, TemplateError, Text, conversation, user_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TEMPLATES", "ChatTemplate", "Encoded", "Message", "PromptTemplate", "ReleaseTemplate"]
+__all__ += ["TemplateError", "conversation", "get_template", "user_text"]
 
 
 class Encoded(NamedTuple):
@@ -292,13 +295,3 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
     if name not in TEMPLATES:
         raise ValueError(f"prompt template must be one of {', '.join(map(repr, TEMPLATES))}; got {name!r}. Choose one.")
     return TEMPLATES[name](tokenizer)
-
-
-def user_text(instruction: str, input: str) -> str:
-    """Joins an instruction and its input, which may be empty, by a line break."""
-    return f"{instruction}\n{input}" if input else instruction
-
-
-def conversation(instruction: str, input: str, output: str) -> list[Message]:
-    """Makes a conversation of one question and its answer."""
-    return [Message(role="user", content=user_text(instruction, input)), Message(role="assistant", content=output)]
