@@ -2,8 +2,8 @@
 
 A row of the data is an instruction, an optional input, the output to learn and a task type. On its way to the model it
 is read and checked (`parse`, `read`), turned into token ids (`templates`; `prompt_format` keeps how), stored with its
-labels (`tokenise`, cached by `fingerprint`) or tokenised when it is needed (`stream`), split into training and validation rows (`splits`) and padded
-into a batch (`collate`), or packed into one without padding (`packing`).
+labels (`tokenise`, cached by `fingerprint`) or tokenised when it is needed (`stream`), split into training and
+validation rows (`splits`) and padded into a batch (`collate`), or packed into one without padding (`packing`).
 
 Nothing here knows of the model, the mixture or PEFT. Importing this package loads neither `transformers` nor
 `datasets`: the tokenizer comes from the caller, and `datasets` is imported by the functions that store rows with it.

@@ -21,6 +21,16 @@ class TemplateError(ValueError):
     """Why a template cannot render a sample, in one line; names no file, since the template knows none."""
 
 
+def user_text(instruction: str, input: str) -> str:
+    """Joins an instruction and its input, which may be empty, by a line break."""
+    return f"{instruction}\n{input}" if input else instruction
+
+
+def conversation(instruction: str, input: str, output: str) -> list[Message]:
+    """Makes a conversation of one question and its answer."""
+    return [Message(role="user", content=user_text(instruction, input)), Message(role="assistant", content=output)]
+
+
 Span = tuple[int, int]
 Text = tuple[str, list[Span]]
 """A rendered conversation, and which of its characters are learnt."""
@@ -56,6 +66,7 @@ class ChatRenderer:
         self.end_ids: tuple[int, ...] = ()
         self._leads = [""]
         self._as_parts = False
+        self._around: tuple[str, str, str] | None = None
         self._examine()
 
     def prompt(self, messages: Sequence[Message]) -> Text:
@@ -79,12 +90,14 @@ class ChatRenderer:
     def texts(self, chats: Sequence[Sequence[Message]]) -> list[Text | TemplateError]:
         """Renders conversations to learn from: for each its text and answers, or why it cannot be learnt from."""
         wholes = self._render(chats, prompt=False)
-        prompts = iter(self._render([prompt for chat in chats for prompt in _prompts(chat)], prompt=True))
+        known = [self._prompt_within(chat, whole) for chat, whole in zip(chats, wholes, strict=True)]
+        unknown = [prompt for chat, one in zip(chats, known, strict=True) if one is None for prompt in _prompts(chat)]
+        prompts = iter(self._render(unknown, prompt=True))
         texts: list[Text | TemplateError] = []
-        for chat, whole in zip(chats, wholes, strict=True):
-            before = list(islice(prompts, len(_prompts(chat))))
+        for chat, whole, one in zip(chats, wholes, known, strict=True):
+            before = islice(prompts, len(_prompts(chat))) if one is None else [one]
             try:
-                texts.append((_checked(whole), self._spans(chat, _checked(whole), before)))
+                texts.append((_checked(whole), self._spans(chat, _checked(whole), list(before))))
             except TemplateError as error:
                 texts.append(error)
         return texts
@@ -99,10 +112,36 @@ class ChatRenderer:
             if isinstance(once, str) and _USER["content"] in once and _ANSWER["content"] in once:
                 self.lead, *others = [_lead(prompt, text) for text in (once, twice)]
                 self._leads = sorted({self.lead, *others, ""}, key=len, reverse=True)
+                after = once.rpartition(_ANSWER["content"])[2]
+                self._around = self._find_around(chat, after)
                 self.lead = self.lead if self.lead.strip() else ""
-                self._find_end(once.rpartition(_ANSWER["content"])[2])
+                self._find_end(after)
                 return
         self._as_parts = False  # whatever is wrong, each sample is refused with its reason
+
+    def _find_around(self, chat: Sequence[Message], after: str) -> tuple[str, str, str] | None:
+        """Generation prompt, lead and what follows an answer, if each prompt is the beginning of its conversation."""
+        chats = [chat, *([] if _SYSTEM in chat else [[_SYSTEM, *chat]])]
+        prompts = self._render([one[:-1] for one in chats], prompt=True)
+        for prompt, whole in zip(prompts, self._render(chats, prompt=False), strict=True):
+            if isinstance(prompt, str) and isinstance(whole, str) and not whole.startswith(prompt):
+                return None
+        (bare,), whole_prompt = self._render([chat[:-1]], prompt=False), prompts[0]
+        if isinstance(bare, str) and isinstance(whole_prompt, str) and whole_prompt.startswith(bare):
+            return whole_prompt[len(bare) :], self.lead, after
+        return None
+
+    def _prompt_within(self, chat: Sequence[Message], text: str | TemplateError) -> str | None:
+        """The prompt of a conversation of one answer, found in its text: to render it would take half of the time."""
+        single = len(_prompts(chat)) == 1 and chat[-1]["role"] == "assistant"
+        if self._around is None or not single or isinstance(text, TemplateError):
+            return None
+        opening, lead, after = self._around
+        for words in (chat[-1]["content"], chat[-1]["content"].strip()):
+            tail = f"{opening}{lead}{words}{after}"
+            if text.endswith(tail):
+                return text[: len(text) - len(tail) + len(opening)]
+        return None
 
     def _find_end(self, after: str) -> None:
         self.end = after
