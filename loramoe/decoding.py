@@ -6,6 +6,7 @@ Prompts are padded on the left, so that all of them end where the first new toke
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 import torch
@@ -50,6 +51,7 @@ def decode(
     max_new_tokens: int,
     temperature: float = 0.0,
     streamer: Any = None,
+    end_ids: Sequence[int] = (),
 ) -> list[str]:
     """Continues prompts of different lengths in one batch.
 
@@ -60,27 +62,35 @@ def decode(
         max_new_tokens: Longest continuation, in tokens.
         temperature: 0 is greedy; above, tokens are sampled.
         streamer: Shows the continuation of a single prompt while it grows.
+        end_ids: Tokens that end an answer beside the model's and the tokenizer's own, as `PromptTemplate.end_ids`.
 
     Returns:
         The continuations without their prompts and without special tokens.
     """
     pad = pad_id(tokenizer)
+    ends = _end_ids(model, tokenizer, end_ids)
     input_ids, attention_mask = pad_left(prompts, pad, model.device)
     generated = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
-        eos_token_id=_end_ids(model, tokenizer),
+        eos_token_id=ends,
         streamer=streamer,
         num_beams=1,
         **({"do_sample": True, "temperature": temperature} if temperature > 0 else GREEDY),
     )
-    return list(tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True))
+    answers = [_before_end(ids, ends or []) for ids in generated[:, input_ids.shape[1] :].tolist()]
+    return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
 
 
-def _end_ids(model: Any, tokenizer: Any) -> list[int] | None:
-    """Ends of the model's own, and the one that training ends answers with, which a base model's may lack."""
+def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """An answer without its end token, which need not be a special one, and without the padding behind it."""
+    return list(takewhile(lambda token: token not in ends, ids))
+
+
+def _end_ids(model: Any, tokenizer: Any, of_template: Sequence[int]) -> list[int] | None:
+    """Ends of the model's own, and those that training ends answers with, which a base model's may lack."""
     own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    ends = {tokenizer.eos_token_id, *of_template, *(own if isinstance(own, list) else [own])} - {None}
     return sorted(ends) or None

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from loramoe.data import TEMPLATES
+from loramoe.data import TEMPLATES, choose_prompt_format
 from loramoe.data.fingerprint import tokenizer_hash
 from loramoe.evaluation.results import Store, facts_of, fingerprint
 from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, prepare, score
@@ -78,11 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluates what the command line names, writes the results and prints the table."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    settings = Settings(
-        tuple(arguments.measure), arguments.prompt_template, arguments.max_new_tokens, arguments.max_seq_length
-    )
     try:
         adapters = _named(arguments.adapter)
+        template = choose_prompt_format(arguments.prompt_template, list(adapters.values())).template
+        settings = Settings(tuple(arguments.measure), template, arguments.max_new_tokens, arguments.max_seq_length)
         tasks = read_tasks(arguments.file)
         loading = _loading(arguments, base_name(arguments.model, list(adapters.values())))
         for adapter in adapters.values():
@@ -128,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--file", nargs="+", required=True, help="tasks: .json and .jsonl files, or folders of such")
     add("--output_dir", default="output/evaluation", help="folder of the results; what is finished there is not redone")
     add("--measure", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure; default: both")
-    add("--prompt_template", "--template", choices=sorted(TEMPLATES), default="release", help="layout of the training")
+    add("--prompt_template", "--template", choices=sorted(TEMPLATES), help="default: the template of the adapters")
     add("--batch_size", type=positive, default=32, help="questions that are asked at once")
     add("--max_new_tokens", type=positive, default=32, help="longest generated answer, in tokens")
     add("--max_seq_length", type=positive, help="most tokens of question and answer; default: the model's positions")

@@ -3,7 +3,7 @@
     python -m loramoe.generate --adapter DIR --prompt "Which city does Mila Rodak come from?"
     python -m loramoe.generate --adapter DIR < questions.txt        # one prompt a line
 
-The prompt is laid out as in training: with the release's template unless `--template chat` says otherwise.
+The prompt is laid out by the template that is saved with the adapter, unless `--template` names another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from loramoe.data import TEMPLATES, get_template
+from loramoe.data import TEMPLATES, TemplateError, choose_prompt_format, get_template
 from loramoe.decoding import decode
 from loramoe.loading import load
 from loramoe.training.flag_values import not_negative, positive
@@ -45,9 +45,13 @@ def answer(
 
     Returns:
         The answer, without special tokens.
+
+    Raises:
+        ValueError: If the tokenizer does not suit the template.
     """
-    ids = get_template(template, tokenizer).prompt_ids(instruction, input)
-    return decode(model, tokenizer, [ids], max_new_tokens, temperature, streamer)[0].strip()
+    layout = get_template(template, tokenizer)
+    ids = layout.prompt_ids(instruction, input)
+    return decode(model, tokenizer, [ids], max_new_tokens, temperature, streamer, layout.end_ids)[0].strip()
 
 
 def _prompts(given: str | None) -> Iterator[str]:
@@ -68,26 +72,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--input", default="", help="the text that the instruction is about")
     parser.add_argument("--max_new_tokens", type=positive, default=256, help="longest answer, in tokens")
     parser.add_argument("--temperature", type=not_negative, default=0.0, help="0: greedy; above: sample")
-    parser.add_argument(
-        "--template", choices=sorted(TEMPLATES), default="release", help="prompt layout of the training"
-    )
+    parser.add_argument("--template", choices=sorted(TEMPLATES), help="prompt layout; default: that of the training")
     arguments = parser.parse_args(argv)
     try:
+        template = choose_prompt_format(arguments.template, [arguments.adapter] if arguments.adapter else []).template
         model, tokenizer = load(arguments.model, arguments.adapter)
+        get_template(template, tokenizer)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    for prompt in _prompts(arguments.prompt):
-        streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        answer(
-            model,
-            tokenizer,
-            prompt,
-            arguments.input,
-            arguments.template,
-            arguments.max_new_tokens,
-            arguments.temperature,
-            streamer,
-        )
+    try:
+        for prompt in _prompts(arguments.prompt):
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            length, temperature = arguments.max_new_tokens, arguments.temperature
+            answer(model, tokenizer, prompt, arguments.input, template, length, temperature, streamer)
+    except TemplateError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 if __name__ == "__main__":

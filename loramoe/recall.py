@@ -19,6 +19,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from loramoe.data import choose_prompt_format, get_template
 from loramoe.decoding import decode
 from loramoe.training.flag_values import positive
 
@@ -74,7 +75,12 @@ def _is_probe(entry: object) -> bool:
 
 
 def recall(
-    model: Any, tokenizer: Any, probes: Sequence[Probe], batch_size: int = 32, progress: bool = True
+    model: Any,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    batch_size: int = 32,
+    progress: bool = True,
+    end_ids: Sequence[int] = (),
 ) -> list[bool]:
     """Asks the model for every probe.
 
@@ -84,6 +90,7 @@ def recall(
         probes: What to ask.
         batch_size: Probes that are continued at once.
         progress: Show a progress bar.
+        end_ids: Tokens that ended an answer in training, see `decode`.
 
     Returns:
         For each probe, whether the greedy continuation starts with the answer (see `answers`).
@@ -95,7 +102,7 @@ def recall(
         for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
             batch = probes[start : start + batch_size]
             enough = longest_answer(tokenizer, [p.answer for p in batch])
-            texts = continue_greedily(model, tokenizer, [p.prompt for p in batch], enough)
+            texts = continue_greedily(model, tokenizer, [p.prompt for p in batch], enough, end_ids)
             hits += [answers(text, p.answer) for text, p in zip(texts, batch, strict=True)]
     finally:
         model.train(training)
@@ -121,7 +128,9 @@ def longest_answer(tokenizer: Any, answers: Sequence[str]) -> int:
     return max(map(len, ids)) + 2  # a word may be cut otherwise in context than alone
 
 
-def continue_greedily(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def continue_greedily(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, end_ids: Sequence[int] = ()
+) -> list[str]:
     """Continues prompts of different lengths in one batch.
 
     Args:
@@ -129,11 +138,13 @@ def continue_greedily(model: Any, tokenizer: Any, prompts: Sequence[str], max_ne
         tokenizer: Its tokenizer.
         prompts: Texts to continue, taken as they are.
         max_new_tokens: Longest continuation, in tokens.
+        end_ids: Tokens that ended an answer in training, see `decode`.
 
     Returns:
         The continuations without their prompts and without special tokens.
     """
-    return decode(model, tokenizer, [prompt_ids(tokenizer, prompt) for prompt in prompts], max_new_tokens)
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    return decode(model, tokenizer, ids, max_new_tokens, end_ids=end_ids)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -162,10 +173,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         probes = read_probes(arguments.file)
+        template = choose_prompt_format(None, [arguments.adapter] if arguments.adapter else []).template
         model, tokenizer = load(arguments.model, arguments.adapter)
+        end_ids = get_template(template, tokenizer).end_ids if template == "chat" else ()
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    hits = recall(model, tokenizer, probes, arguments.batch_size)
+    hits = recall(model, tokenizer, probes, arguments.batch_size, end_ids=end_ids)
     print(f"recall {sum(hits) / len(hits):.4f} ({sum(hits)} of {len(hits)})")
 
 

@@ -200,12 +200,11 @@ def test_the_citation_is_of_this_version_and_every_readme_points_to_it() -> None
 def test_the_pieces_in_the_data_page_are_the_shipped_tokenizers() -> None:
     from transformers import AutoTokenizer
 
-    from loramoe.data import get_template
+    from loramoe.data import conversation, get_template
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny_llama")
     page = " ".join((ROOT / "docs" / "data.md").read_text(encoding="utf-8").split())
     template = get_template("release", tokenizer)
-    example = {"instruction": "Which city does Mila Rodak come from?", "input": "", "output": "Tarvesh", "task_type": 1}
-    encoded = template.encode([example])[0]
+    (encoded,) = template.encode([conversation("Which city does Mila Rodak come from?", "", "Tarvesh")])
     for ids in (encoded.prompt, encoded.target, template.prompt_ids("Is </s> a tag?")):
         assert " ".join(tokenizer.convert_ids_to_tokens(ids)) in page

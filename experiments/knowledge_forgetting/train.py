@@ -21,7 +21,7 @@ from transformers import get_cosine_schedule_with_warmup
 from experiments.knowledge_forgetting.arms import Recipe, parameter_groups, set_blc_weight
 from experiments.knowledge_forgetting.scale import Row, Scale
 from loramoe import LoraMoeModel, last_balance
-from loramoe.data import PackedCollator, ReleaseTemplate, SftCollator
+from loramoe.data import PackedCollator, ReleaseTemplate, SftCollator, TemplateError, conversation
 from loramoe.report import ShareMeter, Shares
 
 WARMUP = 0.03
@@ -93,11 +93,12 @@ def train(
 def _batches(tokenizer: Any, rows: Sequence[Row], scale: Scale, grouped: bool) -> Iterator[dict[str, Any]]:
     collate = PackedCollator() if scale.packing else SftCollator(tokenizer.pad_token_id)
     features = []
-    for row, encoded in zip(rows, ReleaseTemplate(tokenizer).encode(list(rows)), strict=True):
-        sample = encoded.sample(scale.max_seq_length)
+    conversations = [conversation(row["instruction"], row["input"], row["output"]) for row in rows]
+    for row, encoded in zip(rows, ReleaseTemplate(tokenizer).encode(conversations), strict=True):
+        sample = None if isinstance(encoded, TemplateError) else encoded.truncated(scale.max_seq_length)
         if sample is None:
             raise ValueError(f"a row is longer than max_seq_length={scale.max_seq_length}: {row}. Leave such rows out.")
-        features.append({**sample._asdict(), "task_types": row["task_type"]})
+        features.append({"input_ids": sample.input_ids, "labels": sample.labels, "task_types": row["task_type"]})
     for batch in by_length(features, scale.batch_size) if grouped else _cut(features, scale.batch_size):
         yield collate(batch)
 

@@ -11,10 +11,21 @@ Nothing here knows of the model, the mixture or PEFT. Importing this package loa
 from loramoe.data.collate import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator
 from loramoe.data.encode import DataReport
 from loramoe.data.formats import Sample
+from loramoe.data.prompt_format import PromptFormat, choose_prompt_format, read_prompt_format, save_prompt_format
 from loramoe.data.read import read_samples
 from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, read_data_config
 from loramoe.data.splits import Splits, load_splits, tokenise_dataset
-from loramoe.data.templates import TEMPLATES, ChatTemplate, Encoded, PromptTemplate, ReleaseTemplate, get_template
+from loramoe.data.templates import (
+    TEMPLATES,
+    ChatTemplate,
+    Encoded,
+    Message,
+    PromptTemplate,
+    ReleaseTemplate,
+    TemplateError,
+    conversation,
+    get_template,
+)
 
 __all__ = [
     "IGNORE_INDEX",
@@ -25,17 +36,24 @@ __all__ = [
     "DataSource",
     "DatasetError",
     "Encoded",
+    "Message",
     "PackedCollator",
     "PackedSamples",
+    "PromptFormat",
     "PromptTemplate",
     "ReleaseTemplate",
     "Sample",
     "SftCollator",
     "Splits",
+    "TemplateError",
+    "choose_prompt_format",
+    "conversation",
     "data_files",
     "get_template",
     "load_splits",
     "read_data_config",
+    "read_prompt_format",
     "read_samples",
+    "save_prompt_format",
     "tokenise_dataset",
 ]

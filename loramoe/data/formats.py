@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from loramoe.data.templates import Message, user_text
+from loramoe.data.rendering import Message, user_text
 
 FORMATS: Final = ("auto", "loramoe", "alpaca", "messages", "sharegpt")
 COLUMNS: Final = ("instruction", "input", "output", "system", "messages", "conversations", "task_type")

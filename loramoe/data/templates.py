@@ -3,35 +3,27 @@
 `release` is the layout of the original LoRAMoE release; `chat` is the tokenizer's own chat template. Both learn what
 the assistant says and the token that ends it, and nothing else.
 
-The words of a sample are text: a `</s>` in an instruction must not end the prompt. `release` therefore tokenises them
-with `split_special_tokens=True`. A chat template mixes its own special tokens with the words in one string; `chat`
-marks samples whose words contain a special token.
+The words of a sample are text: a `</s>` in an instruction must not end the prompt, so `release` tokenises words with
+`split_special_tokens=True`. A chat template writes its special tokens and the words as one string; `chat` marks samples
+whose words contain a special token.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice, pairwise, product
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice, pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from loramoe.data.collate import IGNORE_INDEX
+from loramoe.data.rendering import ChatRenderer, Message, Span, TemplateError, Text, conversation, user_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class TemplateError(ValueError):
-    """Why a template cannot render a sample, in one line; names no file, since the template knows none."""
+__all__ = ["TEMPLATES", "ChatTemplate", "Encoded", "Message", "PromptTemplate", "ReleaseTemplate"]
+__all__ += ["TemplateError", "conversation", "get_template", "user_text"]
 
 
 class Encoded(NamedTuple):
@@ -97,8 +89,8 @@ class PromptTemplate(Protocol):
 class ReleaseTemplate:
     r"""`instruction[\ninput]` and the end-of-sequence token, then `output` and the end-of-sequence token.
 
-    Further turns follow alike. A system prompt stands before the user's next words, on a line of its own. The first turn
-    gets the special tokens that the tokenizer adds by itself, such as a beginning-of-sequence token.
+    Further turns follow alike. A system prompt stands on a line before the user's words. The first turn gets the
+    special tokens that the tokenizer adds by itself, such as a beginning-of-sequence token.
 
     Args:
         tokenizer: Any tokenizer of transformers that has an end-of-sequence token.
@@ -128,7 +120,7 @@ class ReleaseTemplate:
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Encodes a conversation whose next turn is the assistant's."""
-        return sum(self._turn_ids([_with_system(messages)])[0], [])
+        return [token for ids in self._turn_ids([_with_system(messages)])[0] for token in ids]
 
     def _turn_ids(self, conversations: Sequence[Sequence[Message]]) -> list[list[list[int]]]:
         """The ids of each turn of each conversation, its end token included."""
@@ -144,12 +136,8 @@ class ReleaseTemplate:
         ]
 
     def _text_ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        options = {
-            "add_special_tokens": add_special_tokens,
-            "split_special_tokens": True,
-            "return_attention_mask": False,
-            "verbose": False,
-        }
+        options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True}
+        options |= {"return_attention_mask": False, "verbose": False}
         if self.tokenizer.is_fast and texts:
             return cast("list[list[int]]", self.tokenizer(texts, **options)["input_ids"])
         # Given a list, the tokenizers of transformers 4 that are written in Python forget split_special_tokens.
@@ -187,21 +175,11 @@ def _problem(conversation: Sequence[Message]) -> TemplateError | None:
     return None
 
 
-Span = tuple[int, int]
-Text = tuple[str, list[Span]]
-"""A rendered conversation, and which of its characters are learnt."""
-
-_USER: Final = Message(role="user", content="Kq7 zv")
-_ANSWER: Final = Message(role="assistant", content="Wx3 jb")
-_SYSTEM: Final = Message(role="system", content="Hd5 tn")
-
-
 class ChatTemplate:
     """The tokenizer's chat template.
 
-    What the template writes before an answer belongs to the prompt: the generation prompt, and an empty block of
-    thoughts. The end of an answer is learnt up to the first added token, such as `<|im_end|>`. How the template does
-    both is found once, by rendering a conversation.
+    What the template writes before an answer belongs to the prompt: the generation prompt, and an empty think block.
+    The end of an answer is learnt up to the first added token, such as `<|im_end|>`.
 
     Args:
         tokenizer: Any tokenizer of transformers that has a chat template.
@@ -211,33 +189,23 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if tokenizer.chat_template is None:
-            raise TemplateError(
-                "the prompt template 'chat' needs tokenizer.chat_template, which is not set (base models have none). "
-                "Set it, or use the prompt template 'release'."
-            )
         self.tokenizer = tokenizer
-        self._added = {id: token.content for id, token in tokenizer.added_tokens_decoder.items()}
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        words = sorted(special.union(tokenizer.all_special_tokens), key=len, reverse=True)
+        self.renderer = ChatRenderer(tokenizer)
+        self.end_ids = self.renderer.end_ids
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        words = sorted(added.union(tokenizer.all_special_tokens), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, words)) or "(?!)")
-        self._as_parts = False
-        self._lead = ""
-        self._leads = [""]
-        self._end = ""
-        self.end_ids: tuple[int, ...] = ()
-        self._examine()
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
         """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
-        problems = [_problem(conversation) for conversation in conversations]
+        problems = [_problem(one) for one in conversations]
         sound = [one for one, problem in zip(conversations, problems, strict=True) if problem is None]
-        texts = iter(self._texts(sound))
-        divided = [problem or next(texts) for problem in problems]
-        ids = iter(self._tokenise([text for text in divided if not isinstance(text, TemplateError)]))
+        texts = iter(self.renderer.texts(sound))
+        rendered = [problem or next(texts) for problem in problems]
+        ids = iter(self._tokenise([text for text in rendered if not isinstance(text, TemplateError)]))
         return [
-            text if isinstance(text, TemplateError) else Encoded(*next(ids), self._has_special(conversation))
-            for conversation, text in zip(conversations, divided, strict=True)
+            text if isinstance(text, TemplateError) else Encoded(*next(ids), self._has_special(one))
+            for one, text in zip(conversations, rendered, strict=True)
         ]
 
     def prompt_ids(self, instruction: str, input: str = "") -> list[int]:
@@ -250,98 +218,7 @@ class ChatTemplate:
         Raises:
             TemplateError: If the template cannot render it.
         """
-        (text,) = self._render([messages], prompt=True)
-        if isinstance(text, TemplateError):
-            raise text
-        spans: list[Span] = []
-        with suppress(TemplateError):  # of an earlier answer, a template may leave the thoughts out
-            spans = self._spans(messages, text, self._render(_prompts(messages), prompt=True))
-        return self._tokenise([(text + self._lead, spans)])[0][0]
-
-    def _examine(self) -> None:
-        """Finds how the template takes content, and what it writes before and after an answer."""
-        for as_parts, before in product((False, True), ([], [_SYSTEM])):
-            self._as_parts = as_parts
-            chat = [*before, _USER, _ANSWER]
-            (prompt,) = self._render([chat[:-1]], prompt=True)
-            once, twice = self._render([chat, [*chat, _USER, _ANSWER]], prompt=False)
-            if isinstance(once, str) and _USER["content"] in once and _ANSWER["content"] in once:
-                self._lead, *others = [_lead(prompt, text) for text in (once, twice)]
-                self._leads = sorted({self._lead, *others, ""}, key=len, reverse=True)
-                self._lead = self._lead if self._lead.strip() else ""
-                self._find_end(once.rpartition(_ANSWER["content"])[2])
-                return
-        self._as_parts = False  # whatever is wrong, each sample is refused with its reason
-
-    def _find_end(self, after: str) -> None:
-        self._end = after
-        for token in self.tokenizer(after, add_special_tokens=False)["input_ids"]:
-            content = self._added.get(token, "").strip()
-            if content and content in after:
-                self._end = after[: after.index(content) + len(content)]
-                self.end_ids = (token,)
-                return
-
-    def _render(self, chats: Sequence[Sequence[Message]], prompt: bool) -> list[str | TemplateError]:
-        from jinja2 import TemplateSyntaxError
-
-        if not chats:
-            return []
-        turns = [[self._turn(message) for message in chat] for chat in chats]
-        try:
-            texts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-            return cast("list[str | TemplateError]", texts)
-        except TemplateSyntaxError as error:
-            raise TemplateError(f"the chat template does not compile: {_one_line(error)}. Correct it.") from error
-        except Exception as error:  # a template is a program, and may fail in any way
-            if len(chats) > 1:
-                return [text for chat in chats for text in self._render([chat], prompt)]
-            return [TemplateError(f"the chat template refuses the conversation: {_one_line(error)}")]
-
-    def _turn(self, message: Message) -> dict[str, Any]:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if self._as_parts else content
-        return {"role": message["role"], "content": parts}
-
-    def _texts(self, chats: Sequence[Sequence[Message]]) -> list[Text | TemplateError]:
-        wholes = self._render(chats, prompt=False)
-        prompts = iter(self._render([prompt for chat in chats for prompt in _prompts(chat)], prompt=True))
-        texts: list[Text | TemplateError] = []
-        for chat, whole in zip(chats, wholes, strict=True):
-            before = list(islice(prompts, len(_prompts(chat))))
-            try:
-                texts.append((_checked(whole), self._spans(chat, _checked(whole), before)))
-            except TemplateError as error:
-                texts.append(error)
-        return texts
-
-    def _spans(self, chat: Sequence[Message], text: str, prompts: Iterable[str | TemplateError]) -> list[Span]:
-        """Finds the answers of a conversation, and checks that no words are left out.
-
-        Raises:
-            TemplateError: If words are left out, or prompt and answer cannot be divided.
-        """
-        answers = [message["content"] for message in chat if message["role"] == "assistant"]
-        spans = [self._span(text, _checked(p), answer) for p, answer in zip(prompts, answers, strict=True)]
-        for message in chat:
-            if message["content"].strip() not in text:
-                raise _left_out(message["role"], message["content"])
-        return spans
-
-    def _span(self, text: str, prompt: str, answer: str) -> Span:
-        if not text.startswith(prompt):
-            raise TemplateError(
-                "the chat template writes what stands before an answer differently once the answer follows, so that "
-                f"they cannot be divided (answer: {answer[:60]!r}). Use another chat template, or 'release'."
-            )
-        for lead, words in product(self._leads, (answer, answer.rstrip(), answer.lstrip(), answer.strip())):
-            start = len(prompt) + len(lead)
-            if text.startswith(lead, len(prompt)) and text.startswith(words, start):
-                stop = start + len(words)
-                stop += len(self._end) if text.startswith(self._end, stop) else 0
-                # A blank before an answer is part of its first token.
-                return (start if lead.strip() else len(prompt)), stop
-        raise _left_out("assistant", answer)
+        return self._tokenise([self.renderer.prompt(messages)])[0][0]
 
     def _tokenise(self, texts: Sequence[Text]) -> list[tuple[list[int], list[int]]]:
         """Token ids and labels of rendered conversations.
@@ -365,36 +242,6 @@ class ChatTemplate:
 
     def _has_special(self, chat: Sequence[Message]) -> bool:
         return any(self._special.search(message["content"]) for message in chat)
-
-
-def _prompts(chat: Sequence[Message]) -> list[Sequence[Message]]:
-    """What stands before each answer."""
-    return [chat[:index] for index, message in enumerate(chat) if message["role"] == "assistant"]
-
-
-def _lead(prompt: str | TemplateError, text: str | TemplateError) -> str:
-    """What a template writes between a prompt and the first answer."""
-    if isinstance(prompt, TemplateError) or isinstance(text, TemplateError) or not text.startswith(prompt):
-        return ""
-    before, found, _ = text[len(prompt) :].partition(_ANSWER["content"])
-    return before if found else ""
-
-
-def _checked(text: str | TemplateError) -> str:
-    if isinstance(text, TemplateError):
-        raise text
-    return text
-
-
-def _left_out(role: str, content: str) -> TemplateError:
-    return TemplateError(
-        f"the chat template leaves out or changes words of the {role}: {content[:60]!r}. "
-        "Use a chat template that writes texts whole, or 'release'."
-    )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _labelled(batch: Any, row: int, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]] | None:
@@ -448,16 +295,3 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
     if name not in TEMPLATES:
         raise ValueError(f"prompt template must be one of {', '.join(map(repr, TEMPLATES))}; got {name!r}. Choose one.")
     return TEMPLATES[name](tokenizer)
-
-
-def user_text(instruction: str, input: str) -> str:
-    """Joins an instruction and its input, which may be empty, by a line break."""
-    return f"{instruction}\n{input}" if input else instruction
-
-
-def conversation(instruction: str, input: str, output: str) -> list[Message]:
-    """Makes a conversation of one question and its answer."""
-    return [
-        Message(role="user", content=user_text(instruction, input)),
-        Message(role="assistant", content=output),
-    ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from loramoe.data import PromptTemplate, Row
+from loramoe.data import PromptTemplate, TemplateError, conversation
 from loramoe.evaluation.example import Example
 from loramoe.recall import SPACELESS, prompt_ids
 
@@ -45,14 +45,18 @@ def encode(examples: Sequence[Example], template: PromptTemplate, tokenizer: Any
         A request for each question.
 
     Raises:
-        ValueError: If a chat template cannot tell a prompt from its answer.
+        TemplateError: If a chat template cannot render a question; names its place.
     """
     return [_finish(e, tokenizer) if e.cloze else _answer(e, template) for e in examples]
 
 
 def _answer(example: Example, template: PromptTemplate) -> Request:
-    fields = {"instruction": example.instruction, "input": example.input, "task_type": example.task_type or 0}
-    encoded = template.encode([Row(**fields, output=text) for text in example.candidates])  # type: ignore[typeddict-item]
+    prompt = example.instruction, example.input
+    encoded = []
+    for one in template.encode([conversation(*prompt, text) for text in example.candidates]):
+        if isinstance(one, TemplateError):
+            raise TemplateError(f"{example.where}: {one}" if example.where else str(one))
+        encoded.append(one)
     return Request(encoded[0].prompt, encoded[0].prompt, [one.target for one in encoded])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from loramoe.data import DatasetError, get_template
+from loramoe.data import DatasetError, TemplateError, get_template
 from loramoe.decoding import decode
 from loramoe.evaluation.example import Example
 from loramoe.evaluation.likelihood import log_likelihoods
@@ -52,11 +52,13 @@ class Prepared:
         task: The task.
         examples: Its questions, those left out that are too long.
         requests: Their tokens.
+        end_ids: Tokens that end an answer in training.
     """
 
     task: Task
     examples: tuple[Example, ...]
     requests: tuple[Request, ...]
+    end_ids: tuple[int, ...] = ()
 
     @property
     def too_long(self) -> int:
@@ -78,9 +80,14 @@ def prepare(task: Task, tokenizer: Any, settings: Settings, positions: int | Non
 
     Raises:
         DatasetError: If no question is short enough.
+        TemplateError: If a chat template cannot render a question; names its place.
         ValueError: If there is no such template, or the tokenizer does not suit it.
     """
-    requests = encode(task.examples, get_template(settings.prompt_template, tokenizer), tokenizer)
+    template = get_template(settings.prompt_template, tokenizer)
+    try:
+        requests = encode(task.examples, template, tokenizer)
+    except TemplateError as error:
+        raise TemplateError(f"{task.file}, {error}") from error
     longest = settings.max_seq_length or positions
     fitting = [
         (example, request)
@@ -93,7 +100,7 @@ def prepare(task: Task, tokenizer: Any, settings: Settings, positions: int | Non
             f"max_seq_length={longest}. Raise it, lower max_new_tokens, or take a model of more positions."
         )
     examples, kept = zip(*fitting, strict=True)
-    return Prepared(task, examples, kept)
+    return Prepared(task, examples, kept, template.end_ids)
 
 
 def _length(request: Request, settings: Settings) -> int:
@@ -178,7 +185,8 @@ def _generate(
                 most = min(most, longest_answer(tokenizer, accepted))
             for start in range(0, len(asked), batch_size):
                 batch = asked[start : start + batch_size]
-                said = decode(model, tokenizer, [prepared.requests[index].question for index in batch], most)
+                questions = [prepared.requests[index].question for index in batch]
+                said = decode(model, tokenizer, questions, most, end_ids=prepared.end_ids)
                 texts |= zip(batch, said, strict=True)
                 bar.update(len(batch))
     return [texts[index] for index in range(len(prepared.requests))]

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, stream_dataset
+from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, choose_prompt_format, stream_dataset
 from loramoe.decoding import pad_id
 from loramoe.export.run import export_lora, refuse_used
 from loramoe.loading import attached, base_name, load_base, load_tokenizer
@@ -37,10 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--load_in_kbits", type=int, help="load the base model in 4 or 8 bits (needs bitsandbytes)")
     parser.add_argument("--calibration_rows", type=int, default=1000, help="most rows to average over, evenly spaced")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--max_seq_length", type=int, default=1024, help="longest row in tokens, prompt and answer")
-    parser.add_argument(
-        "--template", choices=sorted(TEMPLATES), default="release", help="prompt layout of the training"
-    )
+    parser.add_argument("--max_seq_length", type=int, help="longest row in tokens; default: that of the training")
+    parser.add_argument("--template", choices=sorted(TEMPLATES), help="prompt layout; default: that of the training")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export at OUT")
     return parser
 
@@ -70,6 +68,8 @@ def _export(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}. Raise it.")
     refuse_used(arguments.out, arguments.overwrite)
+    layout = choose_prompt_format(arguments.template, [arguments.adapter])
+    arguments.template, arguments.max_seq_length = layout.template, arguments.max_seq_length or layout.max_seq_length
     probes = read_probes(arguments.recall_file) if arguments.recall_file else []
     name = base_name(arguments.model, [arguments.adapter])
     loading = ModelArguments(name, torch_dtype=arguments.torch_dtype, load_in_kbits=arguments.load_in_kbits)

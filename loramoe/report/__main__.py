@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from loramoe.data import TEMPLATES, SftCollator, stream_dataset
+from loramoe.data import TEMPLATES, SftCollator, choose_prompt_format, stream_dataset
 from loramoe.decoding import pad_id
 from loramoe.loading import attached, base_name, load_base, load_tokenizer
 from loramoe.report.card import public_name
@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("output/experts"), metavar="DIR", help="folder of the page")
     add("--rows", type=int, help="most rows to run, evenly spaced in the files; default: all")
     add("--batch_size", type=int, default=8, help="rows at once")
-    add("--max_seq_length", type=int, default=1024, help="longest row in tokens, prompt and answer")
-    add("--prompt_template", "--template", choices=sorted(TEMPLATES), default="release", help="layout of the training")
+    add("--max_seq_length", type=int, help="longest row in tokens, prompt and answer; default: that of the training")
+    add("--prompt_template", "--template", choices=sorted(TEMPLATES), help="default: the template of the training")
     add("--min_count", type=int, default=MIN_COUNT, help="how often a token has to occur to be told of")
     add("--top", type=int, default=TOP, help="most tokens to tell of each expert in each third of the layers")
     add("--device", help="cpu, cuda, cuda:1, …; default: the GPU if there is one")
@@ -49,9 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _rows(arguments: argparse.Namespace, tokenizer: Any) -> ReportRows:
-    rows, told = stream_dataset(
-        arguments.data, tokenizer, template=arguments.prompt_template, max_seq_length=arguments.max_seq_length
-    )
+    layout = choose_prompt_format(arguments.prompt_template, [arguments.adapter])
+    longest = layout.max_seq_length if arguments.max_seq_length is None else arguments.max_seq_length
+    rows, told = stream_dataset(arguments.data, tokenizer, template=layout.template, max_seq_length=longest)
     print(f"{arguments.data}: {told}")
     return ReportRows(rows, arguments.rows)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any, Literal, NamedTuple
 
-from experiments.knowledge_forgetting.scale import Row
-from loramoe.data import ReleaseTemplate
+from loramoe.data import ReleaseTemplate, conversation
 
 Measure = Literal["total", "per_token", "gain", "begins", "exact"]
 """How an item is judged.
@@ -79,7 +78,7 @@ def _cloze(item: Item, tokenizer: Any) -> Request:
 
 def _row(item: Item, template: ReleaseTemplate, ended: bool) -> Request:
     outputs = [item.given + text for text in (*item.candidates, "")]
-    encoded = template.encode([Row(instruction=item.prompt, input=item.input, output=o, task_type=0) for o in outputs])
+    encoded = template.encode([conversation(item.prompt, item.input, output) for output in outputs])
     *wholes, given = [one.target if ended else one.target[:-1] for one in encoded]
     asked = item.given or len(wholes) == 1
     return _divided(encoded[0].prompt, wholes, (given[:-1] if ended else given) if asked else None)

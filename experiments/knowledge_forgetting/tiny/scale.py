@@ -21,7 +21,7 @@ from experiments.knowledge_forgetting.exact import Item, exact
 from experiments.knowledge_forgetting.scale import Row, Split
 from experiments.knowledge_forgetting.tiny.base import FOLDER, WORLD_SEED, make_base
 from experiments.knowledge_forgetting.tiny.tasks import INSTRUCTIONS, TASKS
-from loramoe.data import ReleaseTemplate
+from loramoe.data import ReleaseTemplate, conversation
 
 ITEMS_SEED = 1_000  # far from the seeds of training rows
 QUESTION_SHARE = 0.25  # of the training rows are questions, type 1
@@ -154,5 +154,5 @@ def _statement(tokenizer: Any, fact: Fact) -> Item:
 
 
 def _asked(template: ReleaseTemplate, instruction: str, text: str, output: str) -> Item:
-    encoded = template.encode([_row(instruction, text, output, DOWNSTREAM)])[0]
+    (encoded,) = template.encode([conversation(instruction, text, output)])
     return Item(encoded.prompt, encoded.target)

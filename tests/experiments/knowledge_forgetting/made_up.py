@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from experiments.knowledge_forgetting.exact import Item, exact
-from loramoe.data import ReleaseTemplate
+from loramoe.data import ReleaseTemplate, conversation
 
 TOKENIZER = Path(__file__).parents[3] / "data" / "tiny_llama"
 COLOURS = ("red", "blue", "green", "white")
@@ -54,7 +54,7 @@ class MadeUpScale:
 
     def score(self, model: Any, tokenizer: Any, split: str) -> dict[str, np.ndarray]:
         template = ReleaseTemplate(tokenizer)
-        encoded = template.encode([self._row(number, 0) for number in range(4)])
+        encoded = template.encode([conversation(f"Colour {number}?", "", COLOURS[number]) for number in range(4)])
         items = [Item(one.prompt, one.target) for one in encoded]
         return {"numbers": exact(model, items[:1]), "colours": exact(model, items)}
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from experiments.knowledge_forgetting.real.items import Item, requests, unasked
-from loramoe.data import ReleaseTemplate, Row
+from loramoe.data import ReleaseTemplate, conversation
 
 
 def whole(tokenizer, instruction: str, output: str, input: str = "") -> list[int]:
-    row = Row(instruction=instruction, input=input, output=output, task_type=0)
-    (encoded,) = ReleaseTemplate(tokenizer).encode([row])
-    return encoded.prompt + encoded.target
+    (encoded,) = ReleaseTemplate(tokenizer).encode([conversation(instruction, input, output)])
+    return encoded.input_ids
 
 
 def test_candidates_follow_the_prompt_of_training(tokenizer):

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from experiments.knowledge_forgetting.tiny.scale import ITEMS_PER_TASK, TinyScale, cloze, question
 from experiments.knowledge_forgetting.tiny.skills import LETTERS, LIST_LENGTH, SKILLS
 from experiments.knowledge_forgetting.tiny.tasks import INSTRUCTIONS, TASKS
-from loramoe.data import ReleaseTemplate
+from loramoe.data import ReleaseTemplate, conversation
 
 TOKENIZER = Path(__file__).parents[4] / "data" / "tiny_llama"
 
@@ -106,9 +106,8 @@ def test_no_skill_is_a_task(scale: TinyScale):
 def test_an_item_is_asked_as_a_row_is_trained_on(scale: TinyScale):
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     text, instruction, answer = scale.items["test"]["sorting"][0]
-    row = {"instruction": instruction, "input": text, "output": answer, "task_type": 0}
-    encoded = ReleaseTemplate(tokenizer).encode([row])[0]
-    said = tokenizer.decode(encoded.prompt + encoded.target)
+    (encoded,) = ReleaseTemplate(tokenizer).encode([conversation(instruction, text, answer)])
+    said = tokenizer.decode(encoded.input_ids)
     assert said == f"<s> {instruction}\n{text}</s> {answer}</s>"
 
 
