@@ -1,23 +1,20 @@
-"""From files of instructions to batches of tensors.
+"""From data sets of conversations to batches of tensors.
 
-A row of the data is an instruction, an optional input, the output to learn and a task type. On its way to the model it
-is read and checked (`parse`, `read`), turned into token ids (`templates`; `prompt_format` keeps how), stored with its
-labels (`tokenise`, cached by `fingerprint`) or tokenised when it is needed (`stream`), split into training and
-validation rows (`splits`) and padded into a batch (`collate`), or packed into one without padding (`packing`).
+A data set is a file, a folder or a name on the hub (`sources`). Its samples are recognised and checked (`formats`, and
+`read` where a fault is to be found), turned into token ids by a prompt template (`templates`, `encode`), cached
+(`pipeline`), divided, mixed and packed (`splits`), and made into batches (`collate`).
 
 Nothing here knows of the model, the mixture or PEFT. Importing this package loads neither `transformers` nor
-`datasets`: the tokenizer comes from the caller, and `datasets` is imported by the functions that store rows with it.
+`datasets`.
 """
 
-from loramoe.data.collate import IGNORE_INDEX, SftCollator
-from loramoe.data.fingerprint import data_fingerprint
-from loramoe.data.packing import PackedCollator
+from loramoe.data.collate import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator
+from loramoe.data.encode import DataReport
+from loramoe.data.formats import Sample
 from loramoe.data.prompt_format import PromptFormat, choose_prompt_format, read_prompt_format, save_prompt_format
-from loramoe.data.read import DatasetError, data_files, iter_rows
-from loramoe.data.report import StreamReport, TokeniseReport
-from loramoe.data.row import Row
-from loramoe.data.splits import Splits, load_splits
-from loramoe.data.stream import StreamedRows, stream_dataset
+from loramoe.data.read import read_samples
+from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, read_data_config
+from loramoe.data.splits import Splits, load_splits, tokenise_dataset
 from loramoe.data.templates import (
     TEMPLATES,
     ChatTemplate,
@@ -29,37 +26,34 @@ from loramoe.data.templates import (
     conversation,
     get_template,
 )
-from loramoe.data.tokenise import tokenise_dataset
-from loramoe.data.workers import WorkerDiedError
 
 __all__ = [
     "IGNORE_INDEX",
     "TEMPLATES",
     "ChatTemplate",
+    "DataConfig",
+    "DataReport",
+    "DataSource",
     "DatasetError",
     "Encoded",
     "Message",
     "PackedCollator",
+    "PackedSamples",
     "PromptFormat",
     "PromptTemplate",
     "ReleaseTemplate",
-    "Row",
+    "Sample",
     "SftCollator",
     "Splits",
-    "StreamReport",
-    "StreamedRows",
     "TemplateError",
-    "TokeniseReport",
-    "WorkerDiedError",
     "choose_prompt_format",
     "conversation",
     "data_files",
-    "data_fingerprint",
     "get_template",
-    "iter_rows",
     "load_splits",
+    "read_data_config",
     "read_prompt_format",
+    "read_samples",
     "save_prompt_format",
-    "stream_dataset",
     "tokenise_dataset",
 ]

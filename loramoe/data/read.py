@@ -1,222 +1,270 @@
-"""Reading the rows of a dataset and saying exactly what is wrong with them.
+"""Reading data files by plain Python: each sample with its place, each fault with file, line and field.
 
-A path is a `.json` file (one list of rows), a `.jsonl` file (one row per line) or a folder of such files. Everything is
-checked before the first row reaches a tokenizer, and several bad rows are reported at once: whoever brings a million
-rows wants one list of what to repair, not one error per attempt.
-
-Files of both kinds are read row by row (`parse`, `json_list`), in memory that does not grow with them. What a row has
-to be is in `row`.
+The `datasets` library reads faster where it streams (`pipeline`), but reads a `.json` list whole and guesses the types
+of CSV; and when it fails it does not say where. So this reads what the library reads badly, and reads again what the
+library has refused.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar, cast
 
-from loramoe.data.json_list import parse_list
-from loramoe.data.parse import Item, parse_lines
-from loramoe.data.row import Row, check_row
-from loramoe.utils import UsageError
+from loramoe.data.formats import Sample, SampleReader, Unparsable
+from loramoe.data.sources import DatasetError, data_files, kind_of
 
-SUFFIXES: Final = (".json", ".jsonl")
-MAX_PROBLEMS_SHOWN: Final = 10
+MAX_FAULTS_SHOWN: Final = 10
+
+BUFFER_CHARACTERS: Final = 2**20
+LONGEST_TOKEN: Final = 16
+"""At least the characters of the longest piece that the JSON decoder refuses until it is whole: `-Infinity`."""
 
 T = TypeVar("T")
 
 
-class DatasetError(UsageError):
-    """The data cannot be used as it is; the message says where, what was seen, what was expected and the fix."""
-
-
 class Located(NamedTuple):
-    """A row and where it was found, so that it can be read again alone.
+    """A value and its place.
 
     Attributes:
-        file: Which of the files, from 0.
-        offset: Its place in the file, in bytes.
-        length: Its length in bytes.
-        row: The row.
+        where: The place in words: `train.jsonl, line 3`.
+        value: Any value, or `Unparsable`.
     """
 
-    file: int
-    offset: int
-    length: int
-    row: Row
+    where: str
+    value: object
 
 
-@dataclass
-class _Problems:
-    """Keeps the first few problems and the count of all, however many there are."""
+def read_samples(
+    path: str | os.PathLike[str], task_types: Collection[int] | None = None, default_task_type: int | None = None
+) -> Iterator[Sample]:
+    """Reads and checks the samples of a file or folder.
 
-    count: int = 0
-    shown: list[str] = field(default_factory=list)
-
-    def add(self, problem: str) -> None:
-        self.count += 1
-        if self.count <= MAX_PROBLEMS_SHOWN:
-            self.shown.append(problem)
-
-    def raise_if_any(self) -> None:
-        if self.count == 1:
-            raise DatasetError(self.shown[0])
-        if self.count > 1:
-            first = f", the first {MAX_PROBLEMS_SHOWN} are" if self.count > MAX_PROBLEMS_SHOWN else ""
-            raise DatasetError("\n  ".join([f"{self.count:,} problems in the data{first}:", *self.shown]))
-
-
-def data_files(path: str | os.PathLike[str]) -> list[Path]:
-    """Lists the data files that a path stands for.
-
-    A folder is read whole: every `.json` and `.jsonl` file directly in it, in the order of their names, hidden files
-    left out. Its subfolders are not read, because a `test` folder below would end up in the training data; a folder
-    that has data files on both levels is refused rather than read in part.
-
-    Args:
-        path: A `.json` or `.jsonl` file, or a folder. `~` is the home directory.
-
-    Returns:
-        The files, at least one.
-
-    Raises:
-        DatasetError: If the path does not exist, is no data file, or is a folder without data files or with some in its
-            subfolders too.
-    """
-    root = Path(path).expanduser()
-    if not os.fspath(path) or not os.path.exists(root):
-        raise DatasetError(
-            f"data path '{path}' does not exist or is out of reach (looked in {Path.cwd()}). Correct the path."
-        )
-    if not root.is_dir():
-        if root.suffix.lower() not in SUFFIXES:
-            raise DatasetError(
-                f"{root}: expected a .json or .jsonl file, got {root.suffix or 'no suffix'!r}. Convert it."
-            )
-        return [root]
-    return _folder_files(root)
-
-
-def iter_rows(path: str | os.PathLike[str], task_types: Collection[int] | None = None) -> Iterator[Row]:
-    """Reads and checks the rows of a dataset, one at a time.
-
-    Good rows are yielded as they are found, so read to the end before using any: the error comes after the last row and
-    tells of all bad ones. After the first bad row none is yielded any more, because nothing can come of it: the rest is
-    only checked. Fields that are not part of a row are ignored.
+    Read to the end before using any: faults are reported together, after the last good sample.
 
     Args:
         path: A file or folder, as `data_files` takes it.
-        task_types: The task types that the experts have; None accepts any integer.
+        task_types: The types that the experts have; None accepts any integer.
+        default_task_type: Type of the samples that have none.
 
     Yields:
-        The rows in the order of the files and of the rows in them.
+        The samples, in the order of the files and of the samples in them.
 
     Raises:
-        DatasetError: If a file cannot be read or holds no rows, or if any row is broken. Up to ten problems are named.
+        DatasetError: If a file cannot be read or is empty, or samples are faulty. Up to ten faults are named.
     """
-    for located in locate_rows(data_files(path), task_types):
-        yield located.row
+    reader = SampleReader(task_types=task_types, default_task_type=default_task_type)
+    for _, sample in checked(locate(data_files(path)), reader):
+        yield sample
 
 
-def locate_rows(
-    files: Sequence[Path], task_types: Collection[int] | None, passed: Callable[[int], object] | None = None
-) -> Iterator[Located]:
-    """Does what `iter_rows` does, and says where each row stands.
+def checked(values: Iterable[Located], check: Callable[[object], T | list[str]]) -> Iterator[tuple[str, T]]:
+    """Checks values; `read_samples` is this with the check of a sample.
+
+    Args:
+        values: The values, with their places.
+        check: Makes of a value what is to be yielded, or a list of problems.
+
+    Yields:
+        The place, and what `check` made of the value; after the first fault, nothing.
+
+    Raises:
+        DatasetError: After the last value, if any was faulty; equal faults are named once.
+    """
+    faults: dict[str, tuple[str, int]] = {}  # what is wrong → where it was first seen, how often
+    count = 0
+    for where, value in values:
+        made = check(value)
+        if not isinstance(made, list):
+            if not faults:
+                yield where, made
+            continue
+        count += len(made)
+        for problem in made:
+            first, times = faults.get(problem, (where, 0))
+            if times or len(faults) < MAX_FAULTS_SHOWN:
+                faults[problem] = first, times + 1
+    lines = [
+        f"{where}{problem}" + (f" ({times:,} samples like this)" if times > 1 else "")
+        for problem, (where, times) in faults.items()
+    ]
+    if lines:
+        raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{count:,} faults in the data:", *lines]))
+
+
+def locate(files: Sequence[Path]) -> Iterator[Located]:
+    """Reads the values of files, good and bad.
 
     Args:
         files: Files, as `data_files` lists them.
-        task_types: The task types that the experts have; None accepts any integer.
-        passed: Called for each row, good or bad, with the bytes from the beginning of the first file to its end.
 
     Yields:
-        The rows with their places.
+        Values with their places; an `Unparsable` where a file is broken or empty.
 
     Raises:
-        DatasetError: As `iter_rows`.
+        DatasetError: If a file cannot be opened.
     """
-    check = partial(check_row, task_types=task_types)
-    for number, item, row in iter_checked(files, check, passed):
-        yield Located(number, item.offset, item.length, row)
-
-
-def iter_checked(
-    files: Sequence[Path], check: Callable[[object], T | list[str]], passed: Callable[[int], object] | None = None
-) -> Iterator[tuple[int, Item, T]]:
-    """Reads rows of any kind; `locate_rows` is this with the check of a row of the training.
-
-    Args:
-        files: Files, as `data_files` lists them.
-        check: Makes of a value of a file, which may be `Unparsable`, what is to be yielded, or a list of problems.
-        passed: As of `locate_rows`.
-
-    Yields:
-        Which of the files, from 0, the value with its place, and what `check` made of it.
-
-    Raises:
-        DatasetError: As `iter_rows`.
-    """
-    problems, before = _Problems(), 0
-    for number, file in enumerate(files):
+    for file in files:
+        kind, _ = kind_of(file)
         empty = True
-        with open_data_file(file) as stream:
-            for item in parse_lines(stream) if file.suffix.lower() == ".jsonl" else parse_list(stream):
+        with _open(file) as stream:
+            try:
+                for where, value in _PARSERS[kind](stream):
+                    empty = False
+                    yield Located(f"{file}, {where}", value)
+            except (EOFError, OSError, ValueError) as error:  # of what decompresses, or of parquet
                 empty = False
-                checked = check(item.value)
-                if isinstance(checked, list):
-                    for problem in checked:
-                        problems.add(f"{file}, {item.where}{problem}")
-                elif not problems.count:
-                    yield number, item, checked
-                if passed is not None:
-                    passed(before + item.offset + item.length)
-            before += stream.seek(0, os.SEEK_END)
+                yield Located(str(file), Unparsable(f": cannot be read ({error}). Write the file again."))
         if empty:
-            problems.add(f"{file}: the file holds no rows. Add some, or remove the file.")
-    problems.raise_if_any()
+            yield Located(str(file), Unparsable(": the file holds no samples. Add some, or remove the file."))
 
 
-def open_data_file(file: Path) -> BinaryIO:
-    """Opens a data file for reading bytes.
+def _open(file: Path) -> BinaryIO:
+    """Opens a file, decompressing it."""
+    import pyarrow as pa
 
-    Args:
-        file: One of `data_files`.
-
-    Returns:
-        The open file.
-
-    Raises:
-        DatasetError: If it cannot be opened: a folder of that name, no permission, a dangling link.
-    """
     try:
-        return file.open("rb")
+        stream = file.open("rb")
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read ({error.strerror}). Make it a file that you may read.") from error
+    compression = kind_of(file)[1]
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    return io.BufferedReader(pa.CompressedInputStream(stream, "zstd")) if compression else stream
 
 
-def _folder_files(root: Path) -> list[Path]:
-    files = _listed(root)
-    below = [folder.name for folder in _entries(root) if folder.is_dir() and folder not in files and _listed(folder)]
-    if below:
-        also = "besides its own" if files else "but none itself"
-        raise DatasetError(
-            f"{root}: the subfolder {below[0]!r} holds data files, {also}; subfolders are not read. "
-            f"Name the folder or file that you mean, such as {root / below[0]}."
-        )
-    if not files:
-        raise DatasetError(f"{root}: the folder holds no .json or .jsonl file. Name the folder that holds your data.")
-    return files
+def _parse_lines(stream: BinaryIO) -> Iterator[tuple[str, object]]:
+    for number, line in enumerate(stream, start=1):  # bytes, so that a line that is not UTF-8 spoils no other
+        if line.strip():
+            yield f"line {number}", _loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
 
 
-def _entries(folder: Path) -> list[Path]:
+def _loads(line: bytes) -> object:
     try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise DatasetError(
-            f"{folder}: cannot be listed ({error.strerror}). Make it a folder that you may read."
-        ) from error
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Unparsable(f": {_not_utf8(error)}")
+    except json.JSONDecodeError as error:
+        return Unparsable(f", column {error.colno}: not valid JSON ({error.msg}). Repair it.")
+    except (ValueError, RecursionError) as error:
+        return Unparsable(f": JSON that cannot be read ({error}). Repair it.")
 
 
-def _listed(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.suffix.lower() in SUFFIXES]
+def _parse_csv(stream: BinaryIO) -> Iterator[tuple[str, object]]:
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
+    try:
+        for values in reader:
+            extra = values.pop(None, None)  # type: ignore[call-overload]  # where csv puts what the header does not name
+            problem = f": has {len(extra or ())} more fields than the header names. Put quotes around text with commas."
+            yield f"line {reader.line_num}", Unparsable(problem) if extra else values
+    except UnicodeDecodeError as error:
+        yield f"after line {reader.line_num}", Unparsable(f": {_not_utf8(error)}")
+    except csv.Error as error:
+        yield f"line {reader.line_num}", Unparsable(f": not valid CSV ({error}). Repair it.")
+
+
+def _parse_parquet(stream: BinaryIO) -> Iterator[tuple[str, object]]:
+    import pyarrow.parquet as pq
+
+    file = stream if stream.seekable() else io.BytesIO(stream.read())
+    number = 0
+    for batch in pq.ParquetFile(file).iter_batches(1_000):
+        for value in batch.to_pylist():
+            number += 1
+            yield f"row {number}", value
+
+
+def _parse_json(stream: BinaryIO) -> Iterator[tuple[str, object]]:
+    """Reads a list value by value, so that memory holds one buffer and not the file; or lines, if there is no list.
+
+    The decoder does not say whether a value is broken or cut off at the end of the buffer. But where it is cut off, the
+    decoder fails at the very end, or at a string that does not end.
+    """
+    if stream.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":  # type: ignore[attr-defined]
+        for where, value in _parse_lines(stream):
+            yield where, Unparsable(_NO_LIST) if isinstance(value, Unparsable) else value
+            if isinstance(value, Unparsable):
+                return
+        return
+    source, decode = io.TextIOWrapper(stream, "utf-8-sig"), json.JSONDecoder().raw_decode
+    text, pos, line, number = "", 0, 1, 0
+    while True:
+        begin = (_NEXT if number else _FIRST).match(text, pos)
+        try:
+            if not begin:
+                raise json.JSONDecodeError(
+                    f"Expecting '{',' if number else '['}'", text, _BLANKS.match(text, pos).end()
+                )
+            value, pos = decode(text, begin.end())
+        except json.JSONDecodeError as error:
+            end = (_END if number else _EMPTY).fullmatch(text, pos)
+            cut_off = end or error.pos + LONGEST_TOKEN > len(text) or error.msg.startswith("Unterminated string")
+            line += text.count("\n", 0, pos)
+            try:
+                more = source.read(max(BUFFER_CHARACTERS, len(text) - pos)) if cut_off else ""
+            except UnicodeDecodeError as broken:
+                yield f"after line {line}", Unparsable(f": {_not_utf8(broken)}")
+                return
+            if not more and not end:
+                place = f"line {line + text.count(chr(10), pos, error.pos)}"
+                yield place, Unparsable(f", after row {number}: not valid JSON ({error.msg}). Repair it.")
+            if not more:
+                return
+            text, pos = text[pos:] + more, 0
+        except (ValueError, RecursionError) as error:  # thousands of digits, brackets without end
+            yield f"row {number + 1}", Unparsable(f": JSON that cannot be read ({error}). Repair it.")
+            return
+        else:
+            number += 1
+            yield f"row {number}", value
+
+
+_NO_LIST: Final = ": expected a list of samples, [{…}, {…}], or one sample a line, {…}. Write it so."
+_BLANKS: Final = re.compile(r"\s*")
+_FIRST, _NEXT = re.compile(r"\s*\[\s*(?=[^\s\]])"), re.compile(r"\s*,\s*(?=\S)")
+_EMPTY, _END = re.compile(r"\s*(\[\s*\]\s*)?"), re.compile(r"\s*\]\s*")
+
+_PARSERS: Final[dict[str, Callable[[BinaryIO], Iterator[tuple[str, object]]]]] = {
+    ".json": _parse_json,
+    ".jsonl": _parse_lines,
+    ".csv": _parse_csv,
+    ".parquet": _parse_parquet,
+}
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte {error.object[error.start]:#04x}). Save the file as UTF-8."
+
+
+def conversations(files: list[Path], reader: SampleReader, most: int | None) -> Iterator[dict[str, Any]]:
+    """Reads samples as rows of a data set of the `datasets` library.
+
+    Args:
+        files: The files.
+        reader: Makes samples of values.
+        most: Most samples to read; None for all.
+
+    Yields:
+        Rows with `messages` and `task_type`, as `conversation_features` has them.
+
+    Raises:
+        DatasetError: After the last one, if any is faulty.
+    """
+    for _, sample in checked(islice(locate(files), most), reader):
+        yield {"messages": sample.messages, "task_type": sample.task_type}
+
+
+def conversation_features() -> Any:
+    """The columns of `conversations`."""
+    from datasets import Features, Value
+
+    return Features({"messages": [{"role": Value("string"), "content": Value("string")}], "task_type": Value("int64")})

@@ -1,159 +1,212 @@
-"""Training and validation data: which rows a run learns from and which it is measured on."""
+"""The data of a run: what it learns from, mixed by weight and packed if wanted, and what it is measured on."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from loramoe.data.read import DatasetError, data_files
-from loramoe.data.report import StreamReport, TokeniseReport
-from loramoe.data.stream import StreamedRows, stream_dataset
-from loramoe.data.tokenise import tokenise_dataset
+from loramoe.data.collate import PackedSamples
+from loramoe.data.encode import DataReport
+from loramoe.data.pipeline import Tokeniser, describe, hash_of
+from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-Rows: TypeAlias = "Dataset | StreamedRows"
+SHUFFLE_BUFFER: Final = 10_000
+"""Samples of a stream among which the next one is drawn."""
 
 
 class Splits(NamedTuple):
     """The data of a run.
 
     Attributes:
-        train: The rows to learn from.
-        validation: The rows to measure on, None if there are none.
-        train_report: What became of the training files; before rows were set aside, if they were.
-        validation_report: What became of the validation file, None without one.
+        train: What to learn from: a `Dataset`; `PackedSamples` with packing; an `IterableDataset` with streaming.
+        validation: What to measure on, by name.
+        report: What became of the training data; before samples were set aside, if they were.
+        validation_reports: What became of the validation sets, by name; none for samples set aside.
+        fingerprint: Hash of what decides the training samples, their tokens and their mix.
     """
 
-    train: Rows
-    validation: Rows | None
-    train_report: TokeniseReport | StreamReport
-    validation_report: TokeniseReport | StreamReport | None
+    train: Any
+    validation: dict[str, Dataset]
+    report: DataReport
+    validation_reports: dict[str, DataReport]
+    fingerprint: str
+
+
+def tokenise_dataset(
+    path: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "release",
+    max_seq_length: int = 1024,
+    task_types: Collection[int] | None = None,
+    default_task_type: int | None = None,
+    num_proc: int = 1,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Dataset, DataReport]:
+    """Tokenises a file, a folder or a data set of the hub, or finds the result of having done so.
+
+    Args:
+        path: The data.
+        tokenizer: The model's tokenizer.
+        template: Name of the prompt template.
+        max_seq_length: Most tokens of a sample, at least 2. What is longer is cut; a sample with no token left to learn
+            is dropped.
+        task_types: The types that the experts have; None accepts any integer.
+        default_task_type: Type of the samples that have none.
+        num_proc: Processes that tokenise; the result does not depend on it.
+        cache_dir: Folder for finished data sets. Default: `loramoe` in the cache of the `datasets` library.
+
+    Returns:
+        The data set with the columns `input_ids`, `labels` (-100 where nothing is learnt), `task_types` and `length`,
+        and the report.
+
+    Raises:
+        DatasetError: If samples are faulty, or none has a token to learn within max_seq_length.
+        ValueError: If an argument is out of range or the tokenizer does not suit the template.
+    """
+    tokeniser = Tokeniser(tokenizer, template, max_seq_length, task_types, num_proc, cache_dir)
+    dataset, report, _ = tokeniser.store(DataSource(os.fspath(path), default_task_type=default_task_type))
+    return dataset, report
 
 
 def load_splits(
     tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
     *,
-    dataset_dir: str | os.PathLike[str] | None = None,
-    train_file: str | os.PathLike[str] | None = None,
-    validation_file: str | os.PathLike[str] | None = None,
-    validation_split_percentage: float | None = None,
-    seed: int = 42,
     template: str = "release",
     max_seq_length: int = 1024,
     task_types: Collection[int] | None = None,
+    validation_percentage: float = 0.0,
+    seed: int = 42,
     num_proc: int = 1,
-    cache_dir: str | os.PathLike[str] | None = None,
     streaming: bool = False,
+    packing: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Splits:
-    """Loads the data of a run: checks all of it, and tokenises it now or, streaming, when it is needed.
+    """Loads the data of a run; every fault of a sample in a file is found here.
 
-    The training data is named once, the validation data at most once: by a file (or folder) of its own, or as a share
-    of the training rows. That share is drawn at random, alike for all task types; it depends on rows and seed only.
+    Data sets without weights follow each other. With weights, each sample is drawn from a data set with the probability
+    of its weight, until every sample was drawn once (`interleave_datasets`, "all_exhausted").
 
     Args:
         tokenizer: The model's tokenizer.
-        dataset_dir: Folder of training files, or one file.
-        train_file: Training file, or a folder: the other name for the same thing.
-        validation_file: Validation file or folder.
-        validation_split_percentage: Per cent of the kept training rows (streaming: of all) to set aside, from 1 to 99;
-            0 and None: none.
-        seed: Seed of the draw.
-        template: As in `tokenise_dataset`, like the remaining arguments.
-        max_seq_length: Most tokens of a row.
-        task_types: The task types that the experts have; None accepts any integer.
-        num_proc: Processes that tokenise; streaming, the workers of the DataLoader do.
-        cache_dir: Folder for finished datasets; streaming, nothing is written.
-        streaming: Whether rows are tokenised when they are needed (`stream_dataset`), and not stored.
+        config: The data sets.
+        template: As in `tokenise_dataset`, like the arguments of the same names.
+        max_seq_length: Most tokens of a sample, and of a packed row.
+        task_types: The types that the experts have; None accepts any integer.
+        validation_percentage: Per cent of the training samples to set aside, drawn at random from all alike.
+        seed: Seed of the draws.
+        num_proc: Processes that tokenise.
+        streaming: Tokenise while training; validation data is stored all the same.
+        packing: Fill rows with whole samples.
+        cache_dir: Folder for finished data sets.
 
     Returns:
-        The datasets and their reports.
+        The data.
 
     Raises:
-        DatasetError: If data is broken, if a file serves both purposes, or if there are too few rows to divide.
-        ImportError: If the `datasets` library is not installed.
-        ValueError: If the arguments contradict each other or are out of range.
+        DatasetError: If data is faulty, or is both training and validation data.
+        ValueError: If arguments contradict each other or are out of range.
     """
-    train_path = _train_path(dataset_dir, train_file)
-    _check_validation(train_path, validation_file, validation_split_percentage)
-
-    settings: dict[str, Any] = {"template": template, "max_seq_length": max_seq_length, "task_types": task_types}
-
-    def load(path: str | os.PathLike[str]) -> tuple[Rows, TokeniseReport | StreamReport]:
-        if streaming:
-            return stream_dataset(path, tokenizer, **settings)
-        return tokenise_dataset(path, tokenizer, num_proc=num_proc, cache_dir=cache_dir, **settings)
-
-    train, train_report = load(train_path)
-    if validation_file:
-        validation, validation_report = load(validation_file)
-        return Splits(train, validation, train_report, validation_report)
-    if validation_split_percentage:
-        return Splits(*_divide(train, validation_split_percentage, seed), train_report, None)
-    return Splits(train, None, train_report, None)
-
-
-def _train_path(
-    dataset_dir: str | os.PathLike[str] | None, train_file: str | os.PathLike[str] | None
-) -> str | os.PathLike[str]:
-    if dataset_dir and train_file:
-        raise ValueError(
-            f"dataset_dir and train_file both name the training data; got dataset_dir={os.fspath(dataset_dir)!r} and "
-            f"train_file={os.fspath(train_file)!r}. Set only one."
-        )
-    path = dataset_dir or train_file
-    if not path:
-        raise ValueError(
-            "no training data is named. Set dataset_dir (a folder) or train_file (a .json or .jsonl file)."
-        )
-    return path
+    _check(config, validation_percentage, streaming, packing)
+    tokeniser = Tokeniser(tokenizer, template, max_seq_length, task_types, num_proc, cache_dir)
+    validation = {name: tokeniser.store(source) for name, source in _named(config.validation).items()}
+    parts = [(tokeniser.stream if streaming else tokeniser.store)(source) for source in config.datasets]
+    sources = [
+        {**describe(one, part.content), "weight": one.weight} for one, part in zip(config.datasets, parts, strict=True)
+    ]
+    options = {"percentage": validation_percentage, "streaming": streaming, "packing": packing}
+    drawn = validation_percentage or packing or config.datasets[0].weight
+    fingerprint = hash_of({**tokeniser.recipe(), **options, "sources": sources, "seed": seed if drawn else None})
+    train, held_out = _divide([part.dataset for part in parts], validation_percentage, seed)
+    mixed = _mix(train, [source.weight for source in config.datasets], seed)
+    if streaming:
+        mixed = mixed.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    report = parts[0].report
+    for part in parts[1:]:
+        report += part.report
+    return Splits(
+        PackedSamples(mixed, max_seq_length, seed) if packing else mixed,
+        {name: one.dataset for name, one in validation.items()} | held_out,
+        report,
+        {name: one.report for name, one in validation.items()},
+        fingerprint,
+    )
 
 
-def _check_validation(
-    train_path: str | os.PathLike[str], validation_file: str | os.PathLike[str] | None, percentage: float | None
-) -> None:
+def _check(config: DataConfig, percentage: float, streaming: bool, packing: bool) -> None:
     if percentage and not 1 <= percentage <= 99:
         raise ValueError(
-            f"validation_split_percentage must be 0, or from 1 to 99; got {percentage}. For 5 per cent, write 5."
+            f"validation_percentage must be 0, or from 1 to 99; got {percentage}. For 5 per cent, write 5."
         )
-    if not validation_file:
-        return
-    if percentage:
+    if percentage and config.validation:
         raise ValueError(
-            f"validation_file={os.fspath(validation_file)!r} and validation_split_percentage={percentage} "
-            "both name the validation data. Set only one."
+            f"validation_percentage={percentage} and the validation set {config.validation[0].path} both name the "
+            "validation data. Set only one."
         )
-    both = {file.resolve() for file in data_files(train_path)} & {
-        file.resolve() for file in data_files(validation_file)
-    }
-    if both:
-        raise DatasetError(
-            f"{min(both)} is training data and validation data at once, so that validation would measure what was "
-            "learnt by heart. Move it to a folder of its own, or name the training file alone."
+    if streaming and packing:
+        raise ValueError("packing needs the lengths of all samples, which streaming does not know. Use padding_free.")
+    if streaming and percentage:
+        raise ValueError(
+            f"validation_percentage={percentage} needs all samples before training, which streaming does not have. "
+            "Name validation data, or set it to 0."
         )
+    files = {file.resolve() for source in config.datasets if source.local for file in data_files(source.path)}
+    names = {(source.path, source.subset, source.split) for source in config.datasets if not source.local}
+    for source in config.validation:
+        both = {file.resolve() for file in data_files(source.path)} & files if source.local else set()
+        if both or (source.path, source.subset, source.split) in names:
+            raise DatasetError(
+                f"{min(both, default=source.path)} is training data and validation data at once, so that validation "
+                "would measure what was learnt by heart. Name other data."
+            )
 
 
-def _divide(rows: Rows, percentage: float, seed: int) -> tuple[Rows, Rows]:
-    if len(rows) < 2:
-        raise DatasetError(
-            f"validation_split_percentage={percentage} needs at least 2 rows to divide; got {len(rows)}. "
-            "Add rows, or set it to 0."
-        )
-    size = min(max(1, round(len(rows) * percentage / 100)), len(rows) - 1)
-    held_out = np.zeros(len(rows), dtype=bool)
-    held_out[random.Random(seed).sample(range(len(rows)), size)] = True
-    return _select(rows, np.flatnonzero(~held_out)), _select(rows, np.flatnonzero(held_out))
+def _named(sources: Sequence[DataSource]) -> dict[str, DataSource]:
+    if len(sources) == 1:
+        return {sources[0].name or "validation": sources[0]}
+    names = [source.short_name() for source in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise DatasetError(f"two validation sets have the name {name!r}. Give them names, as in {{name: …}}.")
+    return dict(zip(names, sources, strict=True))
 
 
-def _select(rows: Rows, indices: npt.NDArray[np.int64]) -> Rows:
-    if isinstance(rows, StreamedRows):
-        return rows.select(indices)
-    # In memory, because ranks of one machine that start together would otherwise write the same index files.
-    return rows.select(indices, keep_in_memory=True)
+def _divide(datasets: Sequence[Any], percentage: float, seed: int) -> tuple[list[Any], dict[str, Any]]:
+    """Sets samples aside: one draw over all data sets, as if they followed each other."""
+    from datasets import concatenate_datasets
+
+    if not percentage:
+        return list(datasets), {}
+    sizes = [len(one) for one in datasets]
+    total = sum(sizes)
+    if total < 2:
+        raise DatasetError(f"validation_percentage={percentage} needs at least 2 samples to divide; got {total}.")
+    aside = np.zeros(total, dtype=bool)
+    aside[random.Random(seed).sample(range(total), min(max(1, round(total * percentage / 100)), total - 1))] = True
+    masks = np.split(aside, np.cumsum(sizes)[:-1])
+
+    def select(keep: bool) -> list[Any]:
+        # In memory, because processes that start together would otherwise write the same files of indices.
+        pairs = zip(datasets, masks, strict=True)
+        return [one.select(np.flatnonzero(mask == keep), keep_in_memory=True) for one, mask in pairs]
+
+    return select(False), {"validation": concatenate_datasets(select(True))}
+
+
+def _mix(datasets: list[Any], weights: list[float | None], seed: int) -> Any:
+    from datasets import concatenate_datasets, interleave_datasets
+
+    shares = [weight for weight in weights if weight is not None]
+    if len(datasets) == 1 or not shares:
+        return concatenate_datasets(datasets)
+    probabilities = [share / sum(shares) for share in shares]
+    return interleave_datasets(datasets, probabilities, seed=seed, stopping_strategy="all_exhausted")
