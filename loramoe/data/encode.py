@@ -34,6 +34,7 @@ class DataReport:
         special: Kept samples whose own words became a special token.
         tokens: Tokens of the kept samples, prompts included; 0 for a stream.
         max_token_id: Largest token id; -1 for a stream.
+        longest: Tokens of the longest sample; 0 for a stream.
         task_types: Kept samples of each task type.
         max_seq_length: Most tokens of a sample.
     """
@@ -45,6 +46,7 @@ class DataReport:
     special: int
     tokens: int
     max_token_id: int
+    longest: int
     task_types: dict[int, int]
     max_seq_length: int
 
@@ -53,7 +55,8 @@ class DataReport:
         names = ("samples", "kept", "cut", "dropped", "special", "tokens")
         sums = {name: getattr(self, name) + getattr(other, name) for name in names}
         types = dict(sorted((Counter(self.task_types) + Counter(other.task_types)).items()))
-        return replace(self, **sums, max_token_id=max(self.max_token_id, other.max_token_id), task_types=types)
+        most = {name: max(getattr(self, name), getattr(other, name)) for name in ("max_token_id", "longest")}
+        return replace(self, **sums, **most, task_types=types)
 
     def __str__(self) -> str:
         return self.describe()
@@ -166,11 +169,12 @@ def count(dataset: Dataset, samples: int, max_seq_length: int) -> DataReport:
 
     types: Counter[int] = Counter()
     sums: Counter[str] = Counter()
-    largest = -1
+    largest, longest = -1, 0
     for table in dataset.with_format("arrow").iter(10_000):
         types.update(table["task_types"].to_pylist())
         sums.update({name: pc.sum(table[name]).as_py() for name in ("length", "cut", "special")})
         largest = max(largest, pc.max(pc.list_flatten(table["input_ids"])).as_py())
+        longest = max(longest, pc.max(table["length"]).as_py())
     return DataReport(
         samples=samples,
         kept=len(dataset),
@@ -179,6 +183,7 @@ def count(dataset: Dataset, samples: int, max_seq_length: int) -> DataReport:
         special=sums["special"],
         tokens=sums["length"],
         max_token_id=largest,
+        longest=longest,
         task_types=dict(sorted(types.items())),
         max_seq_length=max_seq_length,
     )

@@ -140,7 +140,7 @@ class Tokeniser:
             raw, content = load_hub(source, streaming=True), f"{source.path} {source.revision}"
             raw = raw.take(source.max_samples) if source.max_samples else raw
         number = sum(types.values())
-        report = DataReport(number, number, 0, 0, 0, 0, -1, dict(sorted(types.items())), self.max_seq_length)
+        report = DataReport(number, number, 0, 0, 0, 0, -1, 0, dict(sorted(types.items())), self.max_seq_length)
         return Loaded(encode_stream(raw, encoder), report, content)
 
     def _encoder(self, source: DataSource, streaming: bool = False) -> Encoder:

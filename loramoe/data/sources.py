@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from loramoe.utils import UsageError
+
 from loramoe.data.formats import COLUMNS, FORMATS, SampleReader, seen, task_type_problem
 
 KINDS: Final = (".json", ".jsonl", ".csv", ".parquet")
@@ -20,7 +22,7 @@ CHUNK_BYTES: Final = 2**20
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class DatasetError(ValueError):
+class DatasetError(UsageError):
     """The data cannot be used as it is; the message has the place, what was seen, what was expected and the fix."""
 
 
@@ -135,8 +137,8 @@ class DataConfig:
                 )
 
 
-def read_data_config(path: str | os.PathLike[str]) -> DataConfig:
-    """Reads the data of a run from a YAML or JSON file.
+def read_data_config(path: str | os.PathLike[str] | Mapping[str, Any]) -> DataConfig:
+    """Reads the data of a run from a YAML or JSON file, or from what such a file holds.
 
     Args:
         path: The file, with the keys `datasets`, `validation` and `type_names`. Paths in it are relative to the
@@ -151,10 +153,13 @@ def read_data_config(path: str | os.PathLike[str]) -> DataConfig:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = path
+        if not isinstance(path, Mapping):
+            content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        path = "datasets" if isinstance(path, Mapping) else path
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}). Correct it.") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, Mapping):
         raise DatasetError(f"{path}: expected the keys datasets, validation and type_names, got {seen(content)}.")
     refuse_unknown(content, [one.name for one in fields(DataConfig)], str(path))
     names = content.get("type_names") or {}
