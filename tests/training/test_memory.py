@@ -17,7 +17,7 @@ CONFIG = LlamaConfig(
 
 
 def built(empty: bool) -> torch.nn.Module:
-    options = {"r": 2, "lora_nums": 4, "task_type": "CAUSAL_LM"}
+    options = {"r": 2, "lora_nums": 4, "blc_weight": 0, "task_type": "CAUSAL_LM"}
     if not empty:
         return get_peft_model(LlamaForCausalLM(CONFIG), LoraMoeConfig(**options))
     with init_empty_weights(include_buffers=False):

@@ -1,4 +1,4 @@
-"""Training with `--packing` and `--group_by_length`: the same trajectory, or the same rows in another order."""
+"""Training with `--padding_free`, `--packing` and `--group_by_length`: the same trajectory, or other batches."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def test_the_trajectory_is_that_of_padded_batches(tmp_path: Path, train: Callabl
         "eval_strategy": "steps",
     }
     flags |= {"eval_steps": 2, "blc_weight": 1}
-    results = {packing: train(tmp_path / packing, packing=packing, **flags) for packing in ("true", "false")}
+    results = {packing: train(tmp_path / packing, padding_free=packing, **flags) for packing in ("true", "false")}
     assert_same_run(tmp_path / "true", tmp_path / "false")
     assert results["true"]["after"] == pytest.approx(results["false"]["after"], rel=1e-4)
 
 
 def test_a_packed_run_is_resumed_only_packed(tmp_path: Path, train: Callable[..., Any]) -> None:
-    train(tmp_path, packing="true", max_steps=3)
+    train(tmp_path, padding_free="true", max_steps=3)
     (tmp_path / "metrics.json").unlink()  # as if interrupted
-    with pytest.raises(FileExistsError, match="packing was True, now False"):
+    with pytest.raises(FileExistsError, match="padding_free was True, now False"):
         train(tmp_path, max_steps=3)
 
 
@@ -96,9 +96,27 @@ def test_rows_of_similar_length_come_together(
     assert full["true"] > full["false"] + 0.05
 
 
+def test_packed_rows_are_filled_with_whole_samples(
+    tmp_path: Path, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    compute = LoraMoeTrainer.compute_loss
+
+    def spy(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            seen.append(list(inputs["sample_lengths"]))
+        return compute(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(LoraMoeTrainer, "compute_loss", spy)
+    train(tmp_path, packing="true", max_seq_length=64, per_device_train_batch_size=1, num_train_epochs=1, max_steps=-1)
+    assert sum(len(lengths) for lengths in seen) == 48
+    assert all(sum(lengths) <= 64 for lengths in seen)
+    assert sum(map(sum, seen)) / (64 * len(seen)) > 0.85
+
+
 @pytest.mark.slow
 def test_two_processes_are_two_accumulated_forwards(tmp_path: Path, tiny_task: Any, own_dataset_cache: None) -> None:
-    flags = {"packing": "true", "lora_dropout": 0, "logging_steps": 1, "max_steps": 4, "blc_weight": 1}
+    flags = {"padding_free": "true", "lora_dropout": 0, "logging_steps": 1, "max_steps": 4, "blc_weight": 1}
     run_sft(parse(tiny_task.flags(tmp_path / "one", gradient_accumulation_steps=2, **flags)))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

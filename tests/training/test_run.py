@@ -106,29 +106,15 @@ def test_edited_rows_do_not_resume_silently(train, tiny_task, tmp_path: Path, po
         train(tmp_path / "out", **flags)
 
 
-class TestStartOfAllProcesses:
-    """Rank 0 decides where a run starts; the others hear of it."""
-
-    def hear(self, monkeypatch: pytest.MonkeyPatch, *decision: object) -> Path | None:
-        monkeypatch.setattr("loramoe.training.distributed.broadcast_object_list", lambda own: list(decision))
-        monkeypatch.setattr(run_module, "build_recipe", lambda prepared: {})
-        args = SimpleNamespace(process_index=1, do_train=True, output_dir="out")
-        return run_module._open_run(SimpleNamespace(arguments=(None, None, args)), ExitStack())[1]
-
-    def test_the_decision_is_everyones(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        assert self.hear(monkeypatch, None, None) is None
-        (tmp_path / "complete").touch()
-        assert self.hear(monkeypatch, tmp_path, None) == tmp_path
-
-    def test_the_refusal_is_everyones(self, monkeypatch: pytest.MonkeyPatch):
-        with pytest.raises(FileExistsError, match="a finished run"):
-            self.hear(monkeypatch, None, FileExistsError("a finished run"))
-
-    def test_a_folder_that_is_not_shared_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        with pytest.raises(
-            FileNotFoundError, match=r"which rank 1 does not see\. Put output_dir on a file system that"
-        ):
-            self.hear(monkeypatch, tmp_path, None)
+def test_a_checkpoint_that_another_machine_does_not_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_module, "build_recipe", lambda prepared: {})
+    monkeypatch.setattr(run_module, "decide_on_rank_0", lambda decide: tmp_path)  # rank 0 found it
+    args = SimpleNamespace(process_index=1, do_train=True, output_dir="out")
+    prepared = SimpleNamespace(arguments=(None, None, args))
+    with pytest.raises(FileNotFoundError, match=r"which rank 1 does not see\. Put output_dir on a file system that"):
+        run_module._open_run(prepared, ExitStack())
+    (tmp_path / "complete").touch()
+    assert run_module._open_run(prepared, ExitStack()) == ({}, tmp_path)
 
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tmp_path: Path):
@@ -136,7 +122,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tm
     train(tmp_path, save_steps=2)
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "of_the_first_run").touch()
-    with pytest.raises(FileExistsError, match=r"holds checkpoint-4, checkpoint-6, from which"):
+    with pytest.raises(FileExistsError, match=r"holds checkpoint-4, checkpoint-6: a later start"):
         train(tmp_path, **older)
     train(tmp_path, **older, overwrite_output_dir="true")
     assert [mark.parent.name for mark in tmp_path.rglob("of_the_first_run")] == ["checkpoint-2"]
