@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from loramoe.data import DatasetError, TokeniseReport, get_template, shards, tokenise
+from loramoe.data import DatasetError, TokeniseReport, conversation, get_template, shards, tokenise
 from tests.data.cached import finished, unfinished
 
 WORDS = st.text("ab é", min_size=1, max_size=12).filter(str.strip)
@@ -23,15 +23,16 @@ def test_labels_hide_the_prompt_and_nothing_else(tokenizer, run, write, row, row
         row(instruction=instruction, output=output, task_type=task_type) for instruction, output, task_type in rows
     ]
     dataset, report = run(write("rows.jsonl", rows), max_seq_length=CUT)
-    pairs = zip(rows, get_template("release", tokenizer).encode(rows), strict=True)
+    samples = [conversation(entry["instruction"], entry.get("input", ""), entry["output"]) for entry in rows]
+    pairs = zip(rows, get_template("release", tokenizer).encode(samples), strict=True)
     fitting = [(entry, code) for entry, code in pairs if len(code.prompt) < CUT]
     assert report.kept == len(dataset) == len(fitting)
     assert report.dropped == len(rows) - len(fitting)
     assert report.cut == sum(len(code.prompt + code.target) > CUT for _, code in fitting)
     assert report.tokens == sum(len(ids) for ids in dataset["input_ids"])
-    for result, (entry, (prompt, target, _)) in zip(dataset, fitting, strict=True):
-        assert result["input_ids"] == (prompt + target)[:CUT]
-        assert result["labels"] == ([-100] * len(prompt) + target)[:CUT]
+    for result, (entry, code) in zip(dataset, fitting, strict=True):
+        assert result["input_ids"] == code.input_ids[:CUT]
+        assert result["labels"] == ([-100] * len(code.prompt) + code.target)[:CUT]
         assert result["labels"][-1] != -100
         assert result["task_types"] == entry["task_type"]
 
