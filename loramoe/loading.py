@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
-from loramoe.data.fingerprint import tokenizer_hash
+from loramoe.data.encode import tokenizer_hash
 from loramoe.training.errors import ADAPTER_ERRORS, UsageError, as_usage_error
 from loramoe.training.model_arguments import ModelArguments
 from loramoe.tuner.hooks import detach_hooks

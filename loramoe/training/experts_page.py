@@ -18,13 +18,12 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from loramoe.data import SftCollator
+from loramoe.data import SftCollator, evenly_spaced
 from loramoe.decoding import pad_id
 from loramoe.report.card import public_name
 from loramoe.report.measures import measure
 from loramoe.report.page import Source
 from loramoe.report.routing import Routing, observe, routed
-from loramoe.report.rows import ReportRows
 from loramoe.report.tokens import text_of
 from loramoe.report.write import write_pages
 from loramoe.training.arguments import Arguments
@@ -75,11 +74,7 @@ def _rows(trainer: Any) -> list[dict[str, Any]]:
     if trainer.is_fsdp_enabled:  # which gathers the weights for its own forward alone
         raise ValueError("FSDP shards the model. python -m loramoe.report makes it from the saved adapter.")
     routed(trainer.model)
-    rows = ReportRows(trainer.eval_dataset, PAGE_ROWS)
-    chosen = list(rows)
-    if rows.left_out and trainer.args.should_log:
-        logger.warning("page on the experts: %s", rows.told())
-    return chosen
+    return list(evenly_spaced(trainer.eval_dataset, PAGE_ROWS))
 
 
 def _observe(trainer: Any, rows: Any) -> Routing:

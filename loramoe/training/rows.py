@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from loramoe import LoraMoeConfig
-from loramoe.data import PackedCollator, SftCollator, Splits, WorkerDiedError, load_splits
+from loramoe.data import DataConfig, DataSource, PackedCollator, SftCollator, Splits, load_splits
 from loramoe.training.arguments import DataArguments, TrainArguments
 from loramoe.training.errors import UsageError, as_usage_error
 
@@ -37,13 +37,11 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
             "tokenised. Leave one of them out."
         )
     # All processes at once: one tokenises, the others wait for what it stores.
-    with _progress_bars(args), as_usage_error(ValueError, OSError, WorkerDiedError):
+    with _progress_bars(args), as_usage_error(ValueError, OSError, RuntimeError):
         splits = load_splits(
             tokenizer,
-            dataset_dir=data_args.dataset_dir,
-            train_file=data_args.train_file,
-            validation_file=data_args.validation_file,
-            validation_split_percentage=data_args.split_percentage(),
+            _config(data_args),
+            validation_percentage=data_args.split_percentage() or 0,
             seed=args.seed,
             template=data_args.prompt_template,
             max_seq_length=data_args.max_seq_length,
@@ -52,8 +50,10 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
             streaming=data_args.streaming,
         )
     if args.should_log:
-        print(f"training data: {splits.train_report}")
-        print(f"validation data: {splits.validation_report or _rows(splits.validation)}")
+        print(f"training data: {splits.report}")
+        for name, samples in splits.validation.items():
+            aside = f"{len(samples):,} of the training samples, set aside"
+            print(f"{name} data: {splits.validation_reports.get(name, aside)}")
     return splits
 
 
@@ -84,8 +84,17 @@ def _progress_bars(args: TrainArguments) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _rows(rows: Any) -> str:
-    return "none" if rows is None else f"{len(rows):,} of the training rows, set aside"
+def _config(data_args: DataArguments) -> DataConfig:
+    if data_args.dataset_dir and data_args.train_file:
+        raise UsageError(
+            f"dataset_dir={data_args.dataset_dir} and train_file={data_args.train_file} both name the training data. "
+            "Set only one."
+        )
+    path = data_args.dataset_dir or data_args.train_file
+    if not path:
+        raise UsageError("no training data is named. Set dataset_dir (a folder) or train_file.")
+    validation = (DataSource(data_args.validation_file),) if data_args.validation_file else ()
+    return DataConfig((DataSource(path),), validation)
 
 
 def make_collator(tokenizer: Any, data_args: DataArguments) -> SftCollator | PackedCollator:
