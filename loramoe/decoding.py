@@ -89,7 +89,7 @@ def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     return list(takewhile(lambda token: token not in ends, ids))
 
 
-def _end_ids(model: Any, tokenizer: Any, of_template: Sequence[int]) -> list[int] | None:
+def _end_ids(model: Any, tokenizer: Any, of_template: Sequence[int] = ()) -> list[int] | None:
     """Ends of the model's own, and those that training ends answers with, which a base model's may lack."""
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *of_template, *(own if isinstance(own, list) else [own])} - {None}

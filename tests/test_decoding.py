@@ -16,8 +16,8 @@ PROMPTS = [[1, 5, 6], [1, 9, 10, 11, 12]]
 class Numbers(SimpleNamespace):
     """A tokenizer that shows ids."""
 
-    def batch_decode(self, rows: Any, skip_special_tokens: bool) -> list[str]:
-        return [" ".join(str(one) for one in row if one != self.pad_token_id) for row in rows.tolist()]
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return [" ".join(map(str, row)) for row in rows]
 
 
 @torch.no_grad()
@@ -28,8 +28,8 @@ def likeliest(model: Any, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def said(model: Any, end: int | None, count: int = 8) -> list[list[int]]:
-    texts = decode(model, Numbers(pad_token_id=0, eos_token_id=end), PROMPTS, count)
+def said(model: Any, end: int | None, count: int = 8, end_ids: tuple[int, ...] = ()) -> list[list[int]]:
+    texts = decode(model, Numbers(pad_token_id=0, eos_token_id=end), PROMPTS, count, end_ids=end_ids)
     return [list(map(int, text.split())) for text in texts]
 
 
@@ -48,7 +48,7 @@ def test_the_tokenizers_end_ends_an_answer_too(tiny_llama, own) -> None:
     whole = likeliest(model, PROMPTS[0], 8)
     end = whole[3]
     model.generation_config.eos_token_id = own
-    assert said(model, end)[0] == whole[: whole.index(end) + 1]
+    assert said(model, end)[0] == whole[: whole.index(end)]
 
 
 def test_the_models_own_ends_stay(tiny_llama) -> None:
@@ -56,4 +56,12 @@ def test_the_models_own_ends_stay(tiny_llama) -> None:
     whole = likeliest(model, PROMPTS[0], 8)
     end = whole[3]
     model.generation_config.eos_token_id = [62, end]
-    assert said(model, 63)[0] == whole[: whole.index(end) + 1]
+    assert said(model, 63)[0] == whole[: whole.index(end)]
+
+
+def test_what_ended_an_answer_in_training_ends_it_too(tiny_llama) -> None:
+    model = tiny_llama()
+    whole = likeliest(model, PROMPTS[1], 8)
+    end = whole[3]
+    model.generation_config.eos_token_id = 62
+    assert said(model, 63, end_ids=(end,))[1] == whole[: whole.index(end)]

@@ -13,9 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe import LoraMoeConfig
+from loramoe.data import PromptFormat, save_prompt_format
 from loramoe.evaluate import main
 from loramoe.evaluation import Settings, prepare, read_task, score
 from loramoe.loading import load
+
+BASE_NAME = "base_model_name_or_path"
 
 
 @pytest.fixture
@@ -166,6 +169,17 @@ def test_the_base_model_alone(tiny_task, flags, tmp_path) -> None:
     assert {line["metric"] for line in results["lines"]} == {"log-likelihood", "perplexity"}
     assert results["settings"]["measures"] == ["likelihood"]
     assert results["command"].startswith("python -m loramoe.evaluate --model ")
+
+
+def test_the_layout_is_that_of_the_training(adapter, flags, tmp_path, caplog) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(json.loads((adapter / "adapter_config.json").read_text())[BASE_NAME])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w9 {% endfor %}"
+    tokenizer.save_pretrained(adapter)
+    save_prompt_format(adapter, PromptFormat("chat"))
+    for wish, template in (([], "chat"), (["--template", "release"], "release")):
+        main([*flags, "--measure", "likelihood", *wish])
+        assert json.loads((tmp_path / "out/results.json").read_text())["settings"]["prompt_template"] == template
+    assert len([record for record in caplog.records if record.name == "loramoe.data.prompt_format"]) == 1
 
 
 @pytest.mark.parametrize(

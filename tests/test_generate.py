@@ -12,6 +12,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe import LoraMoeConfig
+from loramoe.data import PromptFormat, save_prompt_format
 from loramoe.generate import answer, load, main
 from loramoe.training.versions import save_tokenizer
 
@@ -54,6 +55,22 @@ def test_every_line_is_answered(adapter: Path, capsys: pytest.CaptureFixture[str
     monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\n\nw3\n"))
     main(["--adapter", str(adapter), "--max_new_tokens", "4"])
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_layout_is_that_of_the_training(adapter: Path, capsys: pytest.CaptureFixture[str]):
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ raise_exception('Not that.') if m.content == 'w3' }}{{ m.content }} w9 {% endfor %}"
+    )
+    tokenizer.save_pretrained(adapter)
+    save_prompt_format(adapter, PromptFormat("chat"))
+    main(["--adapter", str(adapter), "--prompt", "w1 w2", "--max_new_tokens", "5"])
+    model, tokenizer = load(None, str(adapter))
+    said = {name: answer(model, tokenizer, "w1 w2", template=name, max_new_tokens=5) for name in ("chat", "release")}
+    assert capsys.readouterr().out.strip() == said["chat"] != said["release"]
+    with pytest.raises(SystemExit):
+        main(["--adapter", str(adapter), "--prompt", "w3"])
+    assert "Not that." in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_sampling_draws_and_greedy_does_not(adapter: Path):

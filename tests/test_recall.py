@@ -52,6 +52,16 @@ def test_hits_and_misses(known):
     assert model.training
 
 
+def test_what_ended_an_answer_in_training_ends_it(known):
+    model, tokenizer, continuations = known
+    prompt, said = next((prompt, said) for prompt, said in continuations.items() if len(set(said.split())) > 1)
+    first, end = said.split()[0], next(word for word in said.split() if word != said.split()[0])
+    probes = [Probe(prompt, first), Probe(prompt, said)]
+    assert recall(model, tokenizer, probes, progress=False) == [True, True]
+    end_ids = tokenizer.convert_tokens_to_ids([end])
+    assert recall(model, tokenizer, probes, progress=False, end_ids=end_ids) == [True, False]
+
+
 @pytest.mark.parametrize(
     ("text", "answer", "expected"),
     [

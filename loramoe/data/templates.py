@@ -110,7 +110,7 @@ class ReleaseTemplate:
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
         """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
-        checked = [_problem(conversation) or _with_system(conversation) for conversation in conversations]
+        checked = [_problem(chat) or _with_system(chat) for chat in conversations]
         turns = iter(self._turn_ids([one for one in checked if not isinstance(one, TemplateError)]))
         return [one if isinstance(one, TemplateError) else _learn_answers(one, next(turns)) for one in checked]
 
@@ -144,11 +144,11 @@ class ReleaseTemplate:
         return [self.tokenizer(text, **options)["input_ids"] for text in texts]
 
 
-def _with_system(conversation: Sequence[Message]) -> list[Message]:
+def _with_system(chat: Sequence[Message]) -> list[Message]:
     """The turns of user and assistant, system prompts joined to the turn that follows them."""
     turns: list[Message] = []
     before: list[str] = []
-    for message in conversation:
+    for message in chat:
         if message["role"] == "system":
             before.append(message["content"])
         else:
@@ -166,8 +166,8 @@ def _learn_answers(turns: Sequence[Message], ids_of_turns: Sequence[list[int]]) 
     return Encoded(input_ids, labels)
 
 
-def _problem(conversation: Sequence[Message]) -> TemplateError | None:
-    roles = [message["role"] for message in conversation if message["role"] != "system"]
+def _problem(chat: Sequence[Message]) -> TemplateError | None:
+    roles = [message["role"] for message in chat if message["role"] != "system"]
     if "assistant" not in roles:
         return TemplateError("the conversation has no turn of the assistant to learn. Add an answer, or remove it.")
     if roles[0] != "user":

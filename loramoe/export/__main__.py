@@ -66,7 +66,9 @@ def _export(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}. Raise it.")
     refuse_used(arguments.out, arguments.overwrite)
     layout = choose_prompt_format(arguments.template, [arguments.adapter])
-    arguments.template, arguments.max_seq_length = layout.template, arguments.max_seq_length or layout.max_seq_length
+    arguments.template = layout.template
+    if arguments.max_seq_length is None:
+        arguments.max_seq_length = layout.max_seq_length
     probes = read_probes(arguments.recall_file) if arguments.recall_file else []
     name = base_name(arguments.model, [arguments.adapter])
     loading = ModelArguments(name, torch_dtype=arguments.torch_dtype, load_in_kbits=arguments.load_in_kbits)

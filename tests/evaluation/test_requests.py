@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from loramoe.data import Row, get_template
+import pytest
+
+from loramoe.data import TemplateError, conversation, get_template
 from loramoe.evaluation import Example
 from loramoe.evaluation.requests import encode, joined
 
@@ -15,9 +17,16 @@ def test_an_instruction_is_laid_out_as_in_training(tokenizer) -> None:
     template = get_template("release", tokenizer)
     example = Example("w1 w2", "w3", "w5", ("w5",), ("w4", "w5 w6", "w5"), 1)
     (request,) = encode([example], template, tokenizer)
-    rows = [Row(instruction="w1 w2", input="w3", output=text, task_type=1) for text in example.choices]
-    assert request.targets == [encoded.target for encoded in template.encode(rows)]
+    samples = [conversation("w1 w2", "w3", text) for text in example.choices]
+    assert request.targets == [encoded.target for encoded in template.encode(samples)]
     assert request.prompt == request.question == template.prompt_ids("w1 w2", "w3")
+
+
+def test_a_question_that_the_template_refuses_is_named(tokenizer) -> None:
+    tokenizer.chat_template = "{{ raise_exception('System first.') }}"
+    example = Example("w1 w2", "", "w5", ("w5",), (), 1, where="row 3")
+    with pytest.raises(TemplateError, match=r"^row 3: .*System first\."):
+        encode([example], get_template("chat", tokenizer), tokenizer)
 
 
 def test_a_cloze_has_no_template_and_no_end(tokenizer) -> None:

@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
+from transformers import AddedToken
 
-from loramoe.data import DatasetError, SftCollator, get_template, iter_rows
+from loramoe.data import DatasetError, SftCollator, get_template, read_samples
 from loramoe.evaluation import Settings, exact_match, f1, prepare, read_task, score
 from loramoe.generate import answer
-from loramoe.recall import read_probes, recall
+from loramoe.recall import prompt_ids, read_probes, recall
 
 
 def asked(model, tokenizer, file, batch_size: int = 4, **settings):
@@ -23,6 +24,15 @@ def close(found, expected) -> None:
     for row, other in zip(found, expected, strict=True):
         assert row.pop("log_likelihood") == pytest.approx(other.pop("log_likelihood"), rel=1e-9)
         assert row == other
+
+
+def recorded(model, tokenizer, prompt: str, count: int) -> list[str]:
+    """The words that follow a prompt."""
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)[1:]])
+    for _ in range(count):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    return tokenizer.convert_ids_to_tokens(ids[0, -count:].tolist())
 
 
 def test_neither_batch_nor_order_change_anything(model, tokenizer, write, questions) -> None:
@@ -43,6 +53,24 @@ def test_what_is_generated_is_what_generate_answers(model, tokenizer, write, que
             assert "recall" not in row
 
 
+def test_an_answer_ends_where_the_chat_template_ends_it(model, tokenizer, write) -> None:
+    """The end of a turn is not the end-of-sequence token; `generate`, exact match and recall all stop at it."""
+    whole = recorded(model, tokenizer, "w1 w2", 6)
+    end = next(word for word in whole if word != whole[0])
+    said = " ".join(whole[: whole.index(end)])
+    tokenizer.add_tokens([AddedToken(end, special=True, single_word=True)])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}END {% endif %}{% endfor %}"
+    ).replace("END", end)
+    question = {"instruction": "w1 w2", "input": "", "output": said, "task_type": 1}
+    file = write([question, {"prompt": "w1 w2", "answer": said}])
+    found, cloze = asked(model, tokenizer, file, prompt_template="chat", max_new_tokens=6)
+    assert (found["prediction"], found["exact_match"], cloze["recall"]) == (said, 1.0, 1.0)
+    assert cloze["prediction"] == said
+    assert answer(model, tokenizer, "w1 w2", template="chat", max_new_tokens=6) == said
+    assert asked(model, tokenizer, file, max_new_tokens=6)[1]["prediction"] != said
+
+
 def test_recall_is_that_of_recall(model, tokenizer, tiny_task, write) -> None:
     probes = json.loads(tiny_task.recall_file.read_text())
     first = recall(model, tokenizer, read_probes(tiny_task.recall_file), progress=False)
@@ -55,9 +83,10 @@ def test_recall_is_that_of_recall(model, tokenizer, tiny_task, write) -> None:
 
 
 def test_the_perplexity_is_that_of_the_training(model, tokenizer, tiny_task) -> None:
-    rows = list(iter_rows(tiny_task.test_file))
-    samples = [one.sample(64)._asdict() for one in get_template("release", tokenizer).encode(rows)]
-    batch = SftCollator(tokenizer.pad_token_id)([{**one, "task_types": 0} for one in samples])
+    samples = [sample.messages for sample in read_samples(tiny_task.test_file)]
+    encoded = get_template("release", tokenizer).encode(samples)
+    features = [{"input_ids": one.input_ids, "labels": one.labels, "task_types": 0} for one in encoded]
+    batch = SftCollator(tokenizer.pad_token_id)(features)
     del batch["task_types"]
     with torch.no_grad():
         loss = model.eval()(**batch).loss.item()

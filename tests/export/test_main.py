@@ -9,6 +9,7 @@ import pytest
 from peft import LoraConfig, LoraMoeConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from loramoe.data import PromptFormat, save_prompt_format
 from loramoe.export.__main__ import main
 
 
@@ -76,6 +77,13 @@ def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys,
     assert told.startswith("python -m loramoe.export: ")
     assert message in told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_layout_is_that_of_the_training(adapter, tiny_task, tmp_path, capsys):
+    save_prompt_format(adapter, PromptFormat("release", 1))
+    flags = [str(tmp_path / "out"), "--calibration", str(tiny_task.train_dir)]
+    assert main([str(adapter), *flags, "--model", str(tiny_task.base)]) == 1
+    assert "max_seq_length=1" in capsys.readouterr().err
 
 
 def test_an_answer_that_may_have_been_cut_is_not_measured_as_an_answer(adapter, tiny_task, tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 from peft import LoraConfig, LoraMoeConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loramoe.data import PromptFormat, save_prompt_format
 from loramoe.export.original import convert
 from loramoe.report.__main__ import main
 from tests.helpers import edit
@@ -122,6 +123,13 @@ def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys,
     assert told.startswith("python -m loramoe.report: ")
     assert message in told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_layout_is_that_of_the_training(adapter, tiny_task, tmp_path, capsys):
+    save_prompt_format(adapter, PromptFormat("chat", 64))
+    flags = ["--data", str(tiny_task.test_file), "--out", str(tmp_path / "out")]
+    assert main([str(adapter), *flags, "--model", str(tiny_task.base)]) == 1
+    assert "needs tokenizer.chat_template" in capsys.readouterr().err
 
 
 def test_other_adapters_have_no_experts(tiny_task, tmp_path, capsys):

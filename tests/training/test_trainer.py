@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loramoe
-from loramoe.data import SftCollator, load_splits
+from loramoe.data import SftCollator, tokenise_dataset
 from loramoe.training import trainer as trainer_module
 from loramoe.training.checkpoints import ADAPTER, METRICS
 from loramoe.training.errors import UsageError
@@ -83,7 +83,7 @@ def test_evaluation_loss_is_the_language_models_alone(train, tiny_task, tmp_path
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
     model = PeftModel.from_pretrained(base, tmp_path / ADAPTER).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / ADAPTER)
-    rows = load_splits(tokenizer, train_file=tiny_task.test_file, max_seq_length=32, cache_dir=tiny_task.cache).train
+    rows, _ = tokenise_dataset(tiny_task.test_file, tokenizer, max_seq_length=32, cache_dir=tiny_task.cache)
     batch = SftCollator(tokenizer.pad_token_id)(list(rows))
     with torch.no_grad():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]

@@ -1,0 +1,72 @@
+"""What shapes a prompt, kept with an adapter: read back whole, and a wish that differs from it is reported."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loramoe.data.prompt_format import (
+    PROMPT_FILE,
+    PromptFormat,
+    choose_prompt_format,
+    read_prompt_format,
+    save_prompt_format,
+)
+
+CHAT = PromptFormat("chat", 200, {0: "tasks", 1: "Wissen, 知识"})
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """Folders of adapters that were trained with chat, with release, and nobody knows with what."""
+    for name, saved in (("chat", CHAT), ("release", PromptFormat()), ("old", None)):
+        (tmp_path / name).mkdir()
+        if saved is not None:
+            save_prompt_format(tmp_path / name, saved)
+    return tmp_path
+
+
+def test_what_is_saved_is_read(adapters):
+    assert read_prompt_format(adapters / "chat") == CHAT
+    assert read_prompt_format(adapters / "old") is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "names", "template", "warned"),
+    [
+        (None, ["chat"], "chat", False),
+        (None, ["old", "chat"], "chat", False),
+        (None, ["old"], "release", False),
+        (None, [], "release", False),
+        ("chat", ["old"], "chat", False),
+        ("chat", ["chat"], "chat", False),
+        ("release", ["chat"], "release", True),
+        ("chat", ["chat", "release"], "chat", True),
+    ],
+)
+def test_the_template_of_the_training_unless_another_is_wished_for(adapters, caplog, wish, names, template, warned):
+    chosen = choose_prompt_format(wish, [adapters / name for name in names])
+    assert chosen.template == template
+    assert chosen.max_seq_length == (200 if "chat" in names else 1024)
+    assert len(caplog.records) == warned
+
+
+def test_adapters_of_different_templates_need_a_wish(adapters):
+    with pytest.raises(ValueError, match=r"chat.*release.*--template"):
+        choose_prompt_format(None, [adapters / "chat", adapters / "release"])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", json.dumps({"template": "chat", "max_seq_length": None}), '{"template": "alpaca"}']
+)
+def test_a_damaged_file_is_named(adapters, text):
+    (adapters / "chat" / PROMPT_FILE).write_text(text)
+    with pytest.raises(ValueError, match=PROMPT_FILE):
+        read_prompt_format(adapters / "chat")
+
+
+def test_an_unknown_template_is_named(adapters):
+    save_prompt_format(adapters / "chat", PromptFormat("alpaca"))
+    with pytest.raises(ValueError, match="'alpaca'"):
+        read_prompt_format(adapters / "chat")

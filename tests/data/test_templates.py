@@ -1,0 +1,256 @@
+"""Templates: which ids a conversation has, which of them are learnt, and which conversations are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer
+
+from loramoe.data.templates import TEMPLATES, Encoded, TemplateError, conversation, get_template
+
+BOS, EOS = 0, 1
+FRAMES = {"<s> $A": [BOS], "$A": [], "<s> $A </s>": [BOS]}
+TINY_LLAMA = Path(__file__).parents[2] / "data" / "tiny_llama"
+
+ONE = conversation("Who?", "", "Me.")
+TWO = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+TURNS = "{% for m in messages %}<|{{ m.role }}|>BEFORE{{ m.content }}AFTER{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+THINK = "{% if m.role == 'assistant' %}<think></think>{% endif %}"
+THINK_LAST = "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}"
+
+COLON = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+PARTS = "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
+SELECTED = "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}"
+
+
+def turns(before: str, after: str) -> str:
+    return TURNS.replace("BEFORE", before).replace("AFTER", after)
+
+
+PLAIN = turns("", "</s>\n") + PROMPT
+
+
+def spell(tokenizer, text: str) -> list[int]:
+    """Ids of a text that holds no special token."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode(template, *conversations) -> list[Encoded]:
+    encoded = template.encode(conversations)
+    assert all(isinstance(one, Encoded) for one in encoded), encoded
+    return encoded
+
+
+@pytest.fixture
+def chat(make_tokenizer):
+    """Makes a chat template of the byte-level tokenizer."""
+    return lambda text: get_template("chat", make_tokenizer(chat_template=text))
+
+
+# --- release ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_release_adds_each_special_token_once(make_tokenizer, frame):
+    tokenizer = make_tokenizer(frame)
+    bare, full = encode(get_template("release", tokenizer), ONE, conversation("Read:", "A b.", "Yes"))
+    assert bare.prompt == [*FRAMES[frame], *spell(tokenizer, "Who?"), EOS]
+    assert bare.target == [*spell(tokenizer, "Me."), EOS]
+    assert full.prompt == [*FRAMES[frame], *spell(tokenizer, "Read:\nA b."), EOS]
+    assert full.input_ids == full.prompt + full.target
+
+
+def test_release_equals_the_text_with_the_token_spelled_out(tokenizer):
+    """The original release wrote `</s>` behind the text and let the tokenizer find it."""
+    (encoded,) = encode(get_template("release", tokenizer), conversation("Wer?", "Ü 漢", "Ich."))
+    assert encoded.prompt == tokenizer("Wer?\nÜ 漢</s>")["input_ids"]
+    assert encoded.target == tokenizer("Ich.</s>", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_release_ends_each_turn_and_learns_the_answers(make_tokenizer, frame):
+    tokenizer = make_tokenizer(frame)
+    (encoded,) = encode(get_template("release", tokenizer), [SYSTEM, *ONE, *TWO])
+    asked, said, again, so = ([*spell(tokenizer, text), EOS] for text in ("Be brief.\nWho?", "Me.", "Why?", "So."))
+    assert encoded.input_ids == [*FRAMES[frame], *asked, *said, *again, *so]
+    assert encoded.target == said + so
+    assert encoded.labels[-len(so) :] == so
+
+
+@given(instruction=st.text(min_size=1), output=st.text(min_size=1))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_release_decodes_to_what_the_sample_says(tokenizer, instruction, output):
+    instruction, output = (text.encode("utf-8", "ignore").decode() + "." for text in (instruction, output))
+    (encoded,) = encode(get_template("release", tokenizer), conversation(instruction, "", output))
+    assert tokenizer.decode(encoded.prompt[1:-1]) == instruction
+    assert tokenizer.decode(encoded.target[:-1]) == output
+
+
+def test_release_takes_special_tokens_in_a_sample_for_text(tokenizer):
+    (encoded,) = encode(get_template("release", tokenizer), conversation("<s>a</s>b", "", "</s>c"))
+    assert not encoded.special
+    assert encoded.prompt.count(BOS) == encoded.prompt.count(EOS) == encoded.target.count(EOS) == 1
+    assert tokenizer.decode(encoded.prompt[1:-1]) == "<s>a</s>b"
+    assert tokenizer("</s>", add_special_tokens=False)["input_ids"] == [EOS], "the tokenizer itself is left as it was"
+
+
+def test_release_does_so_with_a_tokenizer_written_in_python():
+    tokenizer = ByT5Tokenizer()
+    (encoded,) = encode(get_template("release", tokenizer), conversation("a</s>b", "", "</s>c"))
+    assert encoded.prompt == [3 + byte for byte in b"a</s>b"] + [tokenizer.eos_token_id]
+
+
+# --- chat -------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_learns_answers_and_their_ends_alone(chat):
+    template = chat(PLAIN)
+    single, several = encode(template, ONE, [SYSTEM, *ONE, *TWO])
+    decode = template.tokenizer.decode
+    assert (decode(single.prompt), decode(single.target)) == ("<|user|>Who?</s>\n<|assistant|>", "Me.</s>")
+    assert decode(several.target) == "Me.</s>So.</s>"
+    whole = template.tokenizer.apply_chat_template([SYSTEM, *ONE, *TWO], return_dict=False)
+    assert several.input_ids == whole
+    assert all(label in (-100, token) for token, label in zip(several.input_ids, several.labels, strict=True))
+
+
+@pytest.mark.parametrize("block", [THINK, THINK_LAST])
+def test_what_the_template_writes_before_an_answer_belongs_to_the_prompt(chat, block):
+    template = chat(turns(block, "</s>") + PROMPT)
+    single, several = encode(template, ONE, [*ONE, *TWO])
+    assert template.tokenizer.decode(single.prompt) == "<|user|>Who?</s><|assistant|><think></think>"
+    assert template.prompt_ids("Who?") == single.prompt
+    assert template.tokenizer.decode(several.target) == "Me.</s>So.</s>"
+
+
+@pytest.mark.parametrize("answer", ["Me.", "think", "assistant", " Me. \n", "\n\nMe.", "漢 😀"])
+@pytest.mark.parametrize("text", [PLAIN, turns(THINK, "</s>") + PROMPT, COLON, turns("", "")])
+@pytest.mark.parametrize("make", ["bytes", "tiny_llama"])
+def test_generation_gets_the_prompt_of_training(make_tokenizer, make, text, answer):
+    tokenizer = make_tokenizer() if make == "bytes" else AutoTokenizer.from_pretrained(TINY_LLAMA)
+    tokenizer.chat_template = text
+    template = get_template("chat", tokenizer)
+    single, several = encode(
+        template, conversation("Who?", "A b.", answer), [*ONE, TWO[0], {**TWO[1], "content": answer}]
+    )
+    assert template.prompt_ids("Who?", "A b.") == single.prompt
+    asked = template.chat_ids([*ONE, TWO[0]])
+    assert asked == several.input_ids[: len(asked)]
+    assert tokenizer.decode(single.target, skip_special_tokens=True).strip() == answer.strip()
+    assert [label for label in several.labels[len(asked) :] if label != -100][:1] == several.labels[len(asked) :][:1]
+
+
+def test_chat_with_a_tokenizer_written_in_python():
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = COLON
+    template = get_template("chat", tokenizer)
+    (encoded,) = encode(template, [*ONE, *TWO])
+    assert encoded.target == [3 + byte for byte in b"Me."] + [1] + [3 + byte for byte in b"So."] + [1]
+    assert template.chat_ids([*ONE, TWO[0]]) == encoded.input_ids[: -len("So.") - 1]
+
+
+@pytest.mark.parametrize(
+    ("after", "end"),
+    [("</s>", "</s>"), ("<|end|>\n", "<|end|>"), ("\n<|stop|></s>", "\n<|stop|>"), ("\n", "\n"), ("", "")],
+)
+def test_what_ends_an_answer_in_training_ends_generation(make_tokenizer, after, end):
+    tokenizer = make_tokenizer(chat_template=turns("", after) + PROMPT)
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True), AddedToken("<|stop|>", special=False)])
+    template = get_template("chat", tokenizer)
+    (encoded,) = encode(template, ONE)
+    assert tokenizer.decode(encoded.target) == f"Me.{end}"
+    assert template.end_ids == (() if after.strip() == "" else tuple(encoded.target[-1:]))
+
+
+@pytest.mark.parametrize("loop", [PARTS, SELECTED])
+def test_a_template_that_wants_content_in_parts_gets_parts(chat, loop):
+    template = chat("{% for m in messages %}<|{{ m.role }}|>" + loop + "</s>{% endfor %}" + PROMPT)
+    (encoded,) = encode(template, [SYSTEM, *ONE])
+    assert template.tokenizer.decode(encoded.input_ids) == "<|system|>Be brief.</s><|user|>Who?</s><|assistant|>Me.</s>"
+    assert template.prompt_ids("Who?") == encode(template, ONE)[0].prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "divided"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}" + PROMPT, "divided"),
+        ("{{ messages[0].content }}", "leaves out .* assistant: 'a</think>Me"),
+        ("{% for m in messages %}{{ m.content.split('</think>')[-1] }}</s>{% endfor %}", "assistant: 'a</think>Me"),
+        ("{{ messages[-1].content }}</s>", "divided"),
+        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "leaves out .* user: 'Who"),
+        ("{% if messages[0].role != 'system' %}{{ raise_exception('System\nfirst.') }}{% endif %}", r"System first\.$"),
+        ("{{ messages[0].content + 1 }}", "refuses"),
+    ],
+)
+def test_a_conversation_that_cannot_be_rendered_is_refused(chat, text, words):
+    (error,) = chat(text).encode([conversation("Who?", "", "a</think>Me.")])
+    assert isinstance(error, TemplateError)
+    with pytest.raises(TemplateError, match=words):
+        raise error
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_others_are_encoded_all_the_same(chat_tokenizer, name):
+    template = get_template(name, chat_tokenizer)
+    found = template.encode([[], ONE, [SYSTEM], TWO[1:], [SYSTEM, *ONE]])
+    assert [isinstance(one, TemplateError) for one in found] == [True, False, True, True, False]
+    assert [found[1], found[4]] == encode(template, ONE, [SYSTEM, *ONE])
+    assert template.encode([]) == []
+
+
+def test_a_template_that_does_not_compile_is_refused_at_once(chat):
+    with pytest.raises(TemplateError, match="does not compile: unexpected '}'"):
+        chat("{% for m in messages %}{{ m.content }{% endfor %}")
+
+
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("token", ["</s>", "<|reserved|>"])
+def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokenizer, position, token):
+    chat_tokenizer.add_tokens([AddedToken("<|reserved|>", special=True)])
+    assert "<|reserved|>" not in chat_tokenizer.all_special_tokens
+    marked_turns = [dict(turn) for turn in (SYSTEM, *ONE)]
+    marked_turns[position]["content"] += f"{token} b"
+    plain, marked = encode(get_template("chat", chat_tokenizer), [SYSTEM, *ONE], marked_turns)
+    assert (plain.special, marked.special) == (False, True)
+
+
+def test_a_sample_of_one_answer_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
+    """So that `chat` is at least half as fast as `release`; measured in benchmarks."""
+    template, rendered, tokenised = chat(PLAIN), [], []
+    tokenizer, render = template.tokenizer, template.tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda chats, **options: rendered.extend(chats) or render(chats, **options)
+    )
+    monkeypatch.setattr(template, "_ids", lambda texts, ids=template._ids: tokenised.append(texts) or ids(texts))
+    encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
+    assert (len(rendered), len(tokenised)) == (10, 1)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_is_cut_at_its_end():
+    encoded = Encoded([5, 6, 7, 8, 9], [-100, -100, 7, 8, -100])
+    assert encoded.truncated(9) == encoded
+    assert encoded.truncated(3) == Encoded([5, 6, 7], [-100, -100, 7])
+    assert encoded.truncated(2) is None
+
+
+def test_what_a_tokenizer_lacks_is_named(tokenizer, make_tokenizer):
+    with pytest.raises(ValueError, match=r"'release' .*eos_token, which is not set\. Set it"):
+        get_template("release", make_tokenizer(eos_token=None))
+    with pytest.raises(TemplateError, match=r"chat_template, which is not set .*Set it, or use .*'release'"):
+        get_template("chat", tokenizer)
+    with pytest.raises(ValueError, match=r"one of 'release', 'chat'; got 'alpaca'\. Choose one\."):
+        get_template("alpaca", tokenizer)
