@@ -118,7 +118,7 @@ def work(job: str, file: Path) -> dict[str, Any]:
     import datasets  # noqa: F401  # what is imported counts as being there before
     from transformers import AutoTokenizer
 
-    from loramoe.data import stream_dataset, tokenise_dataset
+    from loramoe.data import DataConfig, DataSource, load_splits, tokenise_dataset
 
     tokenizer = AutoTokenizer.from_pretrained(harness.ROOT / "data/tiny_llama")
     tokenizer("warm", return_attention_mask=False)
@@ -126,13 +126,16 @@ def work(job: str, file: Path) -> dict[str, Any]:
     with Watch() as watch:
         began = perf_counter()
         if job == "tokenise":
-            made, _ = tokenise_dataset(file, tokenizer, max_seq_length=MAX_SEQ_LENGTH, cache_dir=file.parent / "cache")
+            options = {"max_seq_length": MAX_SEQ_LENGTH, "cache_dir": file.parent / "cache"}
+            _, report = tokenise_dataset(file, tokenizer, **options)
         else:
-            made, _ = stream_dataset(file, tokenizer, max_seq_length=MAX_SEQ_LENGTH)
+            config = DataConfig((DataSource(str(file)),))
+            splits = load_splits(tokenizer, config, max_seq_length=MAX_SEQ_LENGTH, streaming=True)
+            report = splits.report
         seconds = perf_counter() - began
     # Not ru_maxrss, in which a new process inherits the peak of the one that started it.
     peak = {"resident": status("VmHWM"), "anonymous": watch.peak}
-    return {"rows": len(made), "seconds": seconds, "before_MiB": before, "peak_MiB": peak}
+    return {"rows": report.samples, "seconds": seconds, "before_MiB": before, "peak_MiB": peak}
 
 
 def status(name: str) -> float:

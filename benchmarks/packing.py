@@ -1,8 +1,8 @@
 """Rows packed against rows padded: real tokens per second of a training step, prompt and answer, padding not counted.
 
-All sides train the same model on the same rows, in the same number of steps: `padded` as
-`SftCollator` makes batches, `grouped` too, but in the order of the Trainer's length-grouped sampler, and `packed` as
-`PackedCollator` does. Before anything is timed, a padded and a packed batch of the same rows must have the same loss.
+All sides train the same model on the same rows, once: `padded` as `SftCollator` makes batches, `grouped` too, but in the
+order of the Trainer's length-grouped sampler, and `packed` in rows that are filled with whole samples. Before anything
+is timed, a padded and a packed batch of the same rows must have the same loss.
 
 Two distributions of lengths: that of the rows in data/tiny_data, and a log-normal one, the usual shape of lengths of
 human writing. Its median is 60 tokens and its sigma 0.7, so that two thirds of the rows lie within a factor of 2 of the
@@ -32,10 +32,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.harness import ROOT, paired, quantiles, ratios, run_alone, start, write_result
 from benchmarks.sides import LlamaShape, Mixture, model_side, trained
-from loramoe.data import PackedCollator, SftCollator, tokenise_dataset
+from loramoe.data import PackedCollator, SftCollator, pack, tokenise_dataset
 from loramoe.training.packing import attend_by_sample
 
 MEDIAN, SIGMA, LONGEST = 60, 0.7, 512  # tokens of the log-normal lengths
+ROOM = 1024  # tokens of a filled row: the launcher's max_seq_length
 LLAMA_2_7B = LlamaShape(layers=4, hidden=4096, intermediate=11008, heads=32, vocabulary=32000, positions=4096)
 ON_CPU = LlamaShape(layers=8, hidden=512, intermediate=1376, heads=8, vocabulary=4096, positions=LONGEST)
 QUICK = LlamaShape(layers=2, hidden=32, intermediate=48, heads=2, vocabulary=64, positions=LONGEST)
@@ -73,8 +74,8 @@ DISTRIBUTIONS: dict[str, Callable[[int], list[int]]] = {
     f"log-normal, median {MEDIAN}, sigma {SIGMA}": log_normal_lengths,
 }
 TINY_DATA, LOG_NORMAL = DISTRIBUTIONS
-# Lengths, rows of a step, steps of a round: the launcher's 16 rows, and of the short ones 64 too, some 2,200 tokens.
-SETTINGS = ((TINY_DATA, 16, 2), (TINY_DATA, 64, 1), (LOG_NORMAL, 16, 1))
+# Lengths, rows of a padded step, padded steps of a round: the launcher's 16 rows.
+SETTINGS = ((TINY_DATA, 16, 8), (LOG_NORMAL, 16, 4))
 
 
 def rows_of(lengths: list[int], vocabulary: int) -> list[Row]:
@@ -99,13 +100,16 @@ def batches(side: str, rows: list[Row], count: int, device: torch.device) -> lis
         lengths = [len(row["input_ids"]) for row in rows]
         order = get_length_grouped_indices(lengths, count, mega_batch_mult=len(rows) // count)
         rows = [rows[index] for index in order]
-    collate = PackedCollator() if side == "packed" else SftCollator(0)
-    made = [collate(rows[first : first + count]) for first in range(0, len(rows), count)]
-    return [
-        {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-        | {"use_cache": False}
-        for batch in made
-    ]
+    if side == "packed":
+        filled = pack(np.array([len(row["input_ids"]) for row in rows]), ROOM, seed=0)
+        return [on(device, PackedCollator()([rows[index] for index in row])) for row in filled]
+    return [on(device, SftCollator(0)(rows[first : first + count])) for first in range(0, len(rows), count)]
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    """A batch on a device, for a model without a cache."""
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    return moved | {"use_cache": False}
 
 
 def models(shape: LlamaShape, device: torch.device, dtype: torch.dtype, attention: str) -> dict[str, nn.Module]:
@@ -145,9 +149,8 @@ def check(sides: dict[str, nn.Module], rows: list[Row], device: torch.device, to
         AssertionError: If it is larger.
     """
     with torch.no_grad():
-        padded, packed = (
-            float(sides[side](**batches(side, rows, len(rows), device)[0]).loss) for side in ("padded", "packed")
-        )
+        padded = float(sides["padded"](**on(device, SftCollator(0)(rows))).loss)
+        packed = float(sides["packed"](**on(device, PackedCollator()(rows))).loss)
     error = abs(packed - padded) / abs(padded)
     if not error <= tolerance:
         raise AssertionError(

@@ -81,8 +81,7 @@ class PackingCollator:
 
     def __call__(self, features: Sequence[Any]) -> dict[str, Any]:
         """Makes a batch of B lists of samples, or of one list, as `loramoe.data.PackedCollator` does."""
-        lists = features if isinstance(features[0], list) else [features]
-        return self.pack([sample for samples in lists for sample in samples])
+        return self.pack(features)
 
 
 class LoraMoePlugin(BasePlugin):  # type: ignore[misc]  # axolotl is not typed

@@ -15,10 +15,10 @@ from typing import Any
 from datasets import DatasetDict, load_from_disk
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loramoe.data import IGNORE_INDEX, DatasetError, Row, iter_rows
+from loramoe.data import IGNORE_INDEX, DatasetError, Sample, read_samples
 
 
-def add_task_types(rows: list[Row], tokenised: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
+def add_task_types(rows: list[Sample], tokenised: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
     """Adds the column `task_types`.
 
     Args:
@@ -39,13 +39,13 @@ def add_task_types(rows: list[Row], tokenised: DatasetDict, tokenizer: PreTraine
             "packing, max_samples, val_size or mix_strategy."
         )
     for number, (row, labels) in enumerate(zip(rows, train["labels"], strict=True), start=1):
-        answer, learnt = _bare(row["output"]), _bare(_text(labels, tokenizer))
+        answer, learnt = _bare(row.output), _bare(_text(labels, tokenizer))
         if not learnt or not (answer.startswith(learnt) or learnt.startswith(answer)):  # either may have been cut
             raise DatasetError(
                 f"row {number} answers {row['output']!r}, but the tokenised row {number} trains on "
                 f"{_text(labels, tokenizer)!r}. Tokenise this data again, without shuffling or mixing."
             )
-    return DatasetDict({**tokenised, "train": train.add_column("task_types", [row["task_type"] for row in rows])})
+    return DatasetDict({**tokenised, "train": train.add_column("task_types", [row.task_type for row in rows])})
 
 
 def _text(labels: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="the model, or its tokenizer")
     arguments = parser.parse_args()
     tokenizer: Any = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    typed = add_task_types(list(iter_rows(arguments.rows)), load_from_disk(str(arguments.tokenised)), tokenizer)
+    typed = add_task_types(list(read_samples(arguments.rows)), load_from_disk(str(arguments.tokenised)), tokenizer)
     typed.save_to_disk(str(arguments.typed))
     print(f"{arguments.typed}: {len(typed['train']):,} rows with their task types")
 

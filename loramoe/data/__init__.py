@@ -8,13 +8,13 @@ Nothing here knows of the model, the mixture or PEFT. Importing this package loa
 `datasets`.
 """
 
-from loramoe.data.collate import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator
+from loramoe.data.collate import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator, pack
 from loramoe.data.encode import DataReport
 from loramoe.data.formats import Sample
 from loramoe.data.prompt_format import PromptFormat, choose_prompt_format, read_prompt_format, save_prompt_format
 from loramoe.data.read import read_samples
 from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, read_data_config
-from loramoe.data.splits import Splits, load_splits, tokenise_dataset
+from loramoe.data.splits import Splits, evenly_spaced, load_splits, tokenise_dataset
 from loramoe.data.templates import (
     TEMPLATES,
     ChatTemplate,
@@ -49,8 +49,10 @@ __all__ = [
     "choose_prompt_format",
     "conversation",
     "data_files",
+    "evenly_spaced",
     "get_template",
     "load_splits",
+    "pack",
     "read_data_config",
     "read_prompt_format",
     "read_samples",

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, TypeVar, cast
+from typing import Any, BinaryIO, Final, NamedTuple, TextIO, TypeVar, cast
 
 from loramoe.data.formats import Sample, SampleReader, Unparsable
 from loramoe.data.sources import DatasetError, data_files, kind_of
@@ -131,13 +131,13 @@ def _open(file: Path) -> BinaryIO:
     """Opens a file, decompressing it."""
     import pyarrow as pa
 
+    compression = kind_of(file)[1]
     try:
+        if compression == ".gz":
+            return cast(BinaryIO, gzip.open(file))
         stream = file.open("rb")
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read ({error.strerror}). Make it a file that you may read.") from error
-    compression = kind_of(file)[1]
-    if compression == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
     return io.BufferedReader(pa.CompressedInputStream(stream, "zstd")) if compression else stream
 
 
@@ -160,16 +160,17 @@ def _loads(line: bytes) -> object:
 
 def _parse_csv(stream: BinaryIO) -> Iterator[tuple[str, object]]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
-    try:
-        for values in reader:
-            extra = values.pop(None, None)  # type: ignore[call-overload]  # where csv puts what the header does not name
-            problem = f": has {len(extra or ())} more fields than the header names. Put quotes around text with commas."
-            yield f"line {reader.line_num}", Unparsable(problem) if extra else values
-    except UnicodeDecodeError as error:
-        yield f"after line {reader.line_num}", Unparsable(f": {_not_utf8(error)}")
-    except csv.Error as error:
-        yield f"line {reader.line_num}", Unparsable(f": not valid CSV ({error}). Repair it.")
+    with io.TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, strict=True)
+        try:
+            for values in reader:
+                extra = len(values.pop(None, ()))  # where csv puts what the header does not name
+                problem = f": has {extra} more fields than the header names. Put quotes around text with commas."
+                yield f"line {reader.line_num}", Unparsable(problem) if extra else values
+        except UnicodeDecodeError as error:
+            yield f"after line {reader.line_num}", Unparsable(f": {_not_utf8(error)}")
+        except csv.Error as error:
+            yield f"line {reader.reader.line_num}", Unparsable(f": not valid CSV ({error}). Repair it.")
 
 
 def _parse_parquet(stream: BinaryIO) -> Iterator[tuple[str, object]]:
@@ -184,26 +185,31 @@ def _parse_parquet(stream: BinaryIO) -> Iterator[tuple[str, object]]:
 
 
 def _parse_json(stream: BinaryIO) -> Iterator[tuple[str, object]]:
-    """Reads a list value by value, so that memory holds one buffer and not the file; or lines, if there is no list.
-
-    The decoder does not say whether a value is broken or cut off at the end of the buffer. But where it is cut off, the
-    decoder fails at the very end, or at a string that does not end.
-    """
+    """Reads a list; or lines, if the file begins with an object."""
     if stream.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":  # type: ignore[attr-defined]
         for where, value in _parse_lines(stream):
             yield where, Unparsable(_NO_LIST) if isinstance(value, Unparsable) else value
             if isinstance(value, Unparsable):
                 return
         return
-    source, decode = io.TextIOWrapper(stream, "utf-8-sig"), json.JSONDecoder().raw_decode
+    with io.TextIOWrapper(stream, "utf-8-sig") as source:
+        yield from _parse_list(source)
+
+
+def _parse_list(source: TextIO) -> Iterator[tuple[str, object]]:
+    """Reads a list value by value, so that memory holds one buffer and not the file.
+
+    The decoder does not say whether a value is broken or cut off at the end of the buffer. But where it is cut off, the
+    decoder fails at the very end, or at a string that does not end.
+    """
+    decode = json.JSONDecoder().raw_decode
     text, pos, line, number = "", 0, 1, 0
     while True:
         begin = (_NEXT if number else _FIRST).match(text, pos)
         try:
             if not begin:
-                raise json.JSONDecodeError(
-                    f"Expecting '{',' if number else '['}'", text, _BLANKS.match(text, pos).end()
-                )
+                missing = "Expecting ',' or ']'" if number else "Expecting '['"
+                raise json.JSONDecodeError(missing, text, len(text) - len(text[pos:].lstrip()))
             value, pos = decode(text, begin.end())
         except json.JSONDecodeError as error:
             end = (_END if number else _EMPTY).fullmatch(text, pos)
@@ -229,8 +235,7 @@ def _parse_json(stream: BinaryIO) -> Iterator[tuple[str, object]]:
 
 
 _NO_LIST: Final = ": expected a list of samples, [{…}, {…}], or one sample a line, {…}. Write it so."
-_BLANKS: Final = re.compile(r"\s*")
-_FIRST, _NEXT = re.compile(r"\s*\[\s*(?=[^\s\]])"), re.compile(r"\s*,\s*(?=\S)")
+_FIRST, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
 _EMPTY, _END = re.compile(r"\s*(\[\s*\]\s*)?"), re.compile(r"\s*\]\s*")
 
 _PARSERS: Final[dict[str, Callable[[BinaryIO], Iterator[tuple[str, object]]]]] = {

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -90,13 +91,6 @@ class DataSource:
             The reader.
         """
         return SampleReader(self.format, self.columns, self.task_type, self.default_task_type, task_types)
-
-    def short_name(self) -> str:
-        """The name of a validation set."""
-        name = self.name or Path(self.path).name
-        for suffix in (*COMPRESSED, *KINDS):
-            name = name.removesuffix(suffix)
-        return name
 
     def _check_columns(self) -> None:
         if not isinstance(self.columns, Mapping) or not all(isinstance(name, str) for name in self.columns.values()):
@@ -181,6 +175,10 @@ def _sources(entries: Any, where: str) -> tuple[DataSource, ...]:
         if not isinstance(values, dict) or "path" not in values:
             raise DatasetError(f"{where}, entry {number}: expected a path, got {seen(entry)}. Write {{path: FILE}}.")
         refuse_unknown(values, [one.name for one in fields(DataSource)], f"{where}, entry {number}")
+        weight = values.get("weight")
+        if isinstance(weight, str):  # as YAML takes 3e-1
+            with suppress(ValueError):
+                values = {**values, "weight": float(weight)}
         sources.append(DataSource(**values))
     return tuple(sources)
 
@@ -252,6 +250,13 @@ def data_files(path: str | os.PathLike[str]) -> list[Path]:
     if not files:
         raise DatasetError(f"{root}: the folder holds none of {_expected()}. Name the folder that holds your data.")
     return files
+
+
+def short_name(name: str) -> str:
+    """A file's name without the endings of data files."""
+    for suffix in (*COMPRESSED, *KINDS):
+        name = name.removesuffix(suffix)
+    return name
 
 
 def file_hash(file: Path) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from loramoe.data.collate import PackedSamples
-from loramoe.data.encode import DataReport
-from loramoe.data.pipeline import Tokeniser, describe, hash_of
-from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files
+from loramoe.data.encode import DataReport, hash_of
+from loramoe.data.pipeline import Tokeniser, describe
+from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, short_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,6 +76,21 @@ def tokenise_dataset(
     tokeniser = Tokeniser(tokenizer, template, max_seq_length, task_types, num_proc, cache_dir)
     dataset, report, _ = tokeniser.store(DataSource(os.fspath(path), default_task_type=default_task_type))
     return dataset, report
+
+
+def evenly_spaced(dataset: Dataset, most: int | None) -> Dataset:
+    """Takes samples at even distances, as files may be sorted.
+
+    Args:
+        dataset: The samples.
+        most: How many to take; None or more than there are: all.
+
+    Returns:
+        Those samples.
+    """
+    if most is None or len(dataset) <= most:
+        return dataset
+    return dataset.select(np.linspace(0, len(dataset) - 1, most).round().astype(np.int64), keep_in_memory=True)
 
 
 def load_splits(
@@ -173,7 +189,7 @@ def _check(config: DataConfig, percentage: float, streaming: bool, packing: bool
 def _named(sources: Sequence[DataSource]) -> dict[str, DataSource]:
     if len(sources) == 1:
         return {sources[0].name or "validation": sources[0]}
-    names = [source.short_name() for source in sources]
+    names = [source.name or short_name(Path(source.path).name) for source in sources]
     for name in names:
         if names.count(name) > 1:
             raise DatasetError(f"two validation sets have the name {name!r}. Give them names, as in {{name: …}}.")

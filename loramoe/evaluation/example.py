@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from loramoe.data.row import check_row, seen, task_type_problem, text_problem
+from loramoe.data.formats import SampleReader, seen, task_type_problem, text_problem
+
+_READER: Final = SampleReader("loramoe")
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,19 @@ def check_example(value: object) -> Example | list[str]:
     """
     if isinstance(value, dict) and "prompt" in value and "instruction" not in value:
         return _check_cloze(value)
-    row = check_row(value)
-    if isinstance(row, list):
-        return row
-    assert isinstance(value, dict)  # or else `check_row` had objected
-    lists = _lists(value, row["output"])
-    return lists if isinstance(lists, list) else Example(**row, **lists)
+    sample = _READER(value)
+    if isinstance(sample, list):
+        return sample
+    assert isinstance(value, dict)  # or else the reader had objected
+    lists = _lists(value, sample.output)
+    if isinstance(lists, list):
+        return lists
+    return Example(sample.instruction, sample.input, sample.output, **lists, task_type=sample.task_type)
 
 
 def _check_cloze(value: Mapping[str, Any]) -> Example | list[str]:
     checks = {name: text_problem(value, name) for name in ("prompt", "answer")}
-    checks["task_type"] = task_type_problem(value) if "task_type" in value else None
+    checks["task_type"] = task_type_problem(value["task_type"]) if "task_type" in value else None
     if problems := _told(checks):
         return problems
     lists = _lists(value, value["answer"])

@@ -26,7 +26,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 import loramoe
-from loramoe.data.fingerprint import file_hash
+from loramoe.data.sources import file_hash
 from loramoe.evaluation.scoring import Prepared, Scores
 from loramoe.evaluation.statistics import Line
 from loramoe.evaluation.table import markdown

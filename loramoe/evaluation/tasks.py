@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loramoe.data import data_files
-from loramoe.data.fingerprint import file_hash
-from loramoe.data.read import iter_checked
+from loramoe.data.read import checked, locate
+from loramoe.data.sources import data_files, file_hash, short_name
 from loramoe.evaluation.example import Example, check_example
 
 
@@ -61,9 +60,9 @@ def read_task(file: str | os.PathLike[str], name: str | None = None) -> Task:
         DatasetError: If the file cannot be read, holds no rows, or has broken ones.
     """
     file = Path(file)
-    checked = iter_checked(data_files(file), check_example)
-    examples = tuple(replace(example, where=item.where) for _, item, example in checked)
-    return Task(name or file.stem, file, file_hash(file), examples)
+    found = checked(locate(data_files(file)), check_example)
+    examples = tuple(replace(example, where=where.removeprefix(f"{file}, ")) for where, example in found)
+    return Task(name or short_name(file.name), file, file_hash(file), examples)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -78,7 +77,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         ValueError: If a path is there twice.
     """
-    stems = [path.with_suffix("").name if path.suffix in (".json", ".jsonl") else path.name for path in paths]
+    stems = [short_name(path.name) for path in paths]
     names = [stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, paths, strict=True)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

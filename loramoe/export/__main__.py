@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, choose_prompt_format, stream_dataset
+from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
 from loramoe.export.run import export_lora, refuse_used
 from loramoe.loading import attached, base_name, load_base, load_tokenizer
@@ -55,12 +54,10 @@ def _collate(collator: SftCollator, max_seq_length: int, rows: Sequence[Mapping[
 def _batches(arguments: argparse.Namespace, tokenizer: Any, path: str, most: int | None = None) -> DataLoader[Any]:
     """The rows of a path as batches; of more than `most` rows so many, evenly spaced, as files may be sorted."""
     settings = {"template": arguments.template, "max_seq_length": arguments.max_seq_length}
-    rows, report = stream_dataset(path, tokenizer, **settings)
+    rows, report = tokenise_dataset(path, tokenizer, **settings)
     print(f"{path}: {report}")
-    if most is not None and len(rows) > most:
-        rows = rows.select(np.linspace(0, len(rows) - 1, most).round().astype(np.int64))
     collate = partial(_collate, SftCollator(pad_id(tokenizer)), arguments.max_seq_length)
-    return DataLoader(rows, batch_size=arguments.batch_size, collate_fn=collate)
+    return DataLoader(evenly_spaced(rows, most), batch_size=arguments.batch_size, collate_fn=collate)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from loramoe.data import TEMPLATES, SftCollator, choose_prompt_format, stream_dataset
+from loramoe.data import TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
 from loramoe.loading import attached, base_name, load_base, load_tokenizer
 from loramoe.report.card import public_name
@@ -18,7 +18,6 @@ from loramoe.report.measures import MIN_COUNT, TOP, measure
 from loramoe.report.page import Source
 from loramoe.report.pictures import shares_in_words
 from loramoe.report.routing import observe, routed
-from loramoe.report.rows import ReportRows
 from loramoe.report.tokens import text_of
 from loramoe.report.write import PAGE, check_folder, write_pages
 from loramoe.training.model_arguments import ModelArguments
@@ -48,12 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _rows(arguments: argparse.Namespace, tokenizer: Any) -> ReportRows:
+def _samples(arguments: argparse.Namespace, tokenizer: Any) -> Any:
     layout = choose_prompt_format(arguments.prompt_template, [arguments.adapter])
     longest = layout.max_seq_length if arguments.max_seq_length is None else arguments.max_seq_length
-    rows, told = stream_dataset(arguments.data, tokenizer, template=layout.template, max_seq_length=longest)
-    print(f"{arguments.data}: {told}")
-    return ReportRows(rows, arguments.rows)
+    samples, report = tokenise_dataset(arguments.data, tokenizer, template=layout.template, max_seq_length=longest)
+    print(f"{arguments.data}: {report}")
+    return evenly_spaced(samples, arguments.rows)
 
 
 def _report(arguments: argparse.Namespace) -> str:
@@ -65,15 +64,15 @@ def _report(arguments: argparse.Namespace) -> str:
     name = base_name(arguments.model, [arguments.adapter])
     loading = ModelArguments(name, torch_dtype=arguments.torch_dtype, load_in_kbits=arguments.load_in_kbits)
     tokenizer = load_tokenizer(name, [arguments.adapter])
-    rows = _rows(arguments, tokenizer)
-    batches: DataLoader[Any] = DataLoader(rows, arguments.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
+    samples = _samples(arguments, tokenizer)
+    batches: DataLoader[Any] = DataLoader(samples, arguments.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
     with attached(load_base(loading, arguments.device), arguments.adapter) as model:
         config = routed(model).config
         routing = observe(model, batches)
     measures = measure(routing, partial(text_of, tokenizer), arguments.min_count, arguments.top)
     source = Source(public_name(arguments.adapter), public_name(name), Path(arguments.data).resolve().name, config)
     write_pages(measures, source, arguments.out)
-    said = [rows.told(), f"constraint in training: {source.constraint}", shares_in_words(measures)]
+    said = [f"constraint in training: {source.constraint}", shares_in_words(measures)]
     return "\n".join([*filter(None, said), f"wrote {arguments.out / PAGE}"])
 
 

@@ -43,6 +43,7 @@ def attention_by_sample(
     value: Tensor,
     attention_mask: Tensor | None,
     cu_seq_lens_q: Tensor | None = None,
+    sample_lengths: list[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """SDPA attention that looks at the diagonal blocks of a packed row only, by the interface of transformers.
@@ -54,6 +55,8 @@ def attention_by_sample(
         value: As the key.
         attention_mask: Mask of the whole row, [1, 1, S, S]; None where all tokens before are seen.
         cu_seq_lens_q: Bounds of the samples, [M + 1]; None where the batch is not packed: then this is SDPA.
+        sample_lengths: Lengths of the samples, M ints. Without them they are read from the bounds, for which the
+            device has to finish its work in each layer.
         kwargs: As for SDPA.
 
     Returns:
@@ -61,7 +64,7 @@ def attention_by_sample(
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
-    lengths: list[int] = cu_seq_lens_q.diff().tolist()
+    lengths: list[int] = cu_seq_lens_q.diff().tolist() if sample_lengths is None else sample_lengths
     parts, begin = [], 0
     for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True):
         end = begin + q.shape[2]

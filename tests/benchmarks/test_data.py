@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import data, harness, tables
-from loramoe.data import iter_rows
+from loramoe.data import read_samples
 
 CELL = {"file_bytes": 123_400_000, "seconds": 4.0, "before_MiB": {"resident": 300.0, "anonymous": 200.0}}
 CELL |= {"peak_MiB": {"resident": 500.4, "anonymous": 399.6}}
@@ -16,8 +16,8 @@ CELL |= {"peak_MiB": {"resident": 500.4, "anonymous": 399.6}}
 
 @pytest.mark.parametrize("suffix", data.FORMATS)
 def test_rows_are_good_and_all_different(tmp_path: Path, suffix: str) -> None:
-    rows = list(iter_rows(data.write_rows(tmp_path / f"rows.{suffix}", 101), task_types=[0, 1]))
-    assert len(rows) == len({json.dumps(row) for row in rows}) == 101
+    rows = list(read_samples(data.write_rows(tmp_path / f"rows.{suffix}", 101), task_types=[0, 1]))
+    assert len(rows) == len({json.dumps(row.messages) for row in rows}) == 101
 
 
 @pytest.mark.parametrize("job", data.JOBS)

@@ -1,22 +1,33 @@
-"""A tokenizer made on the spot, one token per byte, and rows written to files."""
+"""A tokenizer made on the spot, one token per byte, and samples written to files of any kind."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from loramoe.data import tokenise_dataset
+from loramoe.data import DataConfig, DataSource, load_splits, tokenise_dataset
 
 CHAT = (
     "{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def no_bars():
+    datasets.disable_progress_bars()
 
 
 @pytest.fixture
@@ -55,16 +66,38 @@ def row() -> Callable[..., dict[str, Any]]:
     return make
 
 
+def to_bytes(kind: str, rows: list[Any]) -> bytes:
+    """Rows in the kind of a file's name."""
+    if kind == "json":
+        return json.dumps(rows).encode()
+    if kind == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if kind == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[[str, Iterable[Any]], Path]:
-    """Writes rows to a file below the temporary folder, in the format that its name asks for."""
+    """Writes rows to a file below the temporary folder, in the kind and compression that its name asks for."""
 
     def write_rows(name: str, rows: Iterable[Any]) -> Path:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        rows = list(rows)
-        lines = json.dumps(rows) if file.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
-        file.write_text(lines, encoding="utf-8")
+        compression = file.suffix if file.suffix in (".gz", ".zst") else ""
+        kind = Path(file.name.removesuffix(compression)).suffix[1:].lower()
+        content = to_bytes(kind, list(rows))
+        if compression == ".gz":
+            content = gzip.compress(content)
+        if compression == ".zst":
+            content = pa.Codec("zstd").compress(content, asbytes=True)
+        file.write_bytes(content)
         return file
 
     return write_rows
@@ -79,3 +112,19 @@ def run(tokenizer, tmp_path):
         return tokenise_dataset(path, **options)
 
     return tokenised
+
+
+@pytest.fixture
+def load(tokenizer, tmp_path):
+    """Loads splits of data sets into a cache below the temporary folder; keywords change the settings."""
+
+    def splits(*sources, validation=(), tokenizer=tokenizer, **changes):
+        config = DataConfig(*(tuple(map(as_source, group)) for group in (sources, validation)))
+        options = {"max_seq_length": 64, "cache_dir": tmp_path / "cache", **changes}
+        return load_splits(tokenizer, config, **options)
+
+    return splits
+
+
+def as_source(source: Any) -> DataSource:
+    return source if isinstance(source, DataSource) else DataSource(str(source))

@@ -1,15 +1,17 @@
-"""Collating: padding on the right that changes no token, no label and no length."""
+"""Batches: padding and packing change no token, no label and no length; rows are filled with each sample once."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramoe.data import IGNORE_INDEX, SftCollator
+from loramoe.data import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator, pack
 
 IDS = st.lists(st.integers(0, 9), min_size=1, max_size=12)
+COLLATORS = pytest.mark.parametrize("collate", [SftCollator(0), PackedCollator()])
 
 
 def feature(ids, **more):
@@ -31,62 +33,98 @@ def test_padding_changes_nothing(rows, pad, multiple):
     assert batch["task_types"].tolist() == list(range(len(rows)))
 
 
-def test_shapes_and_dtypes():
-    batch = SftCollator(0)([feature([5, 6, 7], task_types=1), feature([5], task_types=0)])
-    assert {name: tuple(value.shape) for name, value in batch.items()} == {
-        "input_ids": (2, 3),
-        "attention_mask": (2, 3),
-        "labels": (2, 3),
-        "task_types": (2,),
-    }
-    assert {value.dtype for value in batch.values()} == {torch.int64}
-
-
-def test_the_end_of_a_row_stays_visible_when_it_is_also_the_padding():
+def test_the_end_of_a_sample_stays_visible_when_it_is_also_the_padding():
     batch = SftCollator(pad_token_id=2)([feature([5, 2, 7, 2]), feature([5, 2])])
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, 2, 7, 2], [-100, 2, -100, -100]]
 
 
-def test_rows_may_be_tensors():
+@given(rows=st.lists(IDS, min_size=1, max_size=6), cut=st.integers(0, 6))
+def test_every_sample_is_found_again_in_a_packed_row(rows, cut):
+    features = [feature(ids, labels=ids, task_types=index) for index, ids in enumerate(rows)]
+    features = [{**one, "labels": one["input_ids"]} for one in features]
+    batch = PackedCollator()(features)
+    bounds = batch["cu_seq_lens_q"].tolist()
+    assert batch["input_ids"].shape == (1, bounds[-1])
+    assert batch["sample_lengths"] == [len(ids) for ids in rows]
+    for ids, begin, end in zip(rows, bounds, bounds[1:], strict=False):
+        assert batch["input_ids"][0, begin:end].tolist() == ids
+        assert batch["position_ids"][0, begin:end].tolist() == list(range(len(ids)))
+        assert batch["labels"][0, begin:end].tolist() == [IGNORE_INDEX, *ids[1:]]
+    assert batch["max_length_q"] == batch["max_length_k"] == max(map(len, rows))
+    assert batch["task_types"].tolist() == list(range(len(rows)))
+    lists = [part for part in (features[:cut], features[cut:]) if part]
+    of_lists = PackedCollator()(lists)
+    assert all(torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(of_lists[name])) for name in batch)
+
+
+def test_what_a_packed_batch_holds():
+    batch = PackedCollator()([feature([5, 6, 7], task_types=1), feature([5], task_types=0)])
+    dtypes = {name: value.dtype for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    assert dtypes == {
+        **dict.fromkeys(("input_ids", "labels", "position_ids", "task_types"), torch.int64),
+        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), torch.int32),
+    }
+    assert batch["use_cache"] is False  # or transformers lets the samples see each other
+    assert "attention_mask" not in batch
+
+
+@COLLATORS
+def test_samples_may_be_tensors_and_without_task_types(collate):
     ids = torch.tensor([5, 6], dtype=torch.int32)
-    batch = SftCollator(0)([{"input_ids": ids, "labels": ids, "task_types": torch.tensor(1)}])
-    assert batch["labels"].tolist() == [[5, 6]]
-    assert batch["task_types"].tolist() == [1]
+    batch = collate([{"input_ids": ids, "labels": ids, "length": 2}])
+    assert batch["input_ids"].tolist() == [[5, 6]]
+    assert not {"task_types", "length"} & set(batch)
 
 
-def test_without_task_types_there_is_no_such_key():
-    assert set(SftCollator(0)([feature([5])])) == {"input_ids", "attention_mask", "labels"}
+@COLLATORS
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        ([], "at least one sample"),
+        ([feature([5]), {"input_ids": [1, 2], "labels": [1]}], "sample 1 of the batch has 2 input_ids and 1 labels"),
+        ([feature([5], task_types=1), feature([5])], "1 of the 2 samples"),
+        ([feature([5]), feature([5], task_types=1)], "1 of the 2 samples"),
+    ],
+)
+def test_samples_that_make_no_batch(collate, features, words):
+    with pytest.raises(ValueError, match=words):
+        collate(features)
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_task_types_in_some_rows_only(first):
-    features = [feature([5], task_types=1), feature([5])]
-    with pytest.raises(
-        ValueError, match=r"1 of the 2 rows of a batch have task_types; expected all or none\. Give every row"
-    ):
-        SftCollator(0)([features[first], features[1 - first]])
+def test_a_sample_without_tokens_cannot_be_packed():
+    with pytest.raises(ValueError, match="sample 1 of the batch has no tokens"):
+        PackedCollator()([feature([5]), {"input_ids": [], "labels": []}])
 
 
-def test_labels_that_do_not_fit():
-    with pytest.raises(
-        ValueError, match=r"row 1 of the batch has 2 input_ids and 1 labels; expected the same number\. Give"
-    ):
-        SftCollator(0)([feature([5]), {"input_ids": [1, 2], "labels": [1]}])
+@pytest.mark.parametrize(("options", "words"), [((None,), "got None"), ((0, 0), "at least 1 or None; got 0")])
+def test_options_out_of_range(options, words):
+    with pytest.raises(ValueError, match=words):
+        SftCollator(*options)
 
 
-def test_an_empty_batch():
-    with pytest.raises(ValueError, match=r"a batch needs at least one row; got none\. Check the sampler"):
-        SftCollator(0)([])
+@given(lengths=st.lists(st.integers(1, 20), max_size=60), seed=st.integers(0, 3))
+def test_rows_hold_every_sample_once_and_no_more_than_they_may(lengths, seed):
+    rows = pack(np.array(lengths, dtype=np.int64), 20, seed)
+    assert sorted(index for row in rows for index in row.tolist()) == list(range(len(lengths)))
+    sums = [sum(lengths[index] for index in row) for row in rows]
+    assert all(0 < total <= 20 for total in sums)
+    assert sum(total <= 10 for total in sums) <= 1  # two such rows would fit into one
 
 
-def test_a_tokenizer_without_padding_token():
-    with pytest.raises(
-        ValueError, match=r"pad_token_id must be a token id; got None\. Pass tokenizer\.pad_token_id, or"
-    ):
-        SftCollator(None)
+def test_rows_are_full_and_their_order_is_the_seeds():
+    lengths = np.random.default_rng(0).lognormal(np.log(60), 0.7, 2_000).clip(1, 512).astype(np.int64)
+    rows = pack(lengths, 1024, 0)
+    assert lengths.sum() / (len(rows) * 1024) > 0.97
+    assert [row.tolist() for row in pack(lengths, 1024, 0)] == [row.tolist() for row in rows]
+    assert [row.tolist() for row in pack(lengths, 1024, 1)] != [row.tolist() for row in rows]
 
 
-def test_a_multiple_below_one():
-    with pytest.raises(ValueError, match=r"pad_to_multiple_of must be at least 1 or None; got 0\. Leave it out\."):
-        SftCollator(0, pad_to_multiple_of=0)
+def test_items_are_lists_of_samples(write, row, run):
+    samples, _ = run(write("rows.json", [row(output="x" * number, task_type=number) for number in range(1, 30)]))
+    packed = PackedSamples(samples, 64)
+    items = [packed[index] for index in range(len(packed))]
+    assert sorted(sample["task_types"] for item in items for sample in item) == list(range(1, 30))
+    assert packed.lengths == [sum(len(sample["input_ids"]) for sample in item) for item in items]
+    assert max(packed.lengths) <= 64
+    assert PackedCollator()(items)["input_ids"].shape == (1, sum(packed.lengths))

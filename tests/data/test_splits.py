@@ -1,102 +1,191 @@
-"""Splits: which path or share becomes training and validation data."""
+"""The data of a run: mixed, divided, packed or streamed, with a fingerprint of what decides it."""
 
 from __future__ import annotations
 
-import re
+import logging
 
 import pytest
+from torch.utils.data import DataLoader
 
-from loramoe.data import DatasetError, load_splits
-
-
-@pytest.fixture
-def load(tokenizer, tmp_path):
-    """Loads splits with a cache of its own."""
-
-    def splits(**options):
-        return load_splits(tokenizer, max_seq_length=64, cache_dir=tmp_path / "cache", **options)
-
-    return splits
+from loramoe.data import DatasetError, DataSource, PackedSamples, SftCollator, evenly_spaced
 
 
 @pytest.fixture
-def train(write, row):
-    """A training file of 40 rows, each with its number as the task type."""
-    return write("train/train.json", [row(task_type=number) for number in range(40)])
+def numbered(write, row):
+    """Writes a file of samples whose task types are numbers from `start`."""
+
+    def make(name, count, start=0, **changes):
+        return write(name, [row(task_type=start + number, **changes) for number in range(count)])
+
+    return make
 
 
-@pytest.mark.parametrize("name", ["dataset_dir", "train_file"])
-def test_training_data_alone(load, train, name):
-    for path in (train, train.parent):
-        splits = load(**{name: path})
-        assert splits.train["task_types"][:] == list(range(40))
-        assert splits.train_report.rows == 40
-        assert splits.validation is splits.validation_report is None
+def types(dataset):
+    return [sample["task_types"] for sample in dataset]
 
 
-@pytest.mark.parametrize("percentage", [None, 0])
-def test_a_validation_file(load, train, write, row, percentage):
-    file = write("test.json", [row(task_type=number) for number in (7, 8)])
-    splits = load(train_file=train, validation_file=file, validation_split_percentage=percentage)
-    assert len(splits.train) == 40
-    assert splits.validation["task_types"][:] == [7, 8]
-    assert splits.validation_report.rows == 2
+def test_data_sets_follow_each_other(load, numbered):
+    splits = load(numbered("a.json", 3), numbered("b.jsonl", 3, start=3))
+    assert types(splits.train) == [0, 1, 2, 3, 4, 5]
+    assert (splits.report.samples, splits.report.task_types) == (6, dict.fromkeys(range(6), 1))
+    assert splits.validation == splits.validation_reports == {}
 
 
-def test_a_share_is_set_aside(load, train):
-    splits = load(train_file=train, validation_split_percentage=5)
-    assert len(splits.validation) == 2
-    train_rows, held_out = splits.train["task_types"][:], splits.validation["task_types"][:]
-    assert sorted(train_rows + held_out) == list(range(40))
-    assert train_rows == sorted(train_rows), "the order of the file is kept"
-    assert (splits.train_report.rows, splits.validation_report) == (40, None)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_weights_are_shares_of_the_mix(load, numbered, streaming):
+    sources = [
+        DataSource(str(numbered("a.json", 400)), task_type=0, weight=6),
+        DataSource(str(numbered("b.json", 50)), task_type=1, weight=2),
+    ]
+    found = types(load(*sources, streaming=streaming).train)
+    assert len(found) > 500  # of the first, every sample is there; of the second, some twice
+    assert found[:500].count(1) == pytest.approx(125, abs=30)
+    assert types(load(*sources, streaming=streaming).train) == found
+    assert types(load(*sources, streaming=streaming, seed=43).train) != found
 
 
-def test_the_share_depends_on_the_seed_alone(load, train):
-    def drawn(seed):
-        return load(train_file=train, validation_split_percentage=25, seed=seed).validation["task_types"][:]
-
-    assert drawn(1) == drawn(1) != drawn(2)
-
-
-@pytest.mark.parametrize(("percentage", "held_out"), [(1, 1), (99, 2)])
-def test_both_parts_have_a_row(load, write, row, percentage, held_out):
-    splits = load(train_file=write("rows.json", [row()] * 3), validation_split_percentage=percentage)
-    assert (len(splits.train), len(splits.validation)) == (3 - held_out, held_out)
+def test_a_share_is_set_aside(load, numbered):
+    files = numbered("a.json", 30), numbered("b.json", 10, start=30)
+    splits = load(*files, validation_percentage=25)
+    train, held_out = types(splits.train), types(splits.validation["validation"])
+    assert len(held_out) == 10
+    assert sorted(train + held_out) == list(range(40))
+    assert [train, held_out] == [sorted(train), sorted(held_out)]
+    assert types(load(*files, validation_percentage=25).validation["validation"]) == held_out
+    assert types(load(*files, validation_percentage=25, seed=43).validation["validation"]) != held_out
 
 
-def test_one_row_cannot_be_divided(load, write, row):
-    with pytest.raises(DatasetError, match=r"=5 needs at least 2 rows to divide; got 1\. Add rows, or set it to 0\."):
-        load(train_file=write("rows.json", [row()]), validation_split_percentage=5)
+def test_no_sample_is_on_both_sides_of_a_mix(load, numbered):
+    sources = [DataSource(str(numbered(f"{n}.json", 20, start=20 * n)), weight=n + 1) for n in range(2)]
+    splits = load(*sources, validation_percentage=10)
+    assert not set(types(splits.train)) & set(types(splits.validation["validation"]))
 
 
-@pytest.mark.parametrize("percentage", [0.05, 100, -1])
-def test_a_share_out_of_range(load, train, percentage):
-    message = f"validation_split_percentage must be 0, or from 1 to 99; got {percentage}. For 5 per cent, write 5."
-    with pytest.raises(ValueError, match=re.escape(message)):
-        load(train_file=train, validation_split_percentage=percentage)
+@pytest.mark.parametrize(("percentage", "count"), [(1, 1), (99, 4)])
+def test_no_side_is_empty(load, numbered, percentage, count):
+    splits = load(numbered("a.json", 5), validation_percentage=percentage)
+    assert len(splits.validation["validation"]) == count
 
 
-def test_validation_data_named_twice(load, train):
-    message = (
-        r"validation_file='x\.json' and validation_split_percentage=5 both name the validation data\. Set only one"
+def test_validation_sets_have_names(load, numbered):
+    files = numbered("a.json", 2), numbered("held.jsonl.gz", 1), DataSource(str(numbered("c.json", 1)), name="facts")
+    splits = load(files[0], validation=files[1:])
+    assert {name: len(dataset) for name, dataset in splits.validation.items()} == {"held": 1, "facts": 1}
+    assert splits.validation_reports["held"].samples == 1
+    assert list(load(files[0], validation=files[1:2]).validation) == ["validation"]
+    with pytest.raises(DatasetError, match="'facts'"):
+        load(files[0], validation=[files[2], files[2]])
+
+
+def test_rows_are_filled(load, numbered):
+    splits = load(numbered("a.json", 40), packing=True, validation_percentage=5)
+    assert isinstance(splits.train, PackedSamples)
+    assert sum(map(len, (splits.train[index] for index in range(len(splits.train))))) == 38
+    assert len(splits.validation["validation"]) == 2
+
+
+class TestStreaming:
+    """A stream gives the samples of the stored data; what cannot be rendered is skipped."""
+
+    def test_samples_are_those_of_the_stored_data(self, load, numbered, tmp_path):
+        files = numbered("rows/a.json", 5), numbered("rows/b.jsonl", 5, start=5), numbered("rows/c.csv", 5, start=10)
+        stored, stream = load(files[0].parent), load(files[0].parent, streaming=True)
+        assert sorted(stream.train, key=lambda one: one["task_types"]) == stored.train.to_list()
+        assert stream.report.task_types == stored.report.task_types
+        assert types(stream.train) != types(stored.train)  # in another order
+
+    def test_a_loader_with_workers_gives_each_sample_once(self, load, numbered):
+        folder, *_ = [numbered(f"rows/{number}.json", 5, start=5 * number).parent for number in range(3)]
+        batches = DataLoader(load(folder, streaming=True).train, 4, num_workers=2, collate_fn=SftCollator(0))
+        assert sorted(kind for batch in batches for kind in batch["task_types"].tolist()) == list(range(15))
+
+    def test_faults_of_samples_come_before_training(self, load, write, row):
+        file = write("rows.jsonl", [row(), row(output="")])
+        with pytest.raises(DatasetError, match=r"line 2, field 'output'"):
+            load(file, streaming=True)
+
+    def test_what_cannot_be_rendered_is_skipped(self, load, write, row, make_tokenizer, caplog):
+        template = (
+            "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif %}"
+            "<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        file = write("rows.jsonl", [row(), row(instruction="no"), row()])
+        splits = load(file, streaming=True, template="chat", tokenizer=make_tokenizer(chat_template=template))
+        with caplog.at_level(logging.WARNING, "loramoe"):
+            assert len(list(splits.train)) == 2
+        assert "not this" in caplog.text
+
+    def test_max_samples(self, load, numbered):
+        stream = load(DataSource(str(numbered("a.json", 9)), max_samples=4), streaming=True)
+        assert sorted(types(stream.train)) == [0, 1, 2, 3]
+        assert stream.report.samples == 4
+
+    @pytest.mark.parametrize("changes", [{"packing": True}, {"validation_percentage": 5}])
+    def test_what_needs_all_samples_is_refused(self, load, numbered, changes):
+        with pytest.raises(ValueError, match=next(iter(changes))):
+            load(numbered("a.json", 9), streaming=True, **changes)
+
+
+@pytest.mark.parametrize("percentage", [-1, 0.5, 100])
+def test_a_percentage_out_of_range(load, numbered, percentage):
+    with pytest.raises(ValueError, match=f"got {percentage}"):
+        load(numbered("a.json", 9), validation_percentage=percentage)
+
+
+def test_data_that_cannot_be_divided(load, numbered):
+    with pytest.raises(DatasetError, match="at least 2 samples"):
+        load(numbered("a.json", 1), validation_percentage=5)
+    with pytest.raises(ValueError, match="both"):
+        load(numbered("a.json", 9), validation=[numbered("b.json", 9)], validation_percentage=5)
+
+
+def test_training_data_is_no_validation_data(load, numbered, tmp_path):
+    file = numbered("rows/a.json", 3)
+    (tmp_path / "link.json").symlink_to(file)
+    for validation in (file, file.parent, tmp_path / "link.json"):
+        with pytest.raises(DatasetError, match=r"a\.json is training data and validation data"):
+            load(file, validation=[validation])
+
+
+class TestFingerprint:
+    """Equal for equal training samples in equal rows, wherever they lie."""
+
+    @pytest.fixture
+    def fingerprint(self, load, numbered):
+        files = [numbered("a.json", 9), numbered("b.json", 9)]
+
+        def make(first=None, weights=(None, None), **changes):
+            pairs = zip([first or files[0], files[1]], weights, strict=True)
+            return load(*(DataSource(str(file), weight=weight) for file, weight in pairs), **changes).fingerprint
+
+        return make
+
+    def test_moved_and_renamed(self, fingerprint, numbered, tmp_path):
+        assert fingerprint() == fingerprint(numbered("other/name.json", 9))
+        assert fingerprint() == fingerprint(seed=7, num_proc=2, cache_dir=tmp_path / "other")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"weights": (1, 2)},
+            {"max_seq_length": 63},
+            {"task_types": range(9)},
+            {"validation_percentage": 20},
+            {"packing": True},
+            {"streaming": True},
+        ],
     )
-    with pytest.raises(ValueError, match=message):
-        load(train_file=train, validation_file="x.json", validation_split_percentage=5)
+    def test_other_settings(self, fingerprint, changes):
+        assert fingerprint(**changes) != fingerprint()
+
+    def test_other_content(self, fingerprint, numbered):
+        assert fingerprint(numbered("a.json", 9, output="Not me.")) != fingerprint(numbered("a.json", 9))
+
+    def test_the_seed_counts_where_it_decides(self, fingerprint):
+        assert fingerprint(packing=True) != fingerprint(packing=True, seed=1)
 
 
-def test_training_data_named_twice(load):
-    message = r"dataset_dir and train_file both name .* dataset_dir='a' and train_file='b'\. Set only one\."
-    with pytest.raises(ValueError, match=message):
-        load(dataset_dir="a", train_file="b")
-
-
-@pytest.mark.parametrize("nothing", [None, ""])
-def test_no_training_data(load, nothing):
-    with pytest.raises(ValueError, match=r"no training data is named\. Set dataset_dir .* or train_file"):
-        load(dataset_dir=nothing)
-
-
-def test_a_file_cannot_serve_both_purposes(load, train):
-    with pytest.raises(DatasetError, match=r"train\.json is training data and validation data at once, .* Move it"):
-        load(dataset_dir=train.parent, validation_file=train.parent / ".." / "train" / "train.json")
+@pytest.mark.parametrize(("most", "expected"), [(None, range(5)), (3, [0, 2, 4]), (9, range(5)), (1, [0])])
+def test_evenly_spaced(load, numbered, most, expected):
+    assert types(evenly_spaced(load(numbered("a.json", 5)).train, most)) == list(expected)

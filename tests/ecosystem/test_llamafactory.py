@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import AutoTokenizer
 
 from integrations.llamafactory.add_task_types import add_task_types
-from loramoe.data import DatasetError, Row, iter_rows
+from loramoe.data import DatasetError, Sample, conversation, read_samples
 from tests.ecosystem.reference import BASE, ROOT, ROWS, by_tokens, load, logged_losses, losses, run, some_rows
 
 RECIPE = ROOT / "integrations" / "llamafactory"
@@ -50,15 +50,15 @@ def test_the_recipe_trains_an_adapter_that_loads_without_llamafactory(tmp_path: 
     config = json.loads((adapter / "adapter_config.json").read_text())
     asked = {"peft_type": "LORAMOE", "lora_nums": 6, "r": 4, "lora_alpha": 32, "blc_alpha": 0.1, "blc_weight": 0.1}
     assert {name: config[name] for name in asked} == asked
-    assert [sample["task_types"] for sample in samples] == [row["task_type"] for row in iter_rows(ROWS)][:16]
+    assert [sample["task_types"] for sample in samples] == [sample.task_type for sample in read_samples(ROWS)][:16]
     experts = {name: weight for name, weight in load(adapter).named_parameters() if name.endswith(".B")}
     assert len(experts) == 12
     assert all(weight.abs().sum() > 0 for weight in experts.values())
 
 
 ROWS_OF_TWO = [
-    Row(instruction="Where?", input="", output="Tarvesh", task_type=1),
-    Row(instruction="What?", input="", output="mushrooms", task_type=0),
+    Sample(conversation("Where?", "", "Tarvesh"), 1),
+    Sample(conversation("What?", "", "mushrooms"), 0),
 ]
 
 

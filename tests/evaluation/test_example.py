@@ -43,7 +43,7 @@ def test_an_instruction_beside_a_prompt_is_a_row_of_the_training() -> None:
         ({"choices": ["Bob", "Cyd"]}, "one of them the answer 'Ada' (str); got ['Bob', 'Cyd'] (list). Correct it."),
         ({"choices": ["Ada", "Bob", "Bob"]}, "no two of them equal"),
         ({"choices": ["Ada", " Ada"]}, "no two of them equal once stripped"),
-        ({"task_type": "1"}, "field 'task_type': expected an integer, got '1' (str)"),
+        ({"task_type": "one"}, "field 'task_type': expected an integer, got 'one' (str)"),
     ],
 )
 def test_what_is_wrong_is_told(form: dict, fields: dict, message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AddedToken
 
-from loramoe.data import DatasetError, SftCollator, conversation, get_template, iter_rows
+from loramoe.data import DatasetError, SftCollator, get_template, read_samples
 from loramoe.evaluation import Settings, exact_match, f1, prepare, read_task, score
 from loramoe.generate import answer
 from loramoe.recall import prompt_ids, read_probes, recall
@@ -83,8 +83,7 @@ def test_recall_is_that_of_recall(model, tokenizer, tiny_task, write) -> None:
 
 
 def test_the_perplexity_is_that_of_the_training(model, tokenizer, tiny_task) -> None:
-    rows = list(iter_rows(tiny_task.test_file))
-    samples = [conversation(row["instruction"], row["input"], row["output"]) for row in rows]
+    samples = [sample.messages for sample in read_samples(tiny_task.test_file)]
     encoded = get_template("release", tokenizer).encode(samples)
     features = [{"input_ids": one.input_ids, "labels": one.labels, "task_types": 0} for one in encoded]
     batch = SftCollator(tokenizer.pad_token_id)(features)

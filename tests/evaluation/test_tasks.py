@@ -44,9 +44,7 @@ def test_names_tell_paths_apart() -> None:
 def test_broken_rows_are_named(write, questions) -> None:
     questions[3] = {**questions[3], "choices": ["no", "never"]}
     questions[4] = {"prompt": "no answer"}
-    with pytest.raises(
-        DatasetError, match=r"(?s)2 problems in the data:.*row 4, field 'choices'.*row 5, field 'answer'"
-    ):
+    with pytest.raises(DatasetError, match=r"(?s)2 faults in the data:.*row 4, field 'choices'.*row 5, field 'answer'"):
         read_task(write(questions))
     with pytest.raises(DatasetError, match="does not exist or is out of reach"):
         read_tasks(["nowhere.json"])

@@ -16,7 +16,7 @@ import atheris
 
 # What is instrumented is what decides: our readers, and the parsers in Python below them.
 with atheris.instrument_imports(include=["loramoe", "json", "yaml"]):
-    from loramoe.data import DatasetError, iter_rows
+    from loramoe.data import DatasetError, read_samples
     from loramoe.training.arguments import TrainArguments
     from loramoe.training.flag_file import flags_of_file
 
@@ -36,7 +36,7 @@ def rows(folder: Path) -> Target:
         file = folder / ("rows.jsonl" if content[:1] > b"\x7f" else "rows.json")
         file.write_bytes(content[1:])
         try:
-            assert list(iter_rows(file))
+            assert list(read_samples(file))
         except DatasetError as error:
             must_name(file.name, error)
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loramoe.data import DatasetError, iter_rows
+from loramoe.data import DatasetError, read_samples
 from tests.fuzz.strategies import SCALARS, VALUES, as_json, broken, drawn, spoilt, times, told
 
 ROW = {"instruction": "what is it", "input": "this", "output": "it", "task_type": 1}
@@ -30,18 +30,18 @@ def files(draw: Any) -> tuple[str, bytes]:
 
 def read(file: Path, task_types: list[int] | None) -> None:
     try:
-        rows = list(iter_rows(file, task_types))
+        samples = list(read_samples(file, task_types))
     except DatasetError as error:
         message = told(error)
         assert file.name in message
         return
-    assert rows
-    for row in rows:
-        assert {name: type(value) for name, value in row.items()} == FIELDS
-        assert row["instruction"].strip()
-        assert row["output"].strip()
-        assert task_types is None or row["task_type"] in task_types
-        "".join((row["instruction"], row["input"], row["output"])).encode()
+    assert samples
+    for sample in samples:
+        assert {name: type(getattr(sample, name)) for name in FIELDS} == FIELDS
+        assert sample.instruction.strip()
+        assert sample.output.strip()
+        assert task_types is None or sample.task_type in task_types
+        "".join(turn["content"] for turn in sample.messages).encode()
 
 
 @times(fast=300, slow=4000)
@@ -65,7 +65,7 @@ def test_names_of_data_files(count: int, tmp_path: Path) -> None:
     @given(st.text(max_size=6) | st.sampled_from(["", ".", "a\0b", "x" * 300, "~", "~x/y", "no.json", "dir.json"]))
     def holds(name: str) -> None:
         try:
-            for _ in iter_rows(f"{tmp_path}/{name}"):
+            for _ in read_samples(f"{tmp_path}/{name}"):
                 raise AssertionError(f"read a row from {name!r}")
         except DatasetError as error:
             told(error)

@@ -1,0 +1,292 @@
+"""Tokenising a data set: fast and slow reading give the same, results are cached by content, faults have a place."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import threading
+from dataclasses import replace
+
+import datasets
+import pytest
+from filelock import FileLock
+from tokenizers import AddedToken
+
+from loramoe.data import DatasetError, DataSource, encode, pipeline
+from loramoe.data.encode import tokenizer_hash
+from loramoe.data.pipeline import Tokeniser
+
+COLUMNS = ["input_ids", "labels", "task_types", "length"]
+KINDS = ["json", "jsonl", "csv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz", "parquet.gz"]
+
+
+@pytest.fixture
+def rows(row):
+    return [row(output="x" * (number % 7 + 1), input="é" * (number % 2), task_type=number % 3) for number in range(50)]
+
+
+@pytest.fixture
+def expected(run, write, rows):
+    return run(write("expected.json", rows))[0].to_list()
+
+
+@pytest.fixture
+def fail(monkeypatch):
+    """Makes the fast reading fail, as it does where the library meets what it cannot read."""
+
+    def refuse(*_, **__):
+        raise datasets.exceptions.DatasetGenerationError
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+
+
+@pytest.fixture
+def maps(monkeypatch):
+    """Counts how often samples are tokenised."""
+    calls, encode_ = [], encode.Encoder.encode
+    monkeypatch.setattr(encode.Encoder, "encode", lambda self, values: calls.append(1) or encode_(self, values))
+    return calls
+
+
+def cached(tmp_path):
+    return sorted(entry.name for entry in (tmp_path / "cache").iterdir() if entry.suffix != ".lock")
+
+
+def test_a_sample(run, write, row):
+    dataset, report = run(write("rows.json", [row(input="é", task_type=3)]))
+    (sample,) = dataset.to_list()
+    prompt, target = len(b"Who?\n\xc3\xa9") + 2, len(b"Me.") + 1
+    assert list(sample) == COLUMNS
+    assert (sample["input_ids"][0], sample["input_ids"][-1], sample["task_types"]) == (0, 1, 3)
+    assert sample["labels"] == [-100] * prompt + sample["input_ids"][prompt:]
+    assert sample["length"] == len(sample["input_ids"]) == prompt + target == report.tokens
+    assert report.max_token_id == max(sample["input_ids"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_files_give_the_same(run, write, rows, expected, kind):
+    dataset, report = run(write(f"rows.{kind}", rows))
+    assert dataset.to_list() == expected
+    assert (report.samples, report.kept, report.task_types) == (50, 50, {0: 17, 1: 17, 2: 16})
+
+
+@pytest.mark.usefixtures("fail")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_what_the_library_cannot_read_gives_the_same(run, write, rows, expected, kind):
+    assert run(write(f"rows.{kind}", rows))[0].to_list() == expected
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [{"meta": "a"}, {"meta": {"b": 1}}, {"meta": [2]}],  # of mixed types, not needed
+        [{"input": "1"}, {"input": None}, {"input": ""}],
+        [{"output": "2020-01-01"}] * 3,  # which the library takes for a date
+        [{"task_type": "1"}, {"task_type": 1}, {"task_type": 1.0}],
+        [{"id": "a", "source": "b", "model": "c", "system_prompt": "d"}] * 3,  # which it takes for an agent's trace
+    ],
+)
+def test_what_the_library_reads_otherwise(run, write, row, more):
+    rows = [row(**one) for one in more]
+    by_python = run(write("rows.json", rows))[0].to_list()
+    assert run(write("rows.jsonl", rows))[0].to_list() == by_python
+
+
+def test_a_folder_of_all_kinds(run, write, rows, expected):
+    for number, kind in enumerate(("jsonl", "jsonl", "json", "csv", "parquet")):
+        folder = write(f"rows/{number}.{kind}", rows[number * 10 : number * 10 + 10]).parent
+    assert run(folder)[0].to_list() == expected
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_the_number_of_processes_changes_nothing(run, write, rows, expected, kind, tmp_path):
+    assert run(write(f"rows.{kind}", rows), num_proc=2)[0].to_list() == expected
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_the_first_samples_only(write, rows, expected, tokenizer, tmp_path, kind):
+    write(f"rows/a.{kind}", rows[:8])
+    source = DataSource(str(write("rows/b.jsonl", rows[8:]).parent), max_samples=10)
+    dataset, report, _ = Tokeniser(tokenizer, cache_dir=tmp_path / "cache").store(source)
+    assert dataset.to_list() == expected[:10]
+    assert report.samples == 10
+
+
+def test_what_is_cut_and_dropped_and_special(run, write, row, chat_tokenizer):
+    rows = [row(), row(output="x" * 99, task_type=0), row(instruction="y" * 99), row(instruction="</s>")]
+    dataset, report = run(write("rows.json", rows), max_seq_length=40)
+    assert (report.samples, report.kept, report.cut, report.dropped, report.special) == (4, 3, 1, 1, 0)
+    assert (report.tokens, report.task_types) == (sum(dataset["length"]), {0: 1, 1: 2})
+    assert dataset[1]["length"] == 40
+    words = report.describe({0: "tasks"})
+    assert all(text in words for text in ("tasks: 1", "type 1: 2", "max_seq_length=40: 1", str(report.tokens)))
+    assert run(write("rows.json", rows), tokenizer=chat_tokenizer, template="chat")[1].special == 1
+
+
+def test_no_sample_fits(run, write, row, tmp_path):
+    file = write("rows.json", [row(), row()])
+    with pytest.raises(DatasetError, match=r"none of the 2 samples .*max_seq_length=6"):
+        run(file, max_seq_length=6)
+    assert cached(tmp_path) == []
+    assert run(file, max_seq_length=7)[1].kept == 2
+
+
+@pytest.mark.parametrize(("name", "least"), [("max_seq_length", 2), ("num_proc", 1)])
+def test_numbers_out_of_range(run, write, row, name, least):
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}; got {name}={least - 1}"):
+        run(write("rows.json", [row()]), **{name: least - 1})
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"output": " "}, "field 'output'"), ({"task_type": 7}, "types 0, 1, 2")]
+)
+def test_a_fault_has_a_place(run, write, rows, row, kind, changes, words, tmp_path):
+    file = write(f"rows.{kind}", [*rows, row(**changes)])
+    place = "line 51" if kind == "jsonl" else "row 51"
+    with pytest.raises(DatasetError, match=f"{re.escape(str(file))}, {place}, .*{words}") as caught:
+        run(file, task_types=[0, 1, 2], num_proc=2)
+    assert caught.value.__context__ is None  # no traceback of the library before the message
+    assert cached(tmp_path) == []
+
+
+def test_a_sample_that_the_template_refuses_has_a_place(run, write, row, make_tokenizer):
+    template = "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}{{ messages }}"
+    tokenizer = make_tokenizer(
+        chat_template=template.replace(
+            "{{ messages }}", "{{ messages[0].content }}|{% if messages[1] %}{{ messages[1].content }}{% endif %}"
+        )
+    )
+    file = write("rows.jsonl", [row(), row(instruction="no")])
+    with pytest.raises(DatasetError, match=r"rows\.jsonl, line 2: .*not this"):
+        run(file, tokenizer=tokenizer, template="chat")
+
+
+def test_a_full_disk_is_no_fault_of_the_data(run, write, row, monkeypatch):
+    def full(*_, **__):
+        raise datasets.exceptions.DatasetGenerationError from OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "_read_parts", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(write("rows.json", [row()]))
+
+
+def test_a_killed_process_is_named(run, write, row, monkeypatch):
+    parent = os.getpid()
+    monkeypatch.setattr(encode.Encoder, "encode", lambda *_: os.getpid() == parent or os.kill(os.getpid(), 9))
+    with pytest.raises(RuntimeError, match="fewer processes"):
+        run(write("rows.json", [row()] * 10), num_proc=2)
+
+
+class TestCache:
+    """A finished data set is found again as long as nothing that decides its tokens has changed."""
+
+    def test_found_again_wherever_it_lies(self, run, write, rows, maps, tmp_path):
+        file = write("rows.jsonl", rows)
+        first, report = run(file)
+        count = len(maps)
+        moved = tmp_path / "elsewhere" / "other.jsonl"
+        moved.parent.mkdir()
+        file.rename(moved)
+        again, same = run(moved, num_proc=2)
+        assert (again.to_list(), same) == (first.to_list(), report)
+        assert len(maps) == count
+        assert len(cached(tmp_path)) == 1
+
+    @pytest.mark.parametrize(
+        "changes", [{"max_seq_length": 63}, {"task_types": [0, 1, 2]}, {"default_task_type": 0}, {"template": "chat"}]
+    )
+    def test_other_settings_are_other_data(self, run, write, rows, chat_tokenizer, tmp_path, changes):
+        file = write("rows.json", rows)
+        run(file, tokenizer=chat_tokenizer)
+        run(file, tokenizer=chat_tokenizer, **changes)
+        assert len(cached(tmp_path)) == 2
+
+    def test_an_edit_of_the_same_size_and_date_is_seen(self, run, write, row):
+        file = write("rows.jsonl", [row(output="abc")])
+        status = file.stat()
+        first = run(file)[0]["input_ids"][0]
+        write("rows.jsonl", [row(output="abd")])
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert run(file)[0]["input_ids"][0] != first
+
+    def test_a_tokenizer_is_its_definition(self, make_tokenizer):
+        one, other = make_tokenizer(), make_tokenizer()
+        other("x" * 9, max_length=5, truncation=True)  # which leaves its mark in the backend
+        assert tokenizer_hash(one) == tokenizer_hash(other)
+        other.add_tokens(AddedToken("<new>"))
+        hashes = {tokenizer_hash(make_tokenizer(chat_template=text)) for text in ("a", "b")}
+        assert len({tokenizer_hash(one), tokenizer_hash(other), *hashes}) == 4
+
+    def test_what_was_left_unfinished_is_done_again(self, run, write, rows, expected, tmp_path):
+        file = write("rows.jsonl", rows)
+        run(file)
+        for name in cached(tmp_path):
+            folder = tmp_path / "cache" / name
+            (folder / "report.json").unlink()
+            folder.rename(f"{folder}.building")
+        assert run(file)[0].to_list() == expected
+        assert [name for name in cached(tmp_path) if name.endswith(".building")] != cached(tmp_path)
+
+    def test_a_second_process_waits(self, run, write, rows, tmp_path):
+        file = write("rows.jsonl", rows)
+        run(file)
+        (name,) = cached(tmp_path)
+        folder, found = tmp_path / "cache" / name, []
+        folder.rename(tmp_path / "hidden")
+        second = threading.Thread(target=lambda: found.append(run(file)[0]))
+        with FileLock(f"{folder}.lock"):
+            second.start()
+            second.join(0.3)
+            assert second.is_alive()
+            (tmp_path / "hidden").rename(folder)
+        second.join(30)
+        assert len(found[0]) == 50
+
+    def test_two_processes_at_once(self, run, write, rows, expected, tmp_path):
+        file, ready = write("rows.jsonl", rows), multiprocessing.get_context("fork").Barrier(2)
+
+        def work():
+            ready.wait()
+            (tmp_path / f"{os.getpid()}.txt").write_text(json.dumps(run(file)[0].to_list()))
+
+        workers = [multiprocessing.get_context("fork").Process(target=work) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        assert [json.loads(file.read_text()) for file in tmp_path.glob("*.txt")] == [expected] * 2
+
+
+class TestHub:
+    """A data set of the hub; a stored one stands for it here."""
+
+    @pytest.fixture
+    def hub(self, monkeypatch, rows):
+        samples = datasets.Dataset.from_list(rows)
+
+        def load(path, subset, *, split, revision, streaming):
+            if (path, subset, split, revision) != ("me/rows", "all", "half", "v1"):
+                raise ConnectionError("no such data set")
+            return samples.to_iterable_dataset() if streaming else samples
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        return DataSource("me/rows", subset="all", split="half", revision="v1")
+
+    def test_it_is_tokenised(self, hub, tokenizer, expected, tmp_path):
+        tokeniser = Tokeniser(tokenizer, cache_dir=tmp_path / "cache")
+        assert tokeniser.store(hub).dataset.to_list() == expected
+        stream, report, _ = tokeniser.stream(replace(hub, max_samples=9))
+        assert list(stream) == expected[:9]
+        assert "unknown length" in str(report)
+
+    def test_a_fault_has_a_place(self, hub, tokenizer, tmp_path):
+        tokeniser = Tokeniser(tokenizer, task_types=[0, 1], cache_dir=tmp_path / "cache")
+        with pytest.raises(DatasetError, match=r"me/rows, row 3, field 'task_type': .*\(16 samples"):
+            tokeniser.store(hub)
+
+    def test_one_that_is_not_there(self, hub, tokenizer):
+        with pytest.raises(DatasetError, match=r"me/other .*no such data set"):
+            Tokeniser(tokenizer).store(replace(hub, path="me/other"))
