@@ -1,6 +1,6 @@
 """A callback of one's own: here it prints, at every log, the layer whose constraint is largest.
 
-    PYTHONPATH=. python examples/custom_callback.py --base_model data/tiny_llama --dataset_dir data/tiny_data/train \
+PYTHONPATH=. python examples/custom_callback.py --base_model data/tiny_llama --dataset_dir data/tiny_data/train \
         --max_seq_length 128 --max_steps 20 --output_dir output/custom_callback
 """
 

@@ -1,7 +1,7 @@
 """Data in a format of one's own: here lines "question<TAB>answer". Samples are messages with a task type.
 
-    printf 'What is 2 + 2?\t4\n' > /tmp/questions.tsv
-    PYTHONPATH=. python examples/custom_format.py /tmp/questions.tsv --base_model data/tiny_llama \
+printf 'What is 2 + 2?\t4\n' > /tmp/questions.tsv
+PYTHONPATH=. python examples/custom_format.py /tmp/questions.tsv --base_model data/tiny_llama \
         --dataset_dir data/tiny_data/train --max_seq_length 128 --max_steps 20 --output_dir output/custom_format
 """
 

@@ -1,6 +1,6 @@
 """Another loss: subclass the trainer. Here the loss of confident tokens counts less (focal loss, gamma = 1).
 
-    PYTHONPATH=. python examples/custom_loss.py --base_model data/tiny_llama --dataset_dir data/tiny_data/train \
+PYTHONPATH=. python examples/custom_loss.py --base_model data/tiny_llama --dataset_dir data/tiny_data/train \
         --max_seq_length 128 --max_steps 20 --output_dir output/custom_loss
 """
 

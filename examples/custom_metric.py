@@ -1,6 +1,6 @@
 """A metric of one's own: here the share of answer tokens that greedy decoding would get right.
 
-    PYTHONPATH=. python examples/custom_metric.py --base_model data/tiny_llama --dataset_dir data/tiny_data/train \
+PYTHONPATH=. python examples/custom_metric.py --base_model data/tiny_llama --dataset_dir data/tiny_data/train \
         --max_seq_length 128 --max_steps 20 --max_eval_samples 50 --output_dir output/custom_metric
 """
 

@@ -33,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in COMMANDS:
         asked = argv[:1] not in ([], ["--help"], ["-h"])
-        lines = [f"loramoe: unknown command {argv[0]!r}." if asked else "usage: loramoe COMMAND …   (COMMAND --help lists its flags)"]
+        lines = [
+            f"loramoe: unknown command {argv[0]!r}."
+            if asked
+            else "usage: loramoe COMMAND …   (COMMAND --help lists its flags)"
+        ]
         lines += [f"  {name:9} {summary}" for name, (_, summary) in COMMANDS.items()]
         print("\n".join(lines), file=sys.stderr if asked else sys.stdout)
         return 2 if asked else 0

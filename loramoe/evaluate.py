@@ -19,13 +19,13 @@ from typing import Any
 
 from loramoe.data import TEMPLATES, choose_prompt_format
 from loramoe.data.encode import tokenizer_hash
+from loramoe.evaluation.adapters import check_kind, load_adapter_on
 from loramoe.evaluation.results import Store, facts_of, fingerprint
 from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, prepare, score
 from loramoe.evaluation.statistics import Line, summarise
 from loramoe.evaluation.tasks import read_tasks, short_names
-from loramoe.evaluation.adapters import check_kind, load_adapter_on
-from loramoe.utils import UsageError, positive
 from loramoe.loading import BaseArguments, add_model_flags, base_name, load_base, load_tokenizer
+from loramoe.utils import UsageError, positive
 
 BASE = "base"
 

@@ -18,7 +18,6 @@ from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
 from loramoe.data.encode import tokenizer_hash
 from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error, require
 
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -47,7 +46,9 @@ class BaseArguments:
     )
     flash_attn: bool = field(default=False, metadata={"help": "Short for --attn_implementation flash_attention_2."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the base model on the hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that the hub's repository brings."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run model code that the hub's repository brings."}
+    )
 
     def __post_init__(self) -> None:
         if self.load_in_kbits not in (4, 8, 16):
@@ -131,8 +132,25 @@ def add_model_flags(parser: argparse.ArgumentParser, adapter: bool = True) -> No
         "--base_model", "--model", "--model_name_or_path", help="default: the one that the adapter was trained on"
     )
     parser.add_argument("--device", help="such as cuda or cpu; default: the accelerator if there is one")
-    parser.add_argument("--dtype", "--torch_dtype", choices=get_args(Dtype), default="auto", help="auto: as it was saved")
+    parser.add_argument(
+        "--dtype", "--torch_dtype", choices=get_args(Dtype), default="auto", help="auto: as it was saved"
+    )
     parser.add_argument("--load_in_kbits", type=int, choices=(4, 8, 16), default=16, help="bits of the base model")
+
+
+def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, *names: str) -> None:
+    """Takes flags from words without a name, as earlier versions of a command had them, and requires each.
+
+    Args:
+        parser: Of the command; it has the argument `words` with nargs="*".
+        flags: The parsed flags; changed in place.
+        names: The flags that the words stand for, in order.
+    """
+    for name, word in zip(names, flags.words, strict=False):
+        setattr(flags, name, word)
+    missing = [name for name in names if getattr(flags, name) is None]
+    if missing or len(flags.words) > len(names):
+        parser.error(f"set --{missing[0]}" if missing else f"unexpected argument {flags.words[-1]!r}")
 
 
 def load_from_flags(flags: argparse.Namespace) -> tuple[Any, Any]:

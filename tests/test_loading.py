@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, LoraMoeConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from loramoe.loading import attached, base_name, load_base, load_tokenizer
-from loramoe.training.model_arguments import ModelArguments
+from loramoe.evaluation.adapters import load_adapter_on
+from loramoe.loading import BaseArguments, base_name, load_base, load_tokenizer
 from loramoe.utils import UsageError
 
 
@@ -31,13 +31,13 @@ def adapters(tiny_task, tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("error:Already found a `peft_config`")
 def test_adapters_take_turns(tiny_task, adapters, ids) -> None:
-    base = load_base(ModelArguments(model_name_or_path=str(tiny_task.base)), device="cpu")
+    base = load_base(BaseArguments(str(tiny_task.base)), device="cpu")
     before = base(ids).logits
-    with attached(base, None) as model:
+    with load_adapter_on(base, None) as model:
         assert model is base
     said = {}
     for name, folder in adapters.items():
-        with attached(base, folder) as model:
+        with load_adapter_on(base, folder) as model:
             assert not model.training
             said[name] = model(ids).logits
         assert torch.equal(base(ids).logits, before)
@@ -46,9 +46,9 @@ def test_adapters_take_turns(tiny_task, adapters, ids) -> None:
 
 
 def test_the_base_comes_back_after_an_error(tiny_task, adapters, ids) -> None:
-    base = load_base(ModelArguments(model_name_or_path=str(tiny_task.base)), device="cpu")
+    base = load_base(BaseArguments(str(tiny_task.base)), device="cpu")
     before = base(ids).logits
-    with pytest.raises(RuntimeError, match="in the midst"), attached(base, adapters["loramoe"]):
+    with pytest.raises(RuntimeError, match="in the midst"), load_adapter_on(base, adapters["loramoe"]):
         raise RuntimeError("in the midst")
     assert torch.equal(base(ids).logits, before)
 
@@ -80,7 +80,7 @@ def test_the_base_comes_back_whatever_an_adapter_changes(options, ids, tmp_path:
     trained.save_pretrained(tmp_path, save_embedding_layers="embed_tokens" in config.target_modules)
     base, untouched = qwen(), qwen().state_dict()
     before = base(ids).logits
-    with attached(base, str(tmp_path)) as model:
+    with load_adapter_on(base, str(tmp_path)) as model:
         torch.testing.assert_close(model(ids).logits, _alone(tmp_path, ids))
         assert not torch.allclose(model(ids).logits, before, atol=1e-3)
     assert base.lm_head.weight is base.model.embed_tokens.weight
@@ -96,14 +96,14 @@ def _alone(folder: Path, ids: torch.Tensor) -> torch.Tensor:
 @pytest.mark.filterwarnings("error:Already found a `peft_config`")
 @pytest.mark.parametrize("kind", ["loramoe", "lora"])
 def test_the_base_comes_back_where_loading_fails_half_way(kind, tiny_task, adapters, ids) -> None:
-    base = load_base(ModelArguments(model_name_or_path=str(tiny_task.base)), device="cpu")
+    base = load_base(BaseArguments(str(tiny_task.base)), device="cpu")
     before, names = base(ids).logits, [name for name, _ in base.named_modules()]
     config = Path(adapters[kind]) / "adapter_config.json"
     right = config.read_text()
     config.write_text(json.dumps(json.loads(right) | {"r": 3}))
     with (
         pytest.raises(UsageError, match=r"cannot be loaded on this base: .*(has the shape|size mismatch)"),
-        attached(base, adapters[kind]),
+        load_adapter_on(base, adapters[kind]),
     ):
         pass
     assert [name for name, _ in base.named_modules()] == names
@@ -111,35 +111,35 @@ def test_the_base_comes_back_where_loading_fails_half_way(kind, tiny_task, adapt
     assert not base._forward_pre_hooks
     assert torch.equal(base(ids).logits, before)
     config.write_text(right)
-    with attached(base, adapters[kind]) as model:
+    with load_adapter_on(base, adapters[kind]) as model:
         assert not torch.allclose(model(ids).logits, before, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", [PrefixTuningConfig, PromptTuningConfig])
 def test_adapters_of_virtual_tokens_are_refused(method, tiny_task, tmp_path: Path) -> None:
-    base = load_base(ModelArguments(model_name_or_path=str(tiny_task.base)), device="cpu")
+    base = load_base(BaseArguments(str(tiny_task.base)), device="cpu")
     config = method(num_virtual_tokens=2, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_task.base), config).save_pretrained(tmp_path)
     said = (
         rf"the adapter .* is of type {config.peft_type.value}, whose virtual tokens would make likelihoods wrong here\."
     )
-    with pytest.raises(UsageError, match=said), attached(base, str(tmp_path)):
+    with pytest.raises(UsageError, match=said), load_adapter_on(base, str(tmp_path)):
         pass
 
 
 def test_a_device_that_is_not_there(tiny_task) -> None:
     with pytest.raises(UsageError, match=r"set --device to one that is here, got 'cuda:99': "):
-        load_base(ModelArguments(model_name_or_path=str(tiny_task.base)), device="cuda:99")
+        load_base(BaseArguments(str(tiny_task.base)), device="cuda:99")
 
 
 def test_dtype(tiny_task) -> None:
-    loaded = load_base(ModelArguments(model_name_or_path=str(tiny_task.base), torch_dtype="bfloat16"), device="cpu")
+    loaded = load_base(BaseArguments(str(tiny_task.base), dtype="bfloat16"), device="cpu")
     assert loaded.dtype == torch.bfloat16
 
 
 def test_bits(tiny_task) -> None:
     pytest.importorskip("bitsandbytes", reason="4 bits need bitsandbytes, which is not installed")
-    loaded = load_base(ModelArguments(model_name_or_path=str(tiny_task.base), load_in_kbits=4), device="cpu")
+    loaded = load_base(BaseArguments(str(tiny_task.base), load_in_kbits=4), device="cpu")
     assert type(loaded.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
 
 

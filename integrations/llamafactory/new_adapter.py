@@ -33,7 +33,7 @@ def write(adapter: ModelArguments, arguments: NewAdapterArguments) -> None:
         adapter: The base model and the adapter's hyper-parameters.
         arguments: Where the adapter goes.
     """
-    base = AutoModelForCausalLM.from_pretrained(adapter.model_name_or_path)
+    base = AutoModelForCausalLM.from_pretrained(adapter.base_model)
     torch.manual_seed(arguments.seed)
     model = get_peft_model(base, adapter_config(adapter))
     model.save_pretrained(arguments.output)

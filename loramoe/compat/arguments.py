@@ -18,7 +18,9 @@ def set_warmup(args: Any) -> None:
         ValueError: If warmup_ratio is outside [0, 1).
     """
     if not 0 <= args.warmup_ratio < 1:
-        raise ValueError(f"warmup_ratio must be in [0, 1); got {args.warmup_ratio}. For a number of steps set warmup_steps.")
+        raise ValueError(
+            f"warmup_ratio must be in [0, 1); got {args.warmup_ratio}. For a number of steps set warmup_steps."
+        )
     if args.warmup_steps:
         args.warmup_ratio = 0.0
     elif "warmup_ratio" not in FIELDS:

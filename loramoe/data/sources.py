@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from loramoe.utils import UsageError
-
 from loramoe.data.formats import COLUMNS, FORMATS, SampleReader, seen, task_type_problem
+from loramoe.utils import UsageError
 
 KINDS: Final = (".json", ".jsonl", ".csv", ".parquet")
 COMPRESSED: Final = (".gz", ".zst")

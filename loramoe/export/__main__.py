@@ -14,10 +14,17 @@ from torch.utils.data import DataLoader
 
 from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
+from loramoe.evaluation.adapters import load_adapter_on
 from loramoe.export.run import export_lora, refuse_used
-from loramoe.loading import attached, base_name, load_base, load_tokenizer
+from loramoe.loading import (
+    BaseArguments,
+    add_model_flags,
+    base_name,
+    fill_positional,
+    load_base,
+    load_tokenizer,
+)
 from loramoe.recall import read_probes
-from loramoe.training.model_arguments import ModelArguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,15 +32,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m loramoe.export",
         description="Write a LoRAMoE adapter as a plain LoRA, which approximates it, and measure how well.",
     )
-    parser.add_argument("adapter", metavar="ADAPTER", help="folder of the LoRAMoE adapter")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist yet, or be empty")
+    parser.add_argument("words", nargs="*", metavar="ADAPTER OUT", help="older form of --adapter and --output_dir")
+    add_model_flags(parser)
+    parser.add_argument("--output_dir", help="folder to write; must not exist yet, or be empty")
     parser.add_argument("--calibration", required=True, help="file or folder of rows to average the gates over")
     parser.add_argument("--test", help="file or folder of held-out rows to measure on; default: the calibration rows")
     parser.add_argument("--recall_file", help='JSON list of {"prompt", "answer"}: facts whose recall to measure')
-    parser.add_argument("--model", help="base model; default: the one that the adapter was trained on")
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--torch_dtype", choices=dtypes, default="auto", help="of the base model")
-    parser.add_argument("--load_in_kbits", type=int, help="load the base model in 4 or 8 bits (needs bitsandbytes)")
     parser.add_argument("--calibration_rows", type=int, default=1000, help="most rows to average over, evenly spaced")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--max_seq_length", type=int, help="longest row in tokens; default: that of the training")
@@ -64,19 +68,20 @@ def _export(arguments: argparse.Namespace) -> None:
     for name in ("calibration_rows", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}. Raise it.")
-    refuse_used(arguments.out, arguments.overwrite)
+    out = Path(arguments.output_dir)
+    refuse_used(out, arguments.overwrite)
     layout = choose_prompt_format(arguments.template, [arguments.adapter])
     arguments.template = layout.template
     if arguments.max_seq_length is None:
         arguments.max_seq_length = layout.max_seq_length
     probes = read_probes(arguments.recall_file) if arguments.recall_file else []
-    name = base_name(arguments.model, [arguments.adapter])
-    loading = ModelArguments(name, torch_dtype=arguments.torch_dtype, load_in_kbits=arguments.load_in_kbits)
+    name = base_name(arguments.base_model, [arguments.adapter])
+    loading = BaseArguments(name, dtype=arguments.dtype, load_in_kbits=arguments.load_in_kbits)
     tokenizer = load_tokenizer(name, [arguments.adapter])
-    with attached(load_base(loading), arguments.adapter) as model:
+    with load_adapter_on(load_base(loading, arguments.device), arguments.adapter) as model:
         report = export_lora(
             model,
-            arguments.out,
+            out,
             _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows),
             _batches(arguments, tokenizer, arguments.test) if arguments.test else None,
             tokenizer=tokenizer,
@@ -84,7 +89,7 @@ def _export(arguments: argparse.Namespace) -> None:
             source=arguments.adapter,
             overwrite=arguments.overwrite,
         )
-    print(f"{report}\n\nwrote {arguments.out}, an approximation; read {arguments.out / 'README.md'} before you use it")
+    print(f"{report}\n\nwrote {out}, an approximation; read {out / 'README.md'} before you use it")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,6 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
+    fill_positional(parser, arguments, "adapter", "output_dir")
     try:
         _export(arguments)
     except (ValueError, OSError, ImportError) as error:

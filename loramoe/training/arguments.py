@@ -33,7 +33,8 @@ class DataArguments:
         default=None, metadata={"help": "YAML file of data sets with their task types and weights (docs/data.md)."}
     )
     dataset_dir: str | None = field(
-        default=None, metadata={"help": "Folder, file or hub name of the data to train on.", "aliases": ["--train_file"]}
+        default=None,
+        metadata={"help": "Folder, file or hub name of the data to train on.", "aliases": ["--train_file"]},
     )
     validation_file: str | None = field(default=None, metadata={"help": "Folder, file or hub name to evaluate on."})
     validation_split_percentage: float | None = field(
@@ -56,7 +57,9 @@ class DataArguments:
             "aliases": ["--prompt_template"],
         },
     )
-    max_seq_length: int = field(default=1024, metadata={"help": "Longest sample in tokens, prompt and answer together."})
+    max_seq_length: int = field(
+        default=1024, metadata={"help": "Longest sample in tokens, prompt and answer together."}
+    )
     packing: bool = field(
         default=False, metadata={"help": "Fill rows to max_seq_length with whole samples, kept apart, without padding."}
     )
@@ -71,7 +74,8 @@ class DataArguments:
     )
     preprocessing_num_workers: int = field(default=1, metadata={"help": "Processes that tokenise."})
     recall_file: str | None = field(
-        default=None, metadata={"help": "JSON list of {prompt, answer}: facts to ask for before and after the training."}
+        default=None,
+        metadata={"help": "JSON list of {prompt, answer}: facts to ask for before and after the training."},
     )
 
     def __post_init__(self) -> None:
@@ -191,7 +195,9 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         try:
             super().__post_init__()
         except (TypeError, OSError) as error:
-            raise ValueError(f"a flag cannot be used as it is: {error}. Correct accelerator_config or fsdp_config.") from error
+            raise ValueError(
+                f"a flag cannot be used as it is: {error}. Correct accelerator_config or fsdp_config."
+            ) from error
         if self.n_gpu > 1:
             raise ValueError(
                 f"one process must have one GPU; this one has {self.n_gpu}. Start torchrun --nproc_per_node "

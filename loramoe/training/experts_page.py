@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -19,7 +18,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from loramoe.data import SftCollator
+from loramoe.data import SftCollator, evenly_spaced
 from loramoe.decoding import pad_id
 from loramoe.report.card import public_name
 from loramoe.report.measures import measure
@@ -76,7 +75,7 @@ def _rows(trainer: Any) -> list[dict[str, Any]]:
         raise ValueError("FSDP shards the model. python -m loramoe.report makes it from the saved adapter.")
     routed(trainer.model)
     sets = trainer.eval_dataset.values() if isinstance(trainer.eval_dataset, dict) else [trainer.eval_dataset]
-    return [sample for samples in sets for sample in islice(samples, PAGE_SAMPLES // len(sets))]
+    return [sample for samples in sets for sample in evenly_spaced(samples, PAGE_SAMPLES // len(sets))]
 
 
 def _observe(trainer: Any, rows: Any) -> Routing:

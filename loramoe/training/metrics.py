@@ -17,9 +17,7 @@ LossSums = dict[int | None, tuple[float, int]]
 
 
 @torch.no_grad()
-def sample_losses(
-    logits_BSV: Tensor, labels_BS: Tensor, lengths: Sequence[int] | None = None
-) -> tuple[Tensor, Tensor]:
+def sample_losses(logits_BSV: Tensor, labels_BS: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the learnt tokens, summed by sample.
 
     Args:

@@ -59,7 +59,10 @@ def parse(argv: list[str] | None = None) -> Arguments:
     argv = list(sys.argv[1:] if argv is None else argv)
     # Without allow_abbrev=False, argparse would take --lora_r for --lora_rank.
     parser = HfArgumentParser(
-        GROUPS, allow_abbrev=False, prog="loramoe train", usage="loramoe train [FILE.yaml] --flag value …   (--help lists all)"
+        GROUPS,
+        allow_abbrev=False,
+        prog="loramoe train",
+        usage="loramoe train [FILE.yaml] --flag value …   (--help lists all)",
     )
     names = {option: action.dest for option, action in parser._option_string_actions.items()}
     if argv and argv[0].endswith(FLAG_FILES):
@@ -157,7 +160,9 @@ def _check_json(argv: list[str]) -> None:
         except ValueError:
             holds = None
         if not isinstance(holds, dict):
-            raise ValueError(f"{name} must be a JSON object, or a .json file of one; got {value!r}. Write {name} '{{}}'.")
+            raise ValueError(
+                f"{name} must be a JSON object, or a .json file of one; got {value!r}. Write {name} '{{}}'."
+            )
 
 
 def _unknown_flag(word: str, options: list[str]) -> str:

@@ -250,9 +250,7 @@ def _finish(trainer: LoraMoeTrainer, prepared: Prepared, info: RunInfo) -> Metri
     if args.should_save:
         if shares is not None:
             write_shares_report(shares, output_dir, prepared.config)
-        write_card(
-            describe(trainer, prepared.arguments, metrics, info), adapter, figure if figure.is_file() else None
-        )
+        write_card(describe(trainer, prepared.arguments, metrics, info), adapter, figure if figure.is_file() else None)
         write_json(output_dir / checkpoint.METRICS, metrics)
     if args.do_eval and args.experts_page:  # the run is finished, with a page or without
         write_experts_page(trainer, prepared.arguments)

@@ -16,9 +16,10 @@ import atheris
 
 # What is instrumented is what decides: our readers, and the parsers in Python below them.
 with atheris.instrument_imports(include=["loramoe", "json", "yaml"]):
+    from loramoe.training.flag_file import flags_of_file
+
     from loramoe.data import DatasetError, read_samples
     from loramoe.training.arguments import TrainArguments
-    from loramoe.training.flag_file import flags_of_file
 
 Target = Callable[[bytes], None]
 

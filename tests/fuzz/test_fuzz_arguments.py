@@ -12,11 +12,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from loramoe.training.flag_file import flags_of_file
 
 from loramoe.training.arguments import DataArguments, TrainArguments
 from loramoe.training.model_arguments import ModelArguments
 from loramoe.training.parser import parse
-from loramoe.training.flag_file import flags_of_file
 from tests.fuzz.strategies import TEXTS, VALUES, broken, drawn, spoilt, times, told
 
 # Left out are flags that reach beyond the arguments while they are made: processes, devices, the whole interpreter.

@@ -82,7 +82,9 @@ def test_contradictions_name_their_fix(flags: list[str], message: str):
         parsed(*flags)
 
 
-@pytest.mark.parametrize(("missing", "message"), [("--dataset_dir", "Set --dataset_dir"), ("--output_dir", "output_dir")])
+@pytest.mark.parametrize(
+    ("missing", "message"), [("--dataset_dir", "Set --dataset_dir"), ("--output_dir", "output_dir")]
+)
 def test_data_and_a_place_are_needed(missing: str, message: str):
     place = NEEDED.index(missing)
     with pytest.raises(ValueError, match=message):
@@ -143,7 +145,10 @@ def test_the_global_batch_sets_the_accumulation():
 )
 def test_every_metric_has_its_direction(metric: str, greater: bool):
     flags = ["--load_best_model_at_end", "--metric_for_best_model", metric]
-    assert parsed(*flags, "--eval_strategy", "steps", "--eval_steps", "5", "--save_steps", "5")[2].greater_is_better == greater
+    assert (
+        parsed(*flags, "--eval_strategy", "steps", "--eval_steps", "5", "--save_steps", "5")[2].greater_is_better
+        == greater
+    )
 
 
 def test_early_stopping_keeps_the_best_model():

@@ -16,7 +16,6 @@ import torch
 from transformers import TrainingArguments
 
 from loramoe.training import distributed as module
-from loramoe.training.parser import parse
 from loramoe.training.distributed import (
     check_engine,
     decide_on_rank_0,
@@ -24,6 +23,7 @@ from loramoe.training.distributed import (
     start_engine,
     whole_adapter,
 )
+from loramoe.training.parser import parse
 from loramoe.utils import UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 
 from loramoe.training.arguments import Arguments
-from loramoe.training.parser import parse
 from loramoe.training.hub import open_repository, push
+from loramoe.training.parser import parse
 from loramoe.utils import SaveError, UsageError
 from tests.ecosystem.hub_server import TOKEN, Hub, serving
 

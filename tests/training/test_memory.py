@@ -12,7 +12,13 @@ from loramoe import LoraMoeConfig
 from loramoe.training.memory import ENGINES, Parameters, Plan, memory_per_gpu, table
 
 CONFIG = LlamaConfig(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=16, num_key_value_heads=2, vocab_size=64
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    head_dim=16,
+    num_key_value_heads=2,
+    vocab_size=64,
 )
 
 

@@ -61,8 +61,7 @@ def test_the_adapter_to_continue_from_keeps_its_own_configuration(tiny_task, tmp
     config = adapter_config(ModelArguments(str(tiny_task.base), adapter=str(tmp_path)))
     assert (config.lora_nums, config.r) == (3, 2)
     assert (
-        "the adapter to continue from replaces the flags: r=2, lora_nums=3, types_of_experts=(1, 0, 0)"
-        in caplog.text
+        "the adapter to continue from replaces the flags: r=2, lora_nums=3, types_of_experts=(1, 0, 0)" in caplog.text
     )
 
 

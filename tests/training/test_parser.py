@@ -96,7 +96,9 @@ def test_words_that_older_yaml_takes_for_booleans(tmp_path: Path):
 
 
 def test_flags_after_a_file_override_it(tmp_path: Path):
-    file = written(tmp_path, '{"base_model": "a", "dataset_dir": "rows", "output_dir": "out", "lora_rank": 2}', "f.json")
+    file = written(
+        tmp_path, '{"base_model": "a", "dataset_dir": "rows", "output_dir": "out", "lora_rank": 2}', "f.json"
+    )
     model, data, _ = parse([str(file), "--lora_rank", "8", "--train_file", "b.json"])
     assert (model.base_model, model.lora_rank, data.dataset_dir) == ("a", 8, "b.json")
 

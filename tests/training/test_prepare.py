@@ -53,7 +53,12 @@ def test_a_mistake_is_found_before_weights_are_loaded(prepared, flags, error, me
 
 def test_a_sample_beyond_the_positions(prepared, tiny_task, tmp_path: Path):
     (tmp_path / "long.json").write_text(
-        json.dumps([{"instruction": "w1 " * 70, "output": "w2", "task_type": 0}, {"instruction": "w1", "output": "w2", "task_type": 1}])
+        json.dumps(
+            [
+                {"instruction": "w1 " * 70, "output": "w2", "task_type": 0},
+                {"instruction": "w1", "output": "w2", "task_type": 1},
+            ]
+        )
     )
     with pytest.raises(UsageError, match="the base model knows 64 positions.* has 7[0-9] tokens"):
         prepared(dataset_dir=tmp_path / "long.json", max_seq_length=128)
@@ -77,7 +82,9 @@ def test_a_token_beyond_the_embedding_matters_only_where_it_occurs(prepared, tin
         prepared(base_model=base, dataset_dir=tmp_path / "samples.json")
 
 
-def test_data_of_one_type_has_nothing_to_separate(prepared, tiny_task, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_data_of_one_type_has_nothing_to_separate(
+    prepared, tiny_task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     samples = json.loads((tiny_task.train_dir / "train.json").read_text())
     (tmp_path / "samples.json").write_text(json.dumps([s for s in samples if s["task_type"] == 0]))
     prepared()
@@ -91,7 +98,10 @@ def test_the_recipe_is_of_content_and_not_of_paths(prepared, tiny_task, tmp_path
     moved = shutil.copytree(tiny_task.train_dir, tmp_path / "elsewhere")
     base = shutil.copytree(tiny_task.base, tmp_path / "base")
     harmless = {"eval_strategy": "steps", "save_steps": 1, "logging_steps": 1, "dataloader_num_workers": 1}
-    assert build_recipe(prepared(dataset_dir=moved, base_model=base, recall_file=tiny_task.recall_file, **harmless)) == before
+    assert (
+        build_recipe(prepared(dataset_dir=moved, base_model=base, recall_file=tiny_task.recall_file, **harmless))
+        == before
+    )
     changes = {"label_smoothing_factor": 0.1, "max_grad_norm": 2.0, "adam_beta1": 0.5, "router_learning_rate": 0.1}
     now = build_recipe(prepared(max_seq_length=16, blc_alpha=0.2, **changes))
     assert {name for name in now if now[name] != before[name]} == {*changes, "training_data", "adapter_config"}

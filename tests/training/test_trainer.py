@@ -192,7 +192,9 @@ def test_several_validation_sets_have_losses_of_their_own(train, tiny_task, tmp_
     for name, part in (("easy", samples[:6]), ("hard", samples[6:])):
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
     sets = [{"path": str(tmp_path / f"{name}.json"), "name": name} for name in ("easy", "hard")]
-    (tmp_path / "mix.yaml").write_text(json.dumps({"datasets": [{"path": str(tiny_task.train_dir)}], "validation": sets}))
+    (tmp_path / "mix.yaml").write_text(
+        json.dumps({"datasets": [{"path": str(tiny_task.train_dir)}], "validation": sets})
+    )
     train(tmp_path / "all", max_steps=2)
     flags = {"dataset_dir": None, "validation_file": None, "datasets": tmp_path / "mix.yaml", "max_steps": 2}
     metrics = train(tmp_path / "two", **flags)
