@@ -1,4 +1,4 @@
-"""Data in a format of one's own: here lines "question<TAB>answer". Samples are messages with a task type.
+r"""Data in a format of one's own: here lines "question<TAB>answer". Samples are messages with a task type.
 
 printf 'What is 2 + 2?\t4\n' > /tmp/questions.tsv
 PYTHONPATH=. python examples/custom_format.py /tmp/questions.tsv --base_model data/tiny_llama \

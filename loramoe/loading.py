@@ -71,7 +71,7 @@ class BaseArguments:
         """Arguments of `AutoModelForCausalLM.from_pretrained`.
 
         Args:
-            compute_dtype: Dtype of the products of a 4-bit model. Default: `dtype`, or for auto that of the saved model.
+            compute_dtype: Dtype of the products of a 4-bit model. Default: `dtype`; for auto that of the files.
 
         Returns:
             The arguments.

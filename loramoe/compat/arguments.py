@@ -48,6 +48,6 @@ def set_grouping(args: Any) -> None:
         return
     if args.train_sampling_strategy not in ("random", "group_by_length"):
         raise ValueError(
-            f"group_by_length and train_sampling_strategy={args.train_sampling_strategy!r} exclude each other. Keep one."
+            f"group_by_length and train_sampling_strategy={args.train_sampling_strategy!r} exclude each other."
         )
     args.train_sampling_strategy = "group_by_length"

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -122,6 +122,12 @@ class DataArguments:
 class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers is not typed
     """Everything of transformers' TrainingArguments, with the paper's values as defaults."""
 
+    if TYPE_CHECKING:  # fields of transformers, which is not typed
+        hub_token: str | None
+        gradient_accumulation_steps: int
+        metric_for_best_model: str | None
+        greater_is_better: bool | None
+
     # nargs and const, which the parser gives to plain bools alone, allow the flag without a value.
     do_train: bool | None = field(
         default=None,
@@ -206,8 +212,9 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch would warn that it has nothing to pin for
         # A token stays out of training_args.bin and of what trackers record; huggingface_hub reads it from here.
-        if self.hub_token:
-            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
+        token: str | None = self.hub_token
+        if token:
+            os.environ["HF_TOKEN"], self.hub_token = token, None
 
     def _require_packages(self) -> None:
         if self.deepspeed:
@@ -241,7 +248,7 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         """The direction of each metric: transformers would take all but "…loss" for one that should rise."""
         if self.early_stopping_patience is not None:
             self.load_best_model_at_end = True
-        if not self.load_best_model_at_end and self.metric_for_best_model is None:
+        if not self.load_best_model_at_end and self.save_strategy != "best" and self.metric_for_best_model is None:
             return
         self.metric_for_best_model = name = self.metric_for_best_model or "loss"
         if self.greater_is_better is None:

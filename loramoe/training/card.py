@@ -45,7 +45,7 @@ def describe(trainer: Any, arguments: Arguments, metrics: dict[str, dict[str, fl
         trainer: The Trainer, after the training.
         arguments: What the run was started with.
         metrics: What `before_and_after` returned.
-        origin: Where the adapter comes from.
+        info: Where the adapter comes from.
 
     Returns:
         The card.

@@ -58,6 +58,7 @@ def check_engine(args: TrainingArguments) -> None:
 
 
 def is_fsdp(args: TrainingArguments) -> bool:
+    """Whether a run is sharded by FSDP, by flag or by `accelerate launch`."""
     return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 

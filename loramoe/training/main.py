@@ -16,7 +16,7 @@ from loramoe.utils import FAILED, TRY_AGAIN, USER_ERRORS
 
 OUT_OF_MEMORY = (
     "out of memory ({error}). Try a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, "
-    "--gradient_checkpointing true, or a shorter --max_seq_length; then --load_in_kbits 4, or engine=zero3 on several GPUs."
+    "--gradient_checkpointing true, or a shorter --max_seq_length; then --load_in_kbits 4, or engine=zero3."
 )
 
 

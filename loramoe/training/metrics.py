@@ -35,7 +35,7 @@ def sample_losses(logits_BSV: Tensor, labels_BS: Tensor, lengths: Sequence[int] 
         ends_M = torch.tensor(lengths, device=labels_BS.device).cumsum(0)
         sample_K = torch.searchsorted(ends_M, position_K + 1, right=True)
     loss_M, tokens_M = torch.zeros(2, samples, dtype=torch.float64)  # on the CPU: MPS has no float64
-    for rows, positions, owners in zip(*(t.split(CHUNK) for t in (row_K, position_K, sample_K)), strict=True):
+    for rows, positions, owners in zip(*(torch.split(t, CHUNK) for t in (row_K, position_K, sample_K)), strict=True):
         targets = labels_BS[rows, positions + 1]
         loss = torch.nn.functional.cross_entropy(logits_BSV[rows, positions].float(), targets, reduction="none")
         loss_M.index_add_(0, owners.cpu(), loss.cpu().double())
@@ -57,7 +57,7 @@ def loss_metrics(sums: Sequence[LossSums], type_names: Mapping[int, str]) -> dic
     for task_type, (loss, tokens) in (item for part in sums for item in part.items()):
         before = total.get(task_type, (0.0, 0))
         total[task_type] = before[0] + loss, before[1] + tokens
-    named = {"": tuple(map(sum, zip(*total.values(), strict=True)))} if total else {}
+    named = {"": (sum(loss for loss, _ in total.values()), sum(tokens for _, tokens in total.values()))}
     if len(total) > 1:
         named |= {f"/{type_names.get(t, f'type{t}')}": total[t] for t in sorted(t for t in total if t is not None)}
     metrics = {}

@@ -12,16 +12,26 @@ from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from loramoe.training.arguments import ModelArguments, TrainArguments
+from loramoe.training.arguments import TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.distributed import is_fsdp
+from loramoe.training.model_arguments import ModelArguments
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error
 
 logger = logging.getLogger(__name__)
 
 # What of a configuration the flags set; an adapter to continue from replaces it.
-_FLAGS = ("r", "lora_alpha", "lora_dropout", "lora_nums", "blc_alpha", "blc_weight", "types_of_experts", "blc_target")
+_FLAGS: tuple[str, ...] = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_nums",
+    "blc_alpha",
+    "blc_weight",
+    "types_of_experts",
+    "blc_target",
+)
 _FLAGS += ("blc_importance",)
 
 

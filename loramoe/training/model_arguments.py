@@ -18,7 +18,7 @@ class ModelArguments(BaseArguments):
     adapter: str | None = field(
         default=None,
         metadata={
-            "help": "Adapter to continue from, or to evaluate. Its own configuration replaces the flags of the adapter.",
+            "help": "Adapter to continue from, or to evaluate; its own configuration replaces the adapter's flags.",
             "aliases": ["--peft_path"],
         },
     )

@@ -17,7 +17,8 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from loramoe.training.arguments import Arguments, DataArguments, ModelArguments, TrainArguments
+from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
+from loramoe.training.model_arguments import ModelArguments
 
 FLAG_FILES = (".json", ".yaml", ".yml")
 GROUPS = (ModelArguments, DataArguments, TrainArguments)
@@ -29,7 +30,7 @@ _BOOL_WORDS = {"on": "true", "off": "false"}
 class _Loader(yaml.SafeLoader):
     """PyYAML reads version 1.1, in which `2e-4` is text and `no` is false."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML has it
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OWN_RESOLVERS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

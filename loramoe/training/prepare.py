@@ -1,4 +1,4 @@
-"""Everything of a run that can be wrong, before the base model's weights are loaded; and what `--dry_run` prints of it."""
+"""Everything of a run that can be wrong, before weights are loaded; and what `--dry_run` prints of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from loramoe.tuner.config import LoraMoeConfig
 from loramoe.utils import UsageError, as_usage_error
 
 # Flags that shape a run: a run that was interrupted is resumed with the same values only.
-RECIPE = ("learning_rate", "router_learning_rate", "loraplus_lr_ratio", "lr_scheduler_type", "lr_scheduler_kwargs")
+RECIPE: tuple[str, ...] = (
+    "learning_rate",
+    "router_learning_rate",
+    "loraplus_lr_ratio",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+)
 RECIPE += ("warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "max_grad_norm", "num_train_epochs")
 RECIPE += ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16")
 RECIPE += ("label_smoothing_factor", "neftune_noise_alpha", "group_by_length", "world_size", "fsdp")

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what LoRAMoE adds: expert shares beside the loss, loss per task type, atomic saves, recall.
+"""transformers' Trainer with what LoRAMoE adds: expert shares, loss per task type, atomic saves, recall.
 
 Only documented extension points are overridden, but for two. `_load_best_model` looks for an adapter at the top of a
 checkpoint only. `_save_checkpoint` writes all parts of a checkpoint, which must begin in an empty folder.
@@ -146,7 +146,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return count
-        return min(max(state.remainder - self.args.process_index * count, 0), count)
+        real: int = state.remainder - self.args.process_index * count
+        return min(max(real, 0), count)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with the loss over all tokens and of each task type, and what the experts did.

@@ -103,7 +103,7 @@ def test_train_py(tiny_task: Any, tmp_path: Path) -> None:
     expected = run_sft(parse(tiny_task.flags(tmp_path / "without", **flags)))
     arguments = parse(tiny_task.flags(tmp_path / "with", **flags, use_liger_kernel="true"))
     arguments[2].liger_kernel_config = KERNELS
-    summary = run(arguments)
+    summary = run_sft(arguments)
     assert summary.keys() == expected.keys()
     for moment in expected:
         for name, value in expected[moment].items():

@@ -1,4 +1,4 @@
-"""Flags: those of the original release all parse, a file becomes the command line that says the same, typos are errors."""
+"""Flags: those of the original release all parse, a file becomes a command line, typos are errors."""
 
 from __future__ import annotations
 

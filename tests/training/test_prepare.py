@@ -1,4 +1,4 @@
-"""What can be wrong is found before weights are loaded; what shapes a run is compared by content; a dry run prints both."""
+"""What can be wrong is found before weights are loaded; what shapes a run is compared by content."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_sample_beyond_the_positions(prepared, tiny_task, tmp_path: Path):
             ]
         )
     )
-    with pytest.raises(UsageError, match="the base model knows 64 positions.* has 7[0-9] tokens"):
+    with pytest.raises(UsageError, match=r"the base model knows 64 positions.* has 7[0-9] tokens"):
         prepared(dataset_dir=tmp_path / "long.json", max_seq_length=128)
 
 
