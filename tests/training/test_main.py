@@ -1,13 +1,14 @@
-"""What the user can mend is told by `train.py` in one line; a bug keeps its traceback."""
+"""Errors that users can fix are one line of `loramoe train`; the exit code says what to do; a bug keeps its traceback."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-import train as program
+from loramoe.cli import main
+from loramoe.training import main as program
 from loramoe.training.callbacks import NonFiniteError, StoppedError
 from loramoe.utils import SaveError
 
@@ -15,11 +16,8 @@ from loramoe.utils import SaveError
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lora_nums": 1}, "lora_nums must be at least 2 for a balancing constraint; got lora_nums=1"),
-        ({"peft_path": "/nowhere"}, "peft_path=/nowhere holds no adapter"),
-        ({"model_name_or_path": "/nowhere"}, "the tokenizer /nowhere cannot be loaded"),
+        ({"adapter": "/nowhere"}, "adapter=/nowhere holds no adapter"),
         ({"dataset_dir": "/nowhere"}, "/nowhere"),
-        ({"prompt_template": "chat"}, "needs tokenizer.chat_template"),
         ({"resume_from_checkpoint": "true"}, "no complete checkpoint in"),
         ({"lora_rnak": 4}, "unknown flag --lora_rnak"),
     ],
@@ -30,35 +28,40 @@ def test_a_users_mistake_is_one_line(
     own_dataset_cache: None,
     tiny_task,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr(sys, "argv", ["train.py", *tiny_task.flags(tmp_path / "out", **change)])
-    assert program.main() == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
-    assert len(told) == 1
-    assert message in told[0]
+    assert main(["train", *tiny_task.flags(tmp_path / "out", **change)]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("loramoe train: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(StoppedError("SIGTERM"), 75), (SaveError("disk full"), 1), (NonFiniteError("the loss is nan"), 1)],
+    ("error", "code", "message"),
+    [
+        (StoppedError("SIGTERM"), 75, "SIGTERM"),
+        (SaveError("disk full"), 1, "disk full"),
+        (NonFiniteError("the loss is nan"), 1, "the loss is nan"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "out of memory (CUDA out of memory. Tried). Try"),
+    ],
 )
-def test_how_a_run_ends_is_told_by_its_code(
+def test_how_a_run_ends_is_in_its_code(
     error: Exception,
     code: int,
+    message: str,
     tiny_task,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    def ending(arguments: object) -> None:
+    def end(arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys, "argv", ["train.py", *tiny_task.flags(tmp_path)])
-    monkeypatch.setattr(program, "run", ending)
-    assert program.main() == code
-    assert capsys.readouterr().err == f"train.py: {error}\n"
+    monkeypatch.setattr(program, "run_sft", end)
+    assert main(["train", *tiny_task.flags(tmp_path)]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"loramoe train: {message}")
+    assert printed.count("\n") == 1
 
 
 def test_a_bug_keeps_its_traceback(
@@ -67,9 +70,15 @@ def test_a_bug_keeps_its_traceback(
     def broken(arguments: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(sys, "argv", ["train.py", *tiny_task.flags(tmp_path)])
-    monkeypatch.setattr(program, "run", broken)
-    assert program.main() == 1
-    told = capsys.readouterr().err
-    assert told.startswith("Traceback")
-    assert told.endswith("ValueError: a bug\n")
+    monkeypatch.setattr(program, "run_sft", broken)
+    assert main(["train", *tiny_task.flags(tmp_path)]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert printed.endswith("ValueError: a bug\n")
+
+
+def test_the_command_lists_its_subcommands(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    assert "train" in capsys.readouterr().out
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
