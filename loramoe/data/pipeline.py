@@ -28,7 +28,7 @@ from loramoe.data.templates import get_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Raised whenever this package would make other columns or tokens of the same data."""
 
 REPORT_FILE: Final = "report.json"

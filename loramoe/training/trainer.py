@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import TrainOutput
 
 from loramoe.compat.tokenizer import save_tokenizer
-from loramoe.data.prompt_format import PromptFormat, save_prompt_format
+from loramoe.data import PromptFormat, get_template, save_prompt_format
 from loramoe.recall import Probe, recall
 from loramoe.report.live import live_figures
 from loramoe.report.shares import ShareMeter, Shares
@@ -191,7 +191,10 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             return None
         mine = assign(len(self.probes), self.args.process_index, self.args.world_size)
         asked = [self.probes[index] for index in mine]
-        hits = recall(self.model, self.tokenizer_to_save, asked, progress=self.is_world_process_zero())
+        is_chat = self.prompt_format is not None and self.prompt_format.template == "chat"
+        end_ids = get_template("chat", self.tokenizer_to_save).end_ids if is_chat else ()
+        progress = self.is_world_process_zero()
+        hits = recall(self.model, self.tokenizer_to_save, asked, progress=progress, end_ids=end_ids)
         everyone = dict(gather_object(list(zip(mine, hits, strict=True))))
         share: float = sum(everyone.values()) / len(self.probes)
         self.log({"recall": share})
