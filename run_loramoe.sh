@@ -36,7 +36,7 @@ expert_types=${expert_types:-}           # e.g. 1,1,0,0; empty: 1 for the first 
 tiny_llama="learning_rate=3e-3 num_train_epochs=3 per_device_train_batch_size=16 per_device_eval_batch_size=50 max_seq_length=256 eval_steps=50 save_steps=50"
 learning_rate=${learning_rate:-2e-4}                     # peak (paper: 2e-4)
 router_learning_rate=${router_learning_rate:-}           # of the routers; empty: learning_rate
-loraplus_ratio=${loraplus_ratio:-}                       # LoRA+: learning rate of B over that of A; empty: 1
+loraplus_lr_ratio=${loraplus_lr_ratio:-}                 # LoRA+: learning rate of B over that of A; empty: 1
 lr_scheduler_type=${lr_scheduler_type:-cosine}           # falls to 0 along half a cosine (paper)
 warmup_ratio=${warmup_ratio:-0.03}                       # rises over the first 3 % of the steps (paper)
 weight_decay=${weight_decay:-0}                          # the adapter is small; decay only slows it
