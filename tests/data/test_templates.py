@@ -226,7 +226,7 @@ def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokeni
 
 
 def test_a_sample_of_one_answer_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
-    """So that `chat` is at least half as fast as `release`; measured in benchmarks."""
+    """So that `chat` is about half as fast as `release` or faster."""
     template, rendered, tokenised = chat(PLAIN), [], []
     tokenizer, render = template.tokenizer, template.tokenizer.apply_chat_template
     monkeypatch.setattr(
