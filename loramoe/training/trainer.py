@@ -27,7 +27,6 @@ from loramoe.training.checkpoint import ADAPTER, COMPLETE, KeepCheckpoints, as_s
 from loramoe.training.distributed import whole_adapter
 from loramoe.training.metrics import LossSums, first_samples, loss_metrics, sample_losses
 from loramoe.training.packing import check_packing
-from loramoe.training.summary import save_results
 from loramoe.tuner.hooks import last_balance
 from loramoe.utils import as_usage_error, atomic_save_dir
 
@@ -224,11 +223,6 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
                 if self.prompt_format is not None:
                     save_prompt_format(draft / ADAPTER, self.prompt_format)
                 (draft / "README.md").unlink(missing_ok=True)  # a form to fill in; the run writes its own card
-
-    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-        """As the Trainer's, but for files that are whole or not there: the Trainer reads what a killed run left."""
-        if self.is_world_process_zero():
-            save_results(Path(self.args.output_dir), split, metrics, combined)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
