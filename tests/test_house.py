@@ -13,6 +13,7 @@ LIBRARY = Path(__file__).parents[1] / "loramoe"
 # From the top down. What stands on one line may not import each other. Rooms that are yet to be built are not listed.
 ROOMS = (("registration",), ("tuner",), ("compat",), ("balance",), ("ops",))
 HEART = ("__init__", "registration", "tuner", "compat", "balance", "ops", "overlays")
+OF_TRAINING = ("compat/arguments.py", "compat/tokenizer.py")  # no part of the heart
 HEART_LINES, FILE_LINES, FUNCTION_LINES = 2_500, 300, 60
 
 
@@ -71,7 +72,8 @@ def test_sizes() -> None:
     lines: dict[str, int] = {}
     for file in sorted(LIBRARY.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
-        part = file.relative_to(LIBRARY).with_suffix("").parts[0]
+        place = file.relative_to(LIBRARY)
+        part = "training" if str(place) in OF_TRAINING else place.with_suffix("").parts[0]
         lines[part] = lines.get(part, 0) + text.count("\n")
         assert text.count("\n") <= FILE_LINES, file
         for node in ast.walk(ast.parse(text)):

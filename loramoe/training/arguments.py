@@ -94,11 +94,7 @@ class DataArguments:
             )
 
     def config(self) -> DataConfig:
-        """The data sets that the flags name.
-
-        Raises:
-            DatasetError: If the file of data sets cannot be used.
-        """
+        """The data sets that the flags name."""
         if self.datasets:
             text = self.datasets
             config = read_data_config(json.loads(text) if text.startswith("{") else text)
@@ -280,14 +276,7 @@ Arguments = tuple[ModelArguments, DataArguments, TrainArguments]
 
 
 def flag_values(arguments: Arguments) -> dict[str, Any]:
-    """All flags of a run with their values, as plain JSON values.
-
-    Args:
-        arguments: What `parse` returned.
-
-    Returns:
-        A dictionary from flag names to values.
-    """
+    """All flags of a run with their values, as plain JSON values."""
     model_args, data_args, args = arguments
     values = {**vars(model_args), **vars(data_args), **args.to_dict()}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))

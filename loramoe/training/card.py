@@ -39,17 +39,7 @@ class RunInfo(NamedTuple):
 
 
 def describe(trainer: Any, arguments: Arguments, metrics: dict[str, dict[str, float]], info: RunInfo) -> Card:
-    """Gathers what the card of a finished run says.
-
-    Args:
-        trainer: The Trainer, after the training.
-        arguments: What the run was started with.
-        metrics: What `before_and_after` returned.
-        info: Where the adapter comes from.
-
-    Returns:
-        The card.
-    """
+    """Gathers what the card of a finished run says."""
     model_args, data_args, args = arguments
     config = trainer.model.peft_config[ADAPTER]
     return Card(

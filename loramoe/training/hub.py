@@ -17,17 +17,7 @@ from loramoe.utils import SaveError, UsageError, as_usage_error
 
 
 def open_repository(arguments: Arguments) -> str | None:
-    """Creates the repository of `--push_to_hub`, unless it exists, so that a wrong token or name is found early.
-
-    Args:
-        arguments: The flags; `push_to_hub` is switched off in place.
-
-    Returns:
-        Its full name, or None if nothing is to be pushed.
-
-    Raises:
-        UsageError: If flags contradict the push, or the hub refuses it or is not reached.
-    """
+    """Creates the repository of `--push_to_hub`, unless it exists, so that a wrong token or name is found early."""
     args = arguments[2]
     if not args.push_to_hub:
         return None
@@ -54,11 +44,7 @@ def _create(args: TrainArguments) -> str:
 
 
 def push(repository: str, folder: Path, args: TrainArguments) -> str:
-    """Uploads an adapter's folder in one commit, and returns the commit's address.
-
-    Raises:
-        SaveError: If it fails; names the command that pushes it again.
-    """
+    """Uploads an adapter's folder in one commit, and returns the commit's address."""
     try:
         commit = HfApi().upload_folder(
             repo_id=repository,

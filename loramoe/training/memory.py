@@ -80,16 +80,7 @@ class Plan:
 
 
 def memory_per_gpu(count: Parameters, config: Any, plan: Plan) -> dict[str, float]:
-    """What the memory of one GPU goes to.
-
-    Args:
-        count: Weights of the model.
-        config: The base model's configuration, of a Llama-shaped model.
-        plan: What is trained.
-
-    Returns:
-        Bytes by name: base, adapter (weights, gradients, states), buffers, activations, logits.
-    """
+    """What the memory of one GPU goes to."""
     text = config.get_text_config()
     tokens = plan.batch * plan.length
     return {
@@ -102,16 +93,7 @@ def memory_per_gpu(count: Parameters, config: Any, plan: Plan) -> dict[str, floa
 
 
 def table(models: Mapping[str, tuple[Parameters, Any]], plan: Plan, gpus: tuple[int, ...] = (1, 2, 4, 8)) -> str:
-    """A Markdown table of GiB per GPU for each model and engine.
-
-    Args:
-        models: Weights and configuration by name.
-        plan: What is trained; its engine and gpus are replaced.
-        gpus: Numbers of GPUs, a column each.
-
-    Returns:
-        The table.
-    """
+    """A Markdown table of GiB per GPU for each model and engine."""
     lines = ["| model | engine | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in gpus) + " |"]
     lines.append("|---" * (len(gpus) + 2) + "|")
     for name, (count, config) in models.items():

@@ -18,16 +18,7 @@ LossSums = dict[int | None, tuple[float, int]]
 
 @torch.no_grad()
 def sample_losses(logits_BSV: Tensor, labels_BS: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the learnt tokens, summed by sample.
-
-    Args:
-        logits_BSV: Logits, of any floating dtype.
-        labels_BS: Labels, -100 where nothing is learnt.
-        lengths: Lengths of the M samples that stand in one row; None where each row is a sample.
-
-    Returns:
-        The sum of the losses and the number of tokens of each sample, [M] float64 both.
-    """
+    """Cross-entropy of the learnt tokens, summed by sample."""
     row_K, position_K = (labels_BS[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
     samples, sample_K = len(labels_BS), row_K
     if lengths is not None:
@@ -44,15 +35,7 @@ def sample_losses(logits_BSV: Tensor, labels_BS: Tensor, lengths: Sequence[int] 
 
 
 def loss_metrics(sums: Sequence[LossSums], type_names: Mapping[int, str]) -> dict[str, float]:
-    """Loss and perplexity over all tokens, and of each task type by its name.
-
-    Args:
-        sums: From each process, by task type, the sum of the losses and the number of tokens.
-        type_names: Names of task types; others are called type2 and so on.
-
-    Returns:
-        `loss`, `perplexity`, and where there are several types `loss/knowledge`, `perplexity/knowledge`, …
-    """
+    """Loss and perplexity over all tokens, and of each task type by its name."""
     total: LossSums = {}
     for task_type, (loss, tokens) in (item for part in sums for item in part.items()):
         before = total.get(task_type, (0.0, 0))
@@ -77,15 +60,7 @@ def perplexity(loss: float) -> float:
 
 
 def first_samples(balance: BalanceStats, count: int) -> BalanceStats:
-    """What the constraint saw of the first samples of a batch.
-
-    Args:
-        balance: What it saw of all.
-        count: How many samples to keep.
-
-    Returns:
-        The statistics without the other samples; `constraint_L` stays that of the batch.
-    """
+    """What the constraint saw of the first samples of a batch."""
     return dataclasses.replace(
         balance,
         importance_LME=balance.importance_LME[:, :count],

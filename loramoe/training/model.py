@@ -36,11 +36,7 @@ _FLAGS += ("blc_importance",)
 
 
 def adapter_config(arguments: ModelArguments) -> LoraMoeConfig:
-    """The adapter's configuration: that of the flags, or of the adapter to continue from.
-
-    Raises:
-        UsageError: If values contradict each other, or `adapter` holds none, or one of another method.
-    """
+    """The adapter's configuration: that of the flags, or of the adapter to continue from."""
     with as_usage_error(ValueError):
         requested = arguments.adapter_config()
     if arguments.adapter is None:
@@ -66,11 +62,7 @@ def _plain(config: LoraMoeConfig, name: str) -> Any:
 
 
 def load_tokenizer(arguments: ModelArguments) -> Any:
-    """The tokenizer of the flags, or else of the base model.
-
-    Raises:
-        UsageError: If there is none of this name, or it could not be saved beside the adapter.
-    """
+    """The tokenizer of the flags, or else of the base model."""
     name = arguments.tokenizer_name_or_path or arguments.base_model
     options = {} if arguments.tokenizer_name_or_path else arguments.hub_options
     with as_usage_error(OSError, ValueError, about=f"the tokenizer {name} cannot be loaded:"):
@@ -87,18 +79,7 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
 
 
 def load_base(arguments: ModelArguments, args: TrainArguments) -> Any:
-    """Loads the base model, in 4 or 8 bits if the flags say so, each process to its own device.
-
-    Args:
-        arguments: The model's flags.
-        args: The training's flags.
-
-    Returns:
-        The model.
-
-    Raises:
-        UsageError: If there is no model of this name.
-    """
+    """Loads the base model, in 4 or 8 bits if the flags say so, each process to its own device."""
     compute_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     options = arguments.model_options(compute_dtype)
     if not is_deepspeed_zero3_enabled() and not is_fsdp(args) and args.device.type != "cpu":
@@ -114,14 +95,7 @@ def load_base(arguments: ModelArguments, args: TrainArguments) -> Any:
 
 
 def empty_base(config: Any) -> Any:
-    """The base model without weights, to check names and count parameters on.
-
-    Args:
-        config: Its configuration.
-
-    Returns:
-        The model, on the meta device; None if its class comes from the hub's repository.
-    """
+    """The base model without weights, to check names and count parameters on."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     with init_empty_weights(include_buffers=False):  # not by from_config, which ZeRO-3 would shard
@@ -129,20 +103,7 @@ def empty_base(config: Any) -> Any:
 
 
 def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> PeftModel:
-    """Adds a new adapter to a base model, or loads the one to continue from.
-
-    Args:
-        base: The base model.
-        arguments: The flags.
-        config: What `adapter_config` returned.
-
-    Returns:
-        The model to train; the adapter is named `sft_lora_model`.
-
-    Raises:
-        UsageError: If a module that the flags name is not there, or the adapter to continue from is damaged, or was
-            trained on another base model.
-    """
+    """Adds a new adapter to a base model, or loads the one to continue from."""
     if arguments.adapter is None:
         with as_usage_error(ValueError):
             return get_peft_model(base, config, adapter_name=ADAPTER)

@@ -55,11 +55,7 @@ class ModelArguments(BaseArguments):
     )
 
     def adapter_config(self) -> LoraMoeConfig:
-        """The configuration of a new adapter.
-
-        Raises:
-            ValueError: If values contradict each other.
-        """
+        """The configuration of a new adapter."""
         types = comma_list(self.expert_types)
         try:
             expert_types = None if types is None else [int(item) for item in types]

@@ -77,19 +77,7 @@ def parse(argv: list[str] | None = None) -> Arguments:
 
 
 def flags_of_file(file: Path) -> list[str]:
-    """Reads a .json or .yaml file of flags.
-
-    Args:
-        file: One mapping from flag names to values; null leaves a flag at its default. `datasets`, `validation` and
-            `type_names` may stand among them.
-
-    Returns:
-        The flags as a command line.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, or does not hold one mapping.
-    """
+    """Reads a .json or .yaml file of flags."""
     if not file.is_file():
         raise FileNotFoundError(f"no file of flags at {file} (looked in {Path.cwd()}). Correct the path.")
     try:

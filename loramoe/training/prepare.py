@@ -65,21 +65,7 @@ class Prepared:
 def prepare(
     arguments: Arguments, train_dataset: Any = None, eval_dataset: Any = None, collator: Any = None
 ) -> Prepared:
-    """Checks flags and data, and loads everything but weights.
-
-    Args:
-        arguments: The flags.
-        train_dataset: As for `run_sft`, like the rest.
-        eval_dataset: Samples to evaluate on.
-        collator: Makes batches.
-
-    Returns:
-        What the run needs.
-
-    Raises:
-        UsageError: If flags cannot be used.
-        DatasetError: If the data cannot.
-    """
+    """Checks flags and data, and loads everything but weights."""
     model_args, data_args, args = arguments
     config = adapter_config(model_args)
     _check_trainer_flags(args)
@@ -154,14 +140,7 @@ def _check_samples(splits: Splits, model_config: Any) -> None:
 
 
 def build_recipe(prepared: Prepared) -> dict[str, Any]:
-    """What shapes a run, by content and not by path, as JSON would return it.
-
-    Args:
-        prepared: The run.
-
-    Returns:
-        About thirty values by name; resuming with others is refused.
-    """
+    """What shapes a run, by content and not by path, as JSON would return it."""
     model_args, data_args, args = prepared.arguments
     base = {k: v for k, v in prepared.model_config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
     adapter = prepared.config.to_dict()
@@ -194,14 +173,7 @@ def _adapter_digest(adapter: str | None) -> str | None:
 
 
 def dry_run_summary(prepared: Prepared) -> str:
-    """What a run would do: processes, batch, steps, samples and tokens, and memory on each device.
-
-    Args:
-        prepared: The run.
-
-    Returns:
-        Several lines of text.
-    """
+    """What a run would do: processes, batch, steps, samples and tokens, and memory on each device."""
     model_args, data_args, args = prepared.arguments
     report, names = prepared.splits.report, type_names(prepared.config, data_args.config().type_names)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -19,22 +19,7 @@ PAPER_NAMES = {0: "tasks", 1: "knowledge"}
 
 
 def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, args: TrainArguments) -> Splits:
-    """Loads the samples to train and to evaluate on, and prints what became of them.
-
-    Args:
-        tokenizer: The model's.
-        config: Of the adapter: the samples must have the types of its experts, if there are several.
-        data_args: The data's flags.
-        args: The training's flags.
-
-    Returns:
-        The samples.
-
-    Raises:
-        UsageError: If flags contradict each other, the tokenizer does not suit the template, or tokens cannot be
-            stored.
-        DatasetError: If the data cannot be used.
-    """
+    """Loads the samples to train and to evaluate on, and prints what became of them."""
     if data_args.streaming and args.group_by_length:
         raise UsageError("streaming and group_by_length exclude each other: lengths are not known. Leave one out.")
     if data_args.streaming and args.max_steps <= 0 and args.do_train:

@@ -21,15 +21,7 @@ _NAMES = {"loss": "evaluation loss", "perplexity": "perplexity", "recall": "reca
 
 
 def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Finds the first and the last value of what was measured.
-
-    Args:
-        history: The Trainer's log; it outlives an interruption.
-
-    Returns:
-        `before` (of step 0 only) and `after`, each with those of `loss`, `perplexity`, `recall`, their values by task
-        type (`loss/knowledge`) and by validation set (`held_out_loss`) that were measured.
-    """
+    """Finds the first and the last value of what was measured."""
     found: dict[str, dict[str, float]] = {"before": {}, "after": {}}
     for entry in history:
         for key, value in entry.items():
@@ -42,13 +34,7 @@ def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float
 
 
 def write_shares_report(shares: Shares, output_dir: Path, config: LoraMoeConfig) -> None:
-    """Writes the JSON of the experts' shares, and the figure of it; a run whose figure cannot be drawn is finished too.
-
-    Args:
-        shares: What the experts did.
-        output_dir: Folder of the run.
-        config: Of the adapter.
-    """
+    """Writes the JSON of the experts' shares and its figure; a run whose figure cannot be drawn is finished too."""
     try:
         write_shares(shares, output_dir / SHARES, blc_target=config.blc_target, blc_weight=config.blc_weight)
         draw_shares(shares, output_dir / FIGURE, config.blc_target, config.blc_weight)
@@ -58,16 +44,7 @@ def write_shares_report(shares: Shares, output_dir: Path, config: LoraMoeConfig)
 
 
 def final_summary(arguments: Arguments, metrics: dict[str, dict[str, float]], shares: Shares | None = None) -> str:
-    """The summary that ends a run.
-
-    Args:
-        arguments: What the run was started with.
-        metrics: What `before_and_after` returned.
-        shares: What the experts did in the last evaluation.
-
-    Returns:
-        Several lines of text.
-    """
+    """The summary that ends a run."""
     model, data, training = arguments
     output_dir = Path(training.output_dir)
     adapter = output_dir / ADAPTER
@@ -90,14 +67,7 @@ def final_summary(arguments: Arguments, metrics: dict[str, dict[str, float]], sh
 
 
 def table(metrics: dict[str, dict[str, float]]) -> list[str]:
-    """What was measured, a line each.
-
-    Args:
-        metrics: What `before_and_after` returned.
-
-    Returns:
-        Lines such as `perplexity: 7.4 before, 2.7 after`.
-    """
+    """What was measured, a line each."""
     before, after = metrics["before"], metrics["after"]
     return [
         f"{_label(name)}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"

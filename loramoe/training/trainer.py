@@ -181,11 +181,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         super().log(logs, *args, **kwargs)
 
     def measure_recall(self) -> float | None:
-        """Asks for all probes, divided among the processes, and logs the share that was recalled.
-
-        Returns:
-            The share, or None without probes.
-        """
+        """Asks for all probes, divided among the processes, and logs the share that was recalled."""
         if not self.probes:
             return None
         mine = assign(len(self.probes), self.args.process_index, self.args.world_size)
@@ -246,16 +242,7 @@ class _EndAtTheEnd(TrainerCallback):  # type: ignore[misc]  # transformers is no
 
 
 def assign(count: int, rank: int, world_size: int) -> list[int]:
-    """Divides things among processes, equally many for each, where all have to call the model equally often.
-
-    Args:
-        count: How many things there are.
-        rank: Which process asks.
-        world_size: How many processes there are.
-
-    Returns:
-        Indices of this process's things; the last processes repeat some that others have.
-    """
+    """Divides things among processes, equally many for each, where all have to call the model equally often."""
     rounds = math.ceil(count / world_size)
     return [index % count for index in range(rank, rounds * world_size, world_size)]
 
