@@ -35,8 +35,8 @@ class SaveError(OSError):
     """A file cannot be written; the message says why, what is left, and how to go on."""
 
 
+# Errors that users can fix: commands print them in one line, without a traceback.
 USER_ERRORS: Final = (UsageError, SaveError, FileExistsError, FileNotFoundError, PermissionError)
-"""Errors that users can fix: commands print them in one line, without a traceback."""
 
 
 @contextlib.contextmanager
@@ -69,21 +69,19 @@ def write_text(file: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_save_dir(
-    folder: Path, writer: bool = True, draft_name: str = ".incomplete", last: str | None = None
-) -> Iterator[Path]:
+def atomic_save_dir(folder: Path, writer: bool = True, hidden: str = ".incomplete", last: str = "") -> Iterator[Path]:
     """Fills a hidden folder, then moves its entries into place one by one.
 
     Args:
         folder: Where the entries go; entries of other names stay.
         writer: Whether this process writes; the others only take part in what saving gathers.
-        draft_name: Name of the hidden folder; two writers of one folder need two names.
+        hidden: Name of the hidden folder; two writers of one folder need two names.
         last: Name of the entry that is moved last: if it is there, so are the others.
 
     Yields:
         The hidden folder, of the same name in all processes.
     """
-    draft = folder / draft_name
+    draft = folder / hidden
     if not writer:
         yield draft
         return

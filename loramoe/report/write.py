@@ -39,7 +39,7 @@ def write_pages(measures: Measures, source: Source, folder: Path) -> None:
     Raises:
         OSError: If they cannot be written; what was there before stays.
     """
-    with atomic_save_dir(folder, writer=True, draft_name=_DRAFT, last=PAGE) as draft:
+    with atomic_save_dir(folder, writer=True, hidden=_DRAFT, last=PAGE) as draft:
         pictures = draw_all(measures, draft)
         (draft / PAGE).write_text(html(measures, source, pictures, draft), encoding="utf-8")
         (draft / TEXT).write_text(markdown(measures, source, pictures), encoding="utf-8")

@@ -39,10 +39,6 @@ PAGES: Final = "report"  # folder of the page about the experts
 _RESULTS = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 # Errors of torch's writer have no class of their own; these words name them.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
-_WORLD_HINT = (
-    " Another number of processes resumes the run if world_size x gradient_accumulation_steps stays {product}; with "
-    "DeepSpeed it cannot, because each process has saved its own part of the optimizer's state."
-)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -159,11 +155,13 @@ def _check_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
     same_step = _micro_batches(earlier) == _micro_batches(recipe) and not any(engines)
     if not changed or (same_step and changed.keys() <= {"world_size", "gradient_accumulation_steps"}):
         return
+    hint = f" Another number of processes needs world_size x gradient_accumulation_steps = {_micro_batches(earlier)}"
+    hint += "; with DeepSpeed it cannot resume, because each process has saved its own part of the optimizer's state."
     changes = "; ".join(f"{name} was {value!r}, now {recipe[name]!r}" for name, value in changed.items())
     raise FileExistsError(
         f"{output_dir} holds an interrupted run with other arguments: {changes}. Set them back to resume it, "
         "--resume_from_checkpoint true to resume it with these, or --overwrite_output_dir true to start anew."
-        + (_WORLD_HINT.format(product=_micro_batches(earlier)) if "world_size" in changed else "")
+        + (hint if "world_size" in changed else "")
     )
 
 

@@ -123,7 +123,7 @@ class TestResumePoint:
         write_json(tmp_path / ARGUMENTS, {"world_size": 2, "gradient_accumulation_steps": 2, "deepspeed": None})
         alike = {"world_size": 1, "gradient_accumulation_steps": 4, "deepspeed": None}
         assert resume_point(tmp_path, None, False, alike) == newest
-        with pytest.raises(FileExistsError, match=r"world_size was 2, now 1.*stays 4"):
+        with pytest.raises(FileExistsError, match=r"world_size was 2, now 1.*steps = 4"):
             resume_point(tmp_path, None, False, {**alike, "gradient_accumulation_steps": 2})
         with pytest.raises(FileExistsError, match=r"deepspeed was None, now 'zero2.json'"):
             resume_point(tmp_path, None, False, {**alike, "deepspeed": "zero2.json"})
