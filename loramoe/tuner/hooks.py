@@ -265,6 +265,7 @@ def _warn_if_lost(outputs: Mapping[str, Any], weighted: Tensor) -> None:
             output.register_hook(lambda _: call_at_end(check))  # type: ignore[no-untyped-call]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @functools.cache
 def _with_fields(kind: type, names: tuple[str, ...]) -> type:
     """A subclass of transformers' ModelOutput with more fields: DDP and FSDP rebuild outputs from declared fields."""
