@@ -28,14 +28,15 @@ def load_data(tokenizer: Any, config: LoraMoeConfig, data_args: DataArguments, a
     percentage = data_args.split_percentage()
     if data.validation and percentage:
         raise UsageError(f"validation data is named, and validation_split_percentage={percentage:g}. Set only one.")
-    with _progress_bars(args), as_usage_error(ValueError, OSError):
+    default = 0.0 if data_args.streaming else 5.0  # of a stream, nothing can be set aside
+    with _progress_bars(args), as_usage_error(ValueError, OSError, RuntimeError):
         splits = load_splits(
             tokenizer,
             data,
             template=data_args.template,
             max_seq_length=data_args.max_seq_length,
             task_types=types_of_samples(config),
-            validation_percentage=0.0 if data.validation else 5.0 if percentage is None else percentage,
+            validation_percentage=0.0 if data.validation else default if percentage is None else percentage,
             seed=args.seed,
             num_proc=data_args.preprocessing_num_workers,
             streaming=data_args.streaming,
