@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from loramoe.utils import UsageError
+
 GREEDY: Final[dict[str, Any]] = {
     "do_sample": False,
     "repetition_penalty": 1.0,
@@ -59,15 +61,19 @@ def decode(
         model: A causal language model.
         tokenizer: Its tokenizer; whichever side it pads otherwise, here it pads left.
         prompts: Token ids of each prompt, at least one.
-        max_new_tokens: Longest continuation, in tokens.
+        max_new_tokens: Longest continuation, in tokens; shorter where the model's positions end.
         temperature: 0 is greedy; above, tokens are sampled.
         streamer: Shows the continuation of a single prompt while it grows.
         end_ids: Tokens that end an answer beside the model's and the tokenizer's own, as `PromptTemplate.end_ids`.
 
     Returns:
         The continuations without their prompts and without special tokens.
+
+    Raises:
+        UsageError: If a prompt fills the model's positions.
     """
     pad = pad_id(tokenizer)
+    max_new_tokens = _room(model, max(map(len, prompts)), max_new_tokens)
     ends = _end_ids(model, tokenizer, end_ids)
     input_ids, attention_mask = pad_left(prompts, pad, model.device)
     generated = model.generate(
@@ -82,6 +88,16 @@ def decode(
     )
     answers = [_before_end(ids, ends or []) for ids in generated[:, input_ids.shape[1] :].tolist()]
     return list(tokenizer.batch_decode(answers, skip_special_tokens=True))
+
+
+def _room(model: Any, longest: int, max_new_tokens: int) -> int:
+    """How many tokens may follow the longest prompt: beyond its positions a model says anything, or fails."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return max_new_tokens
+    if longest >= positions:
+        raise UsageError(f"a prompt has {longest} tokens, and the model knows {positions} positions. Shorten it.")
+    return min(max_new_tokens, positions - longest)
 
 
 def _before_end(ids: list[int], ends: Sequence[int]) -> list[int]:

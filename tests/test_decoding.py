@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loramoe.decoding import decode
+from loramoe.utils import UsageError
 
 PROMPTS = [[1, 5, 6], [1, 9, 10, 11, 12]]
 
@@ -65,3 +66,14 @@ def test_what_ended_an_answer_in_training_ends_it_too(tiny_llama) -> None:
     end = whole[3]
     model.generation_config.eos_token_id = 62
     assert said(model, 63, end_ids=(end,))[1] == whole[: whole.index(end)]
+
+
+def test_the_continuation_ends_where_the_positions_end(tiny_llama) -> None:
+    model = tiny_llama()
+    positions = model.config.max_position_embeddings
+    tokenizer = Numbers(pad_token_id=0, eos_token_id=None)
+    model.generation_config.eos_token_id = None
+    texts = decode(model, tokenizer, [[1] * (positions - 3)], 8)
+    assert len(texts[0].split()) == 3
+    with pytest.raises(UsageError, match=f"a prompt has {positions} tokens, and the model knows {positions} positions"):
+        decode(model, tokenizer, [[1] * positions], 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,10 @@ def empty_base(config: Any) -> Any:
 
 def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> PeftModel:
     """Adds a new adapter to a base model, or loads the one to continue from."""
-    if arguments.adapter is None:
-        with as_usage_error(ValueError):
-            return get_peft_model(base, config, adapter_name=ADAPTER)
-    with as_usage_error(*ADAPTER_ERRORS, about=f"adapter={arguments.adapter} cannot be loaded:"):
-        return PeftModel.from_pretrained(base, arguments.adapter, adapter_name=ADAPTER, is_trainable=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # of peft, in every run
+        if arguments.adapter is None:
+            with as_usage_error(ValueError):
+                return get_peft_model(base, config, adapter_name=ADAPTER)
+        with as_usage_error(*ADAPTER_ERRORS, about=f"adapter={arguments.adapter} cannot be loaded:"):
+            return PeftModel.from_pretrained(base, arguments.adapter, adapter_name=ADAPTER, is_trainable=True)
