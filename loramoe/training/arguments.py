@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -211,6 +212,7 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
         token: str | None = self.hub_token
         if token:
             os.environ["HF_TOKEN"], self.hub_token = token, None
+            sys.argv[:] = [word.replace(token, "hidden") for word in sys.argv]
 
     def _require_packages(self) -> None:
         if self.deepspeed:

@@ -76,6 +76,7 @@ def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits
     Raises:
         UsageError: If the engine cannot do what the run asks for.
     """
+    check_engine(args)  # again: by now the Trainer has read the file that fsdp_config names
     sharded = "FSDP" if is_fsdp(args) else "ZeRO-3" if args.deepspeed and is_deepspeed_zero3_enabled() else None
     if sharded and load_in_kbits in (4, 8):
         raise UsageError(
