@@ -92,7 +92,7 @@ def decode(
 
 def _room(model: Any, longest: int, max_new_tokens: int) -> int:
     """How many tokens may follow the longest prompt: beyond its positions a model says anything, or fails."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None:
         return max_new_tokens
     if longest >= positions:
