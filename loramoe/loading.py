@@ -68,14 +68,7 @@ class BaseArguments:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     def model_options(self, compute_dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """Arguments of `AutoModelForCausalLM.from_pretrained`.
-
-        Args:
-            compute_dtype: Dtype of the products of a 4-bit model. Default: `dtype`; for auto that of the files.
-
-        Returns:
-            The arguments.
-        """
+        """Arguments of `AutoModelForCausalLM.from_pretrained`."""
         options = {**self.hub_options, "dtype": self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)}
         if self.attn_implementation:
             options["attn_implementation"] = self.attn_implementation
@@ -94,38 +87,20 @@ class BaseArguments:
 
 
 def load_config(arguments: BaseArguments) -> Any:
-    """The configuration of a base model.
-
-    Raises:
-        UsageError: If there is no model of this name.
-    """
+    """The configuration of a base model."""
     with as_usage_error(OSError, ValueError, about=f"base_model={arguments.base_model} cannot be loaded:"):
         return AutoConfig.from_pretrained(arguments.base_model, **arguments.hub_options)
 
 
 def check_positions(config: Any, length: int, what: str) -> None:
-    """Refuses texts that are longer than the positions of a model.
-
-    Args:
-        config: The model's configuration.
-        length: Tokens of the longest text.
-        what: What has this length, and how to change it, for the message.
-
-    Raises:
-        UsageError: If the model has fewer positions.
-    """
+    """Refuses texts that are longer than the positions of a model."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UsageError(f"the base model knows {positions} positions, and {what} has {length} tokens. Shorten it.")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
-    """Adds the flags of a model and its adapter, alike in all commands.
-
-    Args:
-        parser: Of the command.
-        adapter: Whether `--adapter` is among them; a command that takes several adds its own.
-    """
+    """Adds the flags of a model and its adapter, alike in all commands."""
     if adapter:
         parser.add_argument("--adapter", help="adapter folder or hub name; default: the base model alone")
     parser.add_argument(
@@ -139,13 +114,7 @@ def add_model_flags(parser: argparse.ArgumentParser, adapter: bool = True) -> No
 
 
 def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, *names: str) -> None:
-    """Takes flags from words without a name, as earlier versions of a command had them, and requires each.
-
-    Args:
-        parser: Of the command; it has the argument `words` with nargs="*".
-        flags: The parsed flags; changed in place.
-        names: The flags that the words stand for, in order.
-    """
+    """Takes flags from words without a name, as earlier versions of a command had them, and requires each."""
     for name, word in zip(names, flags.words, strict=False):
         setattr(flags, name, word)
     missing = [name for name in names if getattr(flags, name) is None]
@@ -154,36 +123,14 @@ def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, 
 
 
 def load_from_flags(flags: argparse.Namespace) -> tuple[Any, Any]:
-    """As `load`, with what the flags of `add_model_flags` say.
-
-    Args:
-        flags: The parsed flags.
-
-    Returns:
-        The model and its tokenizer.
-    """
+    """As `load`, with what the flags of `add_model_flags` say."""
     return load(flags.base_model, flags.adapter, flags.device, flags.dtype, flags.load_in_kbits)
 
 
 def load(
     model: str | None, adapter: str | None, device: str | None = None, dtype: Dtype = "auto", load_in_kbits: int = 16
 ) -> tuple[Any, Any]:
-    """Loads a base model with an adapter on it, ready to generate.
-
-    Args:
-        model: Base model. Default: the one that the adapter was trained on.
-        adapter: Folder of the adapter, or its name on the hub. Default: the base model alone.
-        device: Where to put it. Default: the accelerator if there is one.
-        dtype: Dtype of the base model; auto: as it was saved.
-        load_in_kbits: Bits of the base model's weights.
-
-    Returns:
-        The model and its tokenizer; the adapter's own tokenizer if one was saved with it.
-
-    Raises:
-        FileNotFoundError: If the adapter's folder does not exist, or no base model can be loaded; says why.
-        ValueError: If neither is given.
-    """
+    """Loads a base model with an adapter on it, ready to generate."""
     from peft import PeftModel
 
     adapters = [] if adapter is None else [adapter]
@@ -197,19 +144,7 @@ def load(
 
 
 def base_name(model: str | None, adapters: list[str]) -> str:
-    """The base model that adapters are to be loaded on.
-
-    Args:
-        model: Base model. Default: the one that all of the adapters were trained on.
-        adapters: Folders of adapters.
-
-    Returns:
-        A folder, or a name on the hub.
-
-    Raises:
-        FileNotFoundError: If an adapter's folder does not exist.
-        ValueError: If there is neither a model nor an adapter, or adapters of different models without a model.
-    """
+    """The base model that adapters are to be loaded on."""
     from peft import PeftConfig
 
     if model is None and not adapters:
@@ -229,19 +164,7 @@ def base_name(model: str | None, adapters: list[str]) -> str:
 
 
 def load_tokenizer(model: str, adapters: list[str]) -> Any:
-    """The tokenizer that was saved with adapters, or else that of the base model.
-
-    Args:
-        model: The base model.
-        adapters: Folders of adapters.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        FileNotFoundError: If it cannot be loaded; says why.
-        ValueError: If adapters bring different tokenizers.
-    """
+    """The tokenizer that was saved with adapters, or else that of the base model."""
     own = [adapter for adapter in adapters if (Path(adapter) / "tokenizer_config.json").is_file()]
     tokenizers = [_tokenizer(name) for name in own or [model]]
     if len(set(map(tokenizer_hash, tokenizers))) > 1:
@@ -258,19 +181,7 @@ def _tokenizer(name: str) -> Any:
 
 
 def load_base(arguments: BaseArguments, device: str | None = None) -> Any:
-    """Loads a base model for use.
-
-    Args:
-        arguments: Its name, its dtype and whether to load it in 4 or 8 bits, as for `loramoe train`.
-        device: Where to put it. Default: the accelerator if there is one.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: If no model can be loaded under the name; says why.
-        UsageError: If the device cannot be used.
-    """
+    """Loads a base model for use."""
     device = device or default_device()
     # A torch without CUDA asserts; all other devices that are not there are RuntimeErrors.
     with as_usage_error(RuntimeError, AssertionError, about=f"set --device to one that is here, got {device!r}:"):

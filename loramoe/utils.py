@@ -70,17 +70,7 @@ def write_text(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_save_dir(folder: Path, writer: bool = True, hidden: str = ".incomplete", last: str = "") -> Iterator[Path]:
-    """Fills a hidden folder, then moves its entries into place one by one.
-
-    Args:
-        folder: Where the entries go; entries of other names stay.
-        writer: Whether this process writes; the others only take part in what saving gathers.
-        hidden: Name of the hidden folder; two writers of one folder need two names.
-        last: Name of the entry that is moved last: if it is there, so are the others.
-
-    Yields:
-        The hidden folder, of the same name in all processes.
-    """
+    """Fills a hidden folder, then moves its entries into place one by one."""
     draft = folder / hidden
     if not writer:
         yield draft

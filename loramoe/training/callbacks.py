@@ -89,12 +89,7 @@ class StopAtSignal(TrainerCallback):  # type: ignore[misc]  # transformers is no
 
 
 def ignore_stop_signals(start: Callable[[int], None] | None, worker: int) -> None:
-    """`worker_init_fn` of a DataLoader: a signal to the process group must not end workers before the run has saved.
-
-    Args:
-        start: The loader's own `worker_init_fn`.
-        worker: Number of the worker, which ends with its parent.
-    """
+    """`worker_init_fn` of a DataLoader: a signal to the process group must not end workers before the run has saved."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if start is not None:
@@ -138,17 +133,7 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers is not
                 weight.register_hook(self._zero_if_skipped)  # type: ignore[no-untyped-call]
 
     def check_loss(self, loss: Tensor, inputs: Mapping[str, Any], args: TrainingArguments, state: TrainerState) -> None:
-        """Checks the loss of a micro-batch, before its backward pass.
-
-        Args:
-            loss: The loss, a scalar.
-            inputs: The model's inputs.
-            args: Of the Trainer.
-            state: Of the Trainer.
-
-        Raises:
-            NonFiniteError: If the loss is not finite, and the action is to stop.
-        """
+        """Checks the loss of a micro-batch, before its backward pass."""
         self._step_inputs.append(inputs)
         # Waits for the GPU, at no further cost: the Trainer does so for every loss (logging_nan_inf_filter).
         self.skips = not bool(torch.isfinite(loss))
@@ -163,9 +148,6 @@ class FiniteGuard(TrainerCallback):  # type: ignore[misc]  # transformers is not
 
         With fp16 the loss scaler does this, which lets steps overflow on purpose to find its scale. DeepSpeed has taken
         its step by now; it cannot be skipped, but nothing of it has been saved.
-
-        Raises:
-            NonFiniteError: If the gradient is not finite, and the action is to stop, or DeepSpeed is used.
         """
         batches, self._step_inputs = self._step_inputs, []
         engine = self.engine()
@@ -204,15 +186,7 @@ def _gradient_norm(weights: list[nn.Parameter]) -> float:
 
 
 def decode_samples(inputs: Mapping[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """The samples of a micro-batch as text.
-
-    Args:
-        inputs: The model's inputs: M samples, padded or packed.
-        tokenizer: The model's.
-
-    Returns:
-        For each sample `text`, `answer` (its learnt part), `input_ids`, and `task_type` if there is one.
-    """
+    """The samples of a micro-batch as text."""
     types = inputs.get("task_types")
     samples: list[dict[str, Any]] = []
     for number, (ids, labels) in enumerate(_split_samples(inputs)):

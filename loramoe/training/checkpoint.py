@@ -83,24 +83,7 @@ def latest_complete(output_dir: Path) -> Path | None:
 
 
 def resume_point(output_dir: Path, wish: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
-    """Decides where a run starts.
-
-    Args:
-        output_dir: Folder of the run.
-        wish: Value of --resume_from_checkpoint: a folder, "true", "false" or None.
-        overwrite: Value of --overwrite_output_dir.
-        recipe: Values that shape the run, as JSON returns them; compared with those of the interrupted run. Four of
-            them are read here: `world_size`, `gradient_accumulation_steps`, and `deepspeed` and `fsdp`, which are empty
-            unless that engine is used.
-
-    Returns:
-        The checkpoint to resume from, or None to start at the beginning.
-
-    Raises:
-        FileNotFoundError: If the checkpoint that was asked for is not there or not complete.
-        FileExistsError: If the folder holds a finished run, an interrupted one with another recipe, or checkpoints that
-            a later start would take for this run's.
-    """
+    """Decides where a run starts."""
     start = _start(output_dir, wish, overwrite, recipe)
     if start is not None:
         _check_optimizer_state(start, recipe)
@@ -235,18 +218,7 @@ def as_save_error(folder: Path) -> Iterator[None]:
 
 
 def lock_run(output_dir: Path, seconds: float = 10.0) -> contextlib.AbstractContextManager[Any]:
-    """Locks the folder of a run, and makes it if it is not there; the system releases the lock of a process that dies.
-
-    Args:
-        output_dir: The folder.
-        seconds: How long to wait for an earlier run that is just ending.
-
-    Returns:
-        The lock, already taken, for a `with` block that releases it; a process may take it several times.
-
-    Raises:
-        FileExistsError: If another run holds it: two runs that write the same checkpoints could not be resumed.
-    """
+    """Locks the folder of a run, and makes it if it is not there; the system releases the lock of a process that dies."""
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / LOCK, is_singleton=True)
     try:

@@ -30,14 +30,7 @@ T = TypeVar("T")
 
 
 def check_engine(args: TrainingArguments) -> None:
-    """Refuses FSDP where it cannot run, before the Trainer or accelerate fails late or silently runs DDP.
-
-    Args:
-        args: The training's arguments, before or after their own checks.
-
-    Raises:
-        UsageError: If FSDP is asked for, by flag or by `accelerate launch`, without a GPU or in version 1.
-    """
+    """Refuses FSDP where it cannot run, before the Trainer or accelerate fails late or silently runs DDP."""
     if not is_fsdp(args):
         return
     origin = f"fsdp={args.fsdp!r}" if args.fsdp else "ACCELERATE_USE_FSDP, which accelerate launch sets"
@@ -67,14 +60,6 @@ def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits
 
     ZeRO-3 shards each weight while it is loaded. On GPUs accelerate has initialised DeepSpeed's processes by then; on
     CPUs it has not, and DeepSpeed would take each process for the only one.
-
-    Args:
-        args: The training's arguments.
-        generates: Whether the model will generate, to measure the recall.
-        load_in_kbits: Bits of the base model's weights.
-
-    Raises:
-        UsageError: If the engine cannot do what the run asks for.
     """
     check_engine(args)  # again: by now the Trainer has read the file that fsdp_config names
     sharded = "FSDP" if is_fsdp(args) else "ZeRO-3" if args.deepspeed and is_deepspeed_zero3_enabled() else None
@@ -105,13 +90,6 @@ def whole_adapter(model: nn.Module, keep: bool = True) -> dict[str, Any]:
     """The state of a model without frozen parameters, gathered one tensor at a time: the base model stays sharded.
 
     Under ZeRO-3 and FSDP every process must call this, as each holds a part of every tensor.
-
-    Args:
-        model: The adapted model, not the engine around it.
-        keep: Whether this process needs the result; the others only take part in the gathering.
-
-    Returns:
-        `model.state_dict()` without frozen parameters, the others copied to the host; empty unless keep.
     """
     state: dict[str, Any] = {}
     for name, value in model.state_dict(keep_vars=True).items():
@@ -149,17 +127,7 @@ def max_over_ranks(value: int, device: torch.device) -> int:
 
 
 def decide_on_rank_0(decide: Callable[[], T]) -> T:
-    """Lets rank 0 decide for all ranks, which may see other files; all of them must call this.
-
-    Args:
-        decide: Called on rank 0 alone.
-
-    Returns:
-        What it returned on rank 0.
-
-    Raises:
-        Exception: On every rank, the OSError or ValueError that it raised on rank 0: others would wait for rank 0.
-    """
+    """Lets rank 0 decide for all ranks, which may see other files; all of them must call this."""
     decision: list[Any] = [None, None]
     if PartialState().process_index == 0:
         try:
@@ -179,9 +147,6 @@ def exit_process(code: int = 0) -> None:
     down, that aborts the process (exit code -6) though everything is saved; `destroy_process_group` does not end these
     threads while DDP or DeepSpeed holds a group, and may deadlock (torch 2.13). So the process ends by `os._exit`,
     after what a normal end does: it waits for threads, calls what `atexit` holds and flushes standard output and error.
-
-    Args:
-        code: The exit code.
     """
     if PartialState().num_processes == 1:
         return
@@ -198,9 +163,6 @@ def exit_with_launcher(seconds: float = 1.0) -> None:
     """Ends this process soon after its launcher; does nothing in a process that torchrun has not started.
 
     A launcher that is killed cannot stop its workers: they would go on, and write where the next start writes.
-
-    Args:
-        seconds: Interval between two looks.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # Removed from the environment: processes that this one starts must not take our launcher for theirs.

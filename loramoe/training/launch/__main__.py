@@ -20,14 +20,7 @@ from loramoe.utils import FAILED, UsageError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Plans and starts a run.
-
-    Args:
-        argv: The words of the command line; by default the process's own.
-
-    Returns:
-        The exit code; see `run_workers`.
-    """
+    """Plans and starts a run."""
     words = list(sys.argv[1:] if argv is None else argv)
     dry = words[:1] == ["--dry"]
     words = words[dry:]

@@ -63,20 +63,7 @@ def print_accelerators() -> None:
 def make_plan(
     values: Mapping[str, str], flags: list[str], accelerators: Accelerators, environment: Mapping[str, str]
 ) -> Plan:
-    """Decides how a run is started.
-
-    Args:
-        values: Variables of the machine and hyper-parameters; the user chose those that `environment` has too.
-        flags: The user's flags, which win.
-        accelerators: What torch sees.
-        environment: The environment.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UsageError: If values contradict each other or the machine.
-    """
+    """Decides how a run is started."""
     plan = Plan()
     builder = FlagBuilder({name: value for name, value in values.items() if name not in MACHINE}, flags, environment)
     if is_true(builder.given.get("use_cpu")):

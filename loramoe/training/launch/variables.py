@@ -80,11 +80,7 @@ class FlagBuilder:
         self.given = _names_and_values(flags)
 
     def fill_from_model_and_data(self) -> bool:
-        """Fills in what follows from the model and the data; returns whether the model is the embedded one.
-
-        Raises:
-            UsageError: If there is data of the user's, and no model is named.
-        """
+        """Fills in what follows from the model and the data; returns whether the model is the embedded one."""
         if self._tiny_values is None:  # not started by run_loramoe.sh
             return False
         values = self.values

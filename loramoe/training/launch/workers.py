@@ -24,13 +24,6 @@ def run_workers(arguments: Sequence[str]) -> int:
 
     SIGTERM and SIGUSR1 go to the workers, which then save together and exit with code 75; torchrun would end them after
     30 seconds. A worker that dies is named in one line. Workers end with this process (`exit_with_launcher`).
-
-    Args:
-        arguments: torchrun's arguments.
-
-    Returns:
-        0 if all workers ended well; 75 if they were asked to stop and have saved; else the code of the worker that
-        failed first, or 128 + n if signal n ended it or this process.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
@@ -50,14 +43,7 @@ def run_workers(arguments: Sequence[str]) -> int:
 
 
 def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
-    """What the ends of workers mean.
-
-    Args:
-        failures: By rank, the workers that did not end well, and perhaps others that torchrun then stopped.
-
-    Returns:
-        The exit code of the launcher, and a line for the user.
-    """
+    """What the ends of workers mean."""
     if any(failure.exitcode == TRY_AGAIN for failure in failures.values()):
         return TRY_AGAIN, "launch: the workers were asked to stop, and have saved. Start the same command to go on."
     rank, first = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp))
