@@ -1,8 +1,8 @@
 """Rows packed against rows padded: real tokens per second of a training step, prompt and answer, padding not counted.
 
-All sides train the same model on the same rows, once: `padded` as `SftCollator` makes batches, `grouped` too, but in the
-order of the Trainer's length-grouped sampler, and `packed` in rows that are filled with whole samples. Before anything
-is timed, a padded and a packed batch of the same rows must have the same loss.
+All sides train the same model on the same rows, once: `padded` as `SftCollator` makes batches, `grouped` too, but in
+the order of the Trainer's length-grouped sampler, and `packed` in rows that are filled with whole samples. Before
+anything is timed, a padded and a packed batch of the same rows must have the same loss.
 
 Two distributions of lengths: that of the rows in data/tiny_data, and a log-normal one, the usual shape of lengths of
 human writing. Its median is 60 tokens and its sigma 0.7, so that two thirds of the rows lie within a factor of 2 of the

@@ -135,7 +135,7 @@ def add_model_flags(parser: argparse.ArgumentParser, adapter: bool = True) -> No
     parser.add_argument(
         "--dtype", "--torch_dtype", choices=get_args(Dtype), default="auto", help="auto: as it was saved"
     )
-    parser.add_argument("--load_in_kbits", type=int, choices=(4, 8, 16), default=16, help="bits of the base model")
+    parser.add_argument("--load_in_kbits", type=int, default=16, help="bits of the base model: 4, 8 or 16")
 
 
 def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, *names: str) -> None:

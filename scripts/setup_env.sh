@@ -3,8 +3,10 @@
 #   source scripts/setup_env.sh
 #   use_environment train          # sets PYTHON; extras of pyproject.toml: train, dev, gguf, deepspeed
 #
+# To prepare a machine, such as a login node whose compute nodes have no network: bash scripts/setup_env.sh deepspeed
+#
 # The active Python is taken if it has everything already (set PYTHON to name another). Otherwise .venv is made, once, with
-# the pinned versions of requirements.txt. A finished .venv is known by its stamp, so later starts need neither time nor network.
+# pinned versions. A finished .venv has a stamp, so later starts need neither time nor network.
 
 project_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -12,6 +14,8 @@ fail() { printf '%s\n' "$*" >&2; exit 1; }
 
 use_environment() {
     local candidate file=requirements.txt
+    [[ " $* " == *" dev "* ]] && file=requirements-dev.txt
+    [[ " $* " == *" deepspeed "* ]] && file=requirements-deepspeed.txt
     for candidate in ${PYTHON:-python3 python}; do
         if "$candidate" "$project_root/scripts/check_env.py" "$@" >/dev/null 2>&1; then
             PYTHON=$candidate
@@ -19,14 +23,11 @@ use_environment() {
         fi
     done
     [[ -z ${PYTHON:-} ]] || fail "PYTHON=$PYTHON: $("$PYTHON" "$project_root/scripts/check_env.py" "$@" 2>&1)"
-    [[ " $* " == *" dev "* ]] && file=requirements-dev.txt
     make_venv "$project_root/.venv" "$file"
     PYTHON=$project_root/.venv/bin/python
-    [[ " $* " == *" deepspeed "* ]] && install_deepspeed
-    return 0
 }
 
-# make_venv FOLDER FILE: a virtual environment with the requirements of FILE, a path within the project, whatever was there before.
+# make_venv FOLDER FILE: installs the requirements of FILE, a path within the project, into a virtual environment.
 make_venv() {
     local venv=$1 file=$2 stamp
     # The stamp's name is a sum over all requirements, so an edited file makes the environment anew.
@@ -37,7 +38,7 @@ make_venv() {
         if command -v flock >/dev/null; then flock 9; fi # of two starts at once the second waits here …
         [[ -f $stamp ]] && exit 0                        # … and finds the work done
         fill_venv "$venv" "$file" && touch "$stamp"
-    ) 9>"$venv/.lock" || fail "$venv could not be set up; the message above says why. Mend that and start again."
+    ) 9>"$venv/.lock" || fail "$venv could not be set up; the message above says why. Fix that and start again."
 }
 
 fill_venv() {
@@ -62,9 +63,18 @@ find_python() {
     return 1
 }
 
-# DeepSpeed is large and of no use without a GPU, so it is installed only when a run asks for it.
-install_deepspeed() {
-    "$PYTHON" "$project_root/scripts/check_env.py" deepspeed >/dev/null 2>&1 ||
-        "$PYTHON" -m pip install --disable-pip-version-check deepspeed==0.19.8 ninja
-    export PATH=${PYTHON%/*}:$PATH # DeepSpeed looks there for ninja, with which it compiles what a run needs
+# DeepSpeed is large, so it is installed only for several GPUs, or where engine= or deepspeed= asks for it.
+wants_deepspeed() {
+    case ${engine:-}${deepspeed-auto} in
+        ddp* | fsdp2*) return 1 ;;
+        zero* | *.json) return 0 ;;
+        auto) [[ ${CUDA_VISIBLE_DEVICES-,} == *,* ]] && (($(nvidia-smi -L 2>/dev/null | grep -c '^GPU ') > 1)) ;;
+        *) return 1 ;;
+    esac
 }
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    set -euo pipefail
+    use_environment train "$@"
+    echo "$PYTHON has what the project needs."
+fi

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from loramoe import LoraMoeConfig
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import PromptFormat, save_prompt_format
-from loramoe.generate import answer, load, main
+from loramoe.generate import answer, main
+from loramoe.loading import load
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_the_base_model_can_be_named(tiny_task, adapter: Path):
     config = json.loads((adapter / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = str(adapter / "moved")
     (adapter / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(FileNotFoundError, match=r"no base model could be loaded from .*moved.*Set --model"):
+    with pytest.raises(FileNotFoundError, match=r"no base model could be loaded from .*moved.*Set --base_model"):
         load(None, str(adapter))
     assert load(str(tiny_task.base), str(adapter))[0].active_adapter == "default"
 

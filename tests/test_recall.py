@@ -132,7 +132,7 @@ def test_command_line(known, tiny_task, tmp_path: Path, capsys: pytest.CaptureFi
     ("flags", "message"),
     [
         (["--adapter", "nowhere"], "no adapter at nowhere: adapter_config.json is not there. Correct the path."),
-        ([], "there is no model to load. Set --adapter DIR, --model NAME, or both."),
+        ([], "there is no model to load. Set --adapter DIR, --base_model NAME, or both."),
         (["--adapter", "nowhere", "--file", "none.json"], "no file of recall probes at none.json"),
         (["--batch_size", "0"], "argument --batch_size: expected a whole number of at least 1, got '0'. Raise it."),
     ],

@@ -7,7 +7,8 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,14 +63,7 @@ class DataReport:
         return self.describe()
 
     def describe(self, type_names: Mapping[int, str] | None = None) -> str:
-        """The numbers in words.
-
-        Args:
-            type_names: Names of task types.
-
-        Returns:
-            Some lines.
-        """
+        """The numbers in words."""
         if not self.samples:
             return "a stream of unknown length, tokenised while training"
         named = {key: f"type {key}" for key in self.task_types} | dict(type_names or {})
@@ -155,16 +149,7 @@ def token_features(marks: bool = False) -> Features:
 
 
 def count(dataset: Dataset, samples: int, max_seq_length: int) -> DataReport:
-    """Counts what became of samples.
-
-    Args:
-        dataset: The tokenised samples, with marks.
-        samples: Samples read.
-        max_seq_length: Most tokens of a sample.
-
-    Returns:
-        The report.
-    """
+    """Counts what became of samples."""
     import pyarrow.compute as pc
 
     types: Counter[int] = Counter()
@@ -195,14 +180,7 @@ def hash_of(parts: Any) -> str:
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hashes a tokenizer as it would be saved, without the padding and truncation that its last call left in it.
-
-    Args:
-        tokenizer: The tokenizer.
-
-    Returns:
-        A SHA-256 hash as 64 hexadecimal digits.
-    """
+    """Hashes a tokenizer as it would be saved, without the padding and truncation that its last call left in it."""
     contents = [type(tokenizer).__name__]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -212,3 +190,30 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
                 content = json.dumps({**json.loads(content), "truncation": None, "padding": None})
             contents += [file.name, content]
     return hash_of(contents)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the library from printing the errors that the second reading explains."""
+    from datasets import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def raise_if_of_machine(error: BaseException) -> None:
+    """Raises an error that no other data would prevent: a full disk, missing permissions, a killed process."""
+    if "abruptly died" in str(error):
+        raise RuntimeError(
+            "a process that tokenises ended before its work was done (killed, often because memory ran out). "
+            "Start again, with fewer processes if memory is short."
+        ) from error
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
+            raise cause
+        cause = cause.__cause__

@@ -83,14 +83,7 @@ class SampleReader:
     task_types: Collection[int] | None = None
 
     def __call__(self, value: object) -> Sample | list[str]:
-        """Makes a sample of a value.
-
-        Args:
-            value: A value of a file, or `Unparsable`.
-
-        Returns:
-            The sample, or what is wrong with the value, to be read after its place.
-        """
+        """Makes a sample of a value, or says what is wrong with it, to be read after its place."""
         if isinstance(value, Unparsable):
             return [value.problem]
         if not isinstance(value, Mapping):
@@ -178,16 +171,7 @@ class Unparsable:
 
 
 def text_problem(value: Mapping[str, object], name: str, required: bool = True) -> str | None:
-    """Says what is wrong with a field that should be a text.
-
-    Args:
-        value: The value that has the field.
-        name: Name of the field.
-        required: Whether it must be there and not be blank; if not, null and a missing field are empty texts.
-
-    Returns:
-        The problem; None if there is none.
-    """
+    """What is wrong with a text, None if nothing is; if not required, null and a missing field are empty texts."""
     text = value.get(name)
     if text is None:
         return _missing(value) if required else None
@@ -199,15 +183,7 @@ def text_problem(value: Mapping[str, object], name: str, required: bool = True) 
 
 
 def task_type_problem(value: object, task_types: Collection[int] | None = None) -> str | None:
-    """Says what is wrong with a task type.
-
-    Args:
-        value: The type.
-        task_types: The types that the experts have; None accepts any.
-
-    Returns:
-        The problem; None if there is none.
-    """
+    """What is wrong with a task type, None if nothing is; task_types are those of the experts, None accepts any."""
     number = _integer(value)
     if number is None:
         return f"expected an integer, got {seen(value)}. Write a number such as 0 or 1."

@@ -12,14 +12,23 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from loramoe.data.encode import DataReport, Encoder, FaultyError, count, hash_of, token_features, tokenizer_hash
+from loramoe.data.encode import (
+    DataReport,
+    Encoder,
+    FaultyError,
+    count,
+    hash_of,
+    quiet,
+    raise_if_of_machine,
+    token_features,
+    tokenizer_hash,
+)
 from loramoe.data.formats import SampleReader
 from loramoe.data.read import Located, checked, conversation_features, conversations, locate
 from loramoe.data.sources import DatasetError, DataSource, data_files, file_hash, kind_of
@@ -28,7 +37,7 @@ from loramoe.data.templates import get_template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Raised whenever this package would make other columns or tokens of the same data."""
 
 REPORT_FILE: Final = "report.json"
@@ -80,18 +89,7 @@ class Tokeniser:
         }
 
     def store(self, source: DataSource) -> Loaded:
-        """Tokenises a data set, or finds the result of having done so.
-
-        Args:
-            source: The data set.
-
-        Returns:
-            The data set, with the columns `input_ids`, `labels`, `task_types` and `length`.
-
-        Raises:
-            DatasetError: If samples are faulty, or none has a token to learn within max_seq_length.
-            RuntimeError: If a process that tokenises is killed.
-        """
+        """Tokenises a data set, or finds the result of having done so."""
         import datasets
         from filelock import FileLock
 
@@ -115,17 +113,7 @@ class Tokeniser:
         return Loaded(dataset, DataReport(**fields, task_types=types), content)
 
     def stream(self, source: DataSource) -> Loaded:
-        """Tokenises a data set while it is read; samples of files are checked and counted before.
-
-        Args:
-            source: The data set.
-
-        Returns:
-            The stream, with the columns of `store`. A sample that the template cannot render is skipped with a warning.
-
-        Raises:
-            DatasetError: If samples of a file are faulty.
-        """
+        """Tokenises a data set while it is read; samples of files are checked and counted before."""
         from datasets import IterableDataset
 
         encoder, types = self._encoder(source, streaming=True), Counter[int]()
@@ -170,11 +158,11 @@ class Tokeniser:
         """Writes the token ids of a data set; returns the number of samples read."""
         files, cache = data_files(source.path) if raw is None else [], str(building / "raw")
         try:
-            with _quiet():
+            with quiet():
                 parts = _read_parts(files, source, encoder.reader, cache) if raw is None else [raw]
             return self._map(parts, encoder, source.max_samples, building)
         except Exception as error:
-            _raise_if_of_machine(error)
+            raise_if_of_machine(error)
             failure = error
         values = locate(files) if raw is None else _hub_values(source, raw)
         for _ in checked(islice(values, source.max_samples), encoder.check):
@@ -205,18 +193,7 @@ class Tokeniser:
 
 
 def load_hub(source: DataSource, streaming: bool = False) -> Any:
-    """Loads a data set of the hub.
-
-    Args:
-        source: The data set.
-        streaming: Whether to load while it is read.
-
-    Returns:
-        A `Dataset` or an `IterableDataset`.
-
-    Raises:
-        DatasetError: If it cannot be loaded.
-    """
+    """Loads a data set of the hub."""
     from datasets import load_dataset
 
     try:
@@ -238,15 +215,7 @@ def encode_stream(raw: Any, encoder: Encoder) -> Any:
 
 
 def describe(source: DataSource, content: str) -> dict[str, Any]:
-    """What decides the samples of a data set, for a hash: never where it lies.
-
-    Args:
-        source: The data set.
-        content: Hash of its content.
-
-    Returns:
-        Values of JSON.
-    """
+    """What decides the samples of a data set, for a hash: never where it lies."""
     names = ("task_type", "default_task_type", "max_samples", "format")
     return {
         "content": content,
@@ -297,30 +266,3 @@ def _by_python(files: list[Path], reader: SampleReader, most: int | None, cache:
 
 def _hub_values(source: DataSource, raw: Any) -> Iterator[Located]:
     return (Located(f"{source.path}, row {number}", value) for number, value in enumerate(raw, start=1))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the library from printing the errors that the second reading explains."""
-    from datasets import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _raise_if_of_machine(error: BaseException) -> None:
-    """Raises errors that no other data would prevent: a full disk, missing permissions, a killed process."""
-    if "abruptly died" in str(error):
-        raise RuntimeError(
-            "a process that tokenises ended before its work was done (killed, often because memory ran out). "
-            "Start again, with fewer processes if memory is short."
-        ) from error
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
-            raise cause
-        cause = cause.__cause__

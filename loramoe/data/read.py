@@ -101,17 +101,7 @@ def checked(values: Iterable[Located], check: Callable[[object], T | list[str]])
 
 
 def locate(files: Sequence[Path]) -> Iterator[Located]:
-    """Reads the values of files, good and bad.
-
-    Args:
-        files: Files, as `data_files` lists them.
-
-    Yields:
-        Values with their places; an `Unparsable` where a file is broken or empty.
-
-    Raises:
-        DatasetError: If a file cannot be opened.
-    """
+    """Reads the values of files, good and bad."""
     for file in files:
         kind, _ = kind_of(file)
         empty = True
@@ -251,19 +241,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 
 def conversations(files: list[Path], reader: SampleReader, most: int | None) -> Iterator[dict[str, Any]]:
-    """Reads samples as rows of a data set of the `datasets` library.
-
-    Args:
-        files: The files.
-        reader: Makes samples of values.
-        most: Most samples to read; None for all.
-
-    Yields:
-        Rows with `messages` and `task_type`, as `conversation_features` has them.
-
-    Raises:
-        DatasetError: After the last one, if any is faulty.
-    """
+    """Reads samples as rows of a data set of the `datasets` library."""
     for _, sample in checked(islice(locate(files), most), reader):
         yield {"messages": sample.messages, "task_type": sample.task_type}
 

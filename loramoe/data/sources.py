@@ -183,16 +183,7 @@ def _sources(entries: Any, where: str) -> tuple[DataSource, ...]:
 
 
 def refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
-    """Refuses keys that nobody would read.
-
-    Args:
-        given: The keys, with values.
-        known: The keys that exist.
-        where: Where the keys stand.
-
-    Raises:
-        DatasetError: If one is unknown.
-    """
+    """Refuses keys that nobody would read."""
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -201,14 +192,7 @@ def refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -
 
 
 def kind_of(file: Path) -> tuple[str, str]:
-    """What a file's name says of its content.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The format, one of KINDS, and the compression, one of COMPRESSED; an empty text for what is neither.
-    """
+    """What a file's name says of its content."""
     suffixes = [suffix.lower() for suffix in file.suffixes] or [""]
     compression = suffixes.pop() if suffixes[-1] in COMPRESSED else ""
     return (suffixes[-1] if suffixes and suffixes[-1] in KINDS else ""), compression

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -15,7 +14,6 @@ from loramoe.report.write import PAGE
 from loramoe.training.arguments import Arguments
 from loramoe.training.checkpoint import ADAPTER, FIGURE, PAGES, SHARES
 from loramoe.tuner.config import LoraMoeConfig
-from loramoe.utils import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -41,32 +39,6 @@ def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float
                 if entry["step"] == 0:
                     found["before"].setdefault(name, value)
     return found
-
-
-def save_results(output_dir: Path, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-    """Writes `SPLIT_results.json`, and with `all_results.json` what it adds to it, under the Trainer's names.
-
-    Args:
-        output_dir: Folder of the run.
-        split: Of which rows they are: `"train"` or `"eval"`.
-        metrics: What was measured.
-        combined: Whether `all_results.json` is written too.
-    """
-    write_json(output_dir / f"{split}_results.json", metrics)
-    if not combined:
-        return
-    file = output_dir / "all_results.json"
-    write_json(file, {**_earlier_results(file), **metrics})
-
-
-def _earlier_results(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):  # no reason to lose what was trained
-        logger.warning("%s was damaged, and is written anew; what was in it is in the files of each split.", file)
-        return {}
 
 
 def write_shares_report(shares: Shares, output_dir: Path, config: LoraMoeConfig) -> None:

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import TrainOutput
 
 from loramoe.compat.tokenizer import save_tokenizer
-from loramoe.data.prompt_format import PromptFormat, save_prompt_format
+from loramoe.data import PromptFormat, get_template, save_prompt_format
 from loramoe.recall import Probe, recall
 from loramoe.report.live import live_figures
 from loramoe.report.shares import ShareMeter, Shares
@@ -27,7 +27,6 @@ from loramoe.training.checkpoint import ADAPTER, COMPLETE, KeepCheckpoints, as_s
 from loramoe.training.distributed import whole_adapter
 from loramoe.training.metrics import LossSums, first_samples, loss_metrics, sample_losses
 from loramoe.training.packing import check_packing
-from loramoe.training.summary import save_results
 from loramoe.tuner.hooks import last_balance
 from loramoe.utils import as_usage_error, atomic_save_dir
 
@@ -191,7 +190,10 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             return None
         mine = assign(len(self.probes), self.args.process_index, self.args.world_size)
         asked = [self.probes[index] for index in mine]
-        hits = recall(self.model, self.tokenizer_to_save, asked, progress=self.is_world_process_zero())
+        is_chat = self.prompt_format is not None and self.prompt_format.template == "chat"
+        end_ids = get_template("chat", self.tokenizer_to_save).end_ids if is_chat else ()
+        progress = self.is_world_process_zero()
+        hits = recall(self.model, self.tokenizer_to_save, asked, progress=progress, end_ids=end_ids)
         everyone = dict(gather_object(list(zip(mine, hits, strict=True))))
         share: float = sum(everyone.values()) / len(self.probes)
         self.log({"recall": share})
@@ -221,11 +223,6 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
                 if self.prompt_format is not None:
                     save_prompt_format(draft / ADAPTER, self.prompt_format)
                 (draft / "README.md").unlink(missing_ok=True)  # a form to fill in; the run writes its own card
-
-    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-        """As the Trainer's, but for files that are whole or not there: the Trainer reads what a killed run left."""
-        if self.is_world_process_zero():
-            save_results(Path(self.args.output_dir), split, metrics, combined)
 
     def _load_best_model(self) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:

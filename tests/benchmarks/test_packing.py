@@ -45,7 +45,9 @@ def test_all_sides_train_on_the_same_rows() -> None:
         for side in ("padded", "grouped")
     }
     assert tokens["padded"] == tokens["grouped"] == sorted(token for row in rows for token in row["labels"])
-    assert [batch["task_types"].shape for batch in packing.batches("packed", rows, 16, CPU)] == [(16,), (16,)]
+    packed = packing.batches("packed", rows, 16, CPU)
+    assert sum(len(batch["task_types"]) for batch in packed) == 32
+    assert max(batch["input_ids"].shape[1] for batch in packed) <= packing.ROOM
 
 
 def labels_of(batch: packing.Batch) -> list[int]:

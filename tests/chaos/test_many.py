@@ -36,15 +36,14 @@ class Launched:
     Args:
         flags: Of `train.py`.
         log: File for what all processes print.
-        node: The launcher's flags where it has one of the two processes, and another launcher the other.
+        node: The launcher's variables where it has one of the two processes, and another launcher the other.
     """
 
     def __init__(self, flags: list[str], log: Path, node: list[str] | None = None) -> None:
         command = [sys.executable, "-m", "loramoe.training.launch"]
-        command += node or ["--standalone", "--nproc_per_node", "2"]
+        command += node or ["nproc_per_node=2"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
-        environment["DS_ACCELERATOR"] = "cpu"
         self.log = log
         with log.open("w") as stream:
             self.launcher = subprocess.Popen(
@@ -151,11 +150,8 @@ def test_a_worker_that_dies_ends_the_other_node(
     out = tmp_path / "out"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = ["--master_addr", "127.0.0.1", "--master_port", str(probe.getsockname()[1])]
-    nodes = [
-        launch(flags(out, max_steps=10_000), ["--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1", *address])
-        for rank in "01"
-    ]
+        nodes_of = ["nnodes=2", "nproc_per_node=1", f"master_port={probe.getsockname()[1]}"]
+    nodes = [launch(flags(out, max_steps=10_000), [*nodes_of, f"node_rank={rank}"]) for rank in "01"]
     nodes[0].wait_for(out, "checkpoint-*/complete", but=set())
     (worker,) = nodes[1].workers()
     worker.kill()
@@ -163,7 +159,7 @@ def test_a_worker_that_dies_ends_the_other_node(
     assert code == 128 + signal.SIGKILL, log[-3000:]
     code, log = nodes[0].end(within=MINUTE)
     assert code == 1, log[-3000:]
-    assert "launch: rank 0 failed with code 1; the others were stopped. Its error is above." in log
+    assert "launch: rank 0 failed with code 1" in log
     assert latest_complete(out)
 
 

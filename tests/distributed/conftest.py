@@ -131,11 +131,11 @@ class Runs:
         command = ["bash", str(ROOT / "run_loramoe.sh"), *self.flags(out, changes)]
         return start(command, ROOT, {"pretrained_model": self.task.base, **variables})  # its tokenizer is then its own
 
-    def together(self, name: str, processes: int = 2, deepspeed: str = "", **changes: object) -> Finished:
+    def together(self, name: str, processes: int = 2, engine: str = "ddp", **changes: object) -> Finished:
         """A run in several processes of this machine."""
         out = self.folder / name
         if not (out / "metrics.json").exists():
-            variables = {"nproc_per_node": processes, "deepspeed": deepspeed, "master_port": free_port()}
+            variables = {"nproc_per_node": processes, "engine": engine}
             printed = check(self.launch(out, variables, **changes))
             (out / "printed.txt").write_text(printed)
         return Finished(out)

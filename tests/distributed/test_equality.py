@@ -45,7 +45,7 @@ def test_ddp(reference: Any, runs: Any) -> None:
 
 @pytest.mark.parametrize("config", ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
 def test_zero(reference: Any, runs: Any, zero: None, config: str) -> None:
-    assert_equal(runs.together(config, deepspeed=f"configs/{config}.json"), reference)
+    assert_equal(runs.together(config, engine=config), reference)
 
 
 def test_checkpointing(reference: Any, runs: Any) -> None:
@@ -54,7 +54,7 @@ def test_checkpointing(reference: Any, runs: Any) -> None:
 
 
 def test_zero_3_with_checkpointing(reference: Any, runs: Any, zero: None) -> None:
-    run = runs.together("zero3 checkpointing", deepspeed="configs/zero3.json", gradient_checkpointing="true")
+    run = runs.together("zero3 checkpointing", engine="zero3", gradient_checkpointing="true")
     assert_equal(run, reference)
 
 
@@ -72,7 +72,7 @@ def test_four_processes(runs: Any) -> None:
 def test_two_processes_that_accumulate(runs: Any, zero: None) -> None:
     changes = {"per_device_train_batch_size": 2}
     one = runs.alone("accumulating 4", gradient_accumulation_steps=4, **changes)
-    run = runs.together("2 x 2", deepspeed="configs/zero2.json", gradient_accumulation_steps=2, **changes)
+    run = runs.together("2 x 2", engine="zero2", gradient_accumulation_steps=2, **changes)
     assert_equal(run, one)
 
 
@@ -102,7 +102,7 @@ def test_two_nodes(reference: Any, runs: Any) -> None:
     """Two launchers that meet on the loopback stand for two machines."""
     out, port = runs.folder / "two nodes", free_port()
     nodes = [
-        runs.launch(out, {"nnodes": 2, "node_rank": rank, "nproc_per_node": 1, "master_port": port, "deepspeed": ""})
+        runs.launch(out, {"nnodes": 2, "node_rank": rank, "nproc_per_node": 1, "master_port": port, "engine": "ddp"})
         for rank in (0, 1)
     ]
     for node in nodes:

@@ -18,7 +18,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.conftest import ADAPTER, ROOT, STEPS, Finished, check, free_port, start
+from tests.distributed.conftest import ADAPTER, ROOT, STEPS, Finished, check, start
 from tests.plain_loop import make_config, make_rows, plain_loop
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ WHOLE_RUN |= {"experts_page": "true"}
 @pytest.fixture(scope="module", params=["zero2", "zero3"])
 def zero_run(request: pytest.FixtureRequest, runs: Any, zero: None) -> tuple[Finished, dict[str, object]]:
     """A run with all that a run can have, and what makes it anew."""
-    made: dict[str, object] = {"deepspeed": f"configs/{request.param}.json", "recall_file": runs.task.recall_file}
+    made: dict[str, object] = {"engine": request.param, "recall_file": runs.task.recall_file}
     return runs.together(f"all of {request.param}", **made, **WHOLE_RUN), made
 
 
@@ -109,8 +109,7 @@ def test_evaluation_alone_under_zero_3(runs: Any, zero: None) -> None:
     trained = runs.alone("trained", max_steps=2, do_eval="true")
     out = runs.folder / "evaluated"
     changes = {"do_train": "false", "do_eval": "true", "peft_path": trained.folder / ADAPTER}
-    variables = {"nproc_per_node": 2, "deepspeed": "configs/zero3.json", "master_port": free_port()}
-    check(runs.launch(out, variables, **changes))
+    check(runs.launch(out, {"nproc_per_node": 2, "engine": "zero3"}, **changes))
     results = json.loads((out / "eval_results.json").read_text())
     assert results["eval_loss"] == pytest.approx(trained.metrics["after"]["loss"], rel=1e-6)
 
@@ -163,16 +162,7 @@ def test_fsdp2_through_the_trainer(runs: Any) -> None:
     """Has not run yet: where it does, its first failure is news and not a regression."""
     out = runs.folder / "fsdp2"
     flags = runs.flags(out, {"use_cpu": "false", "bf16": "true", "save_strategy": "steps", "save_steps": 15})
-    command = [
-        "accelerate",
-        "launch",
-        "--config_file",
-        "configs/fsdp2.yaml",
-        "--num_processes",
-        "2",
-        "train.py",
-        *flags,
-    ]
+    command = [sys.executable, "-m", "loramoe.training.launch", "nproc_per_node=2", "engine=fsdp2", "train.py", *flags]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     check(subprocess.Popen(command, cwd=ROOT, **streams))
     run = Finished(out)

@@ -28,7 +28,7 @@ def test_from_folder_to_folder(adapter, tiny_task, tmp_path, capsys):
     assert main([str(adapter), str(out), *map(str, flags), "--model", str(tiny_task.base)]) == 0
     printed = capsys.readouterr().out
     assert printed.endswith(f"wrote {out}, an approximation; read {out}/README.md before you use it\n")
-    assert "rows read: 48" in printed
+    assert "samples read: 48" in printed
     report = json.loads((out / "export_report.json").read_text())
     assert (report["source"], report["base_model"]) == (adapter.name, tiny_task.base.name)
     assert report["groups"]["answers"]["rows"] == 12

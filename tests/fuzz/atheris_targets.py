@@ -16,10 +16,7 @@ import atheris
 
 # What is instrumented is what decides: our readers, and the parsers in Python below them.
 with atheris.instrument_imports(include=["loramoe", "json", "yaml"]):
-    from loramoe.training.flag_file import flags_of_file
-
     from loramoe.data import DatasetError, read_samples
-    from loramoe.training.arguments import TrainArguments
 
 Target = Callable[[bytes], None]
 
@@ -44,21 +41,7 @@ def rows(folder: Path) -> Target:
     return read
 
 
-def flags(folder: Path) -> Target:
-    """Files of flags."""
-
-    def read(content: bytes) -> None:
-        file = folder / "flags.yaml"
-        file.write_bytes(content)
-        try:
-            flags_of_file(file, TrainArguments)
-        except ValueError as error:
-            must_name("flags.yaml: ", error)
-
-    return read
-
-
-TARGETS = {target.__name__: target for target in (rows, flags)}
+TARGETS = {target.__name__: target for target in (rows,)}
 
 # To begin with: valid files, from which libFuzzer makes others.
 SEEDS = {
@@ -66,7 +49,6 @@ SEEDS = {
         b'\xff{"instruction": "a", "input": "", "output": "b", "task_type": 0}\n',
         b'\x00[{"instruction": "a", "input": "", "output": "b", "task_type": 1}]',
     ],
-    "flags": [b"seed: 1\nlabel_names: [labels]\nrun_name: 2024-01-01\nlr_scheduler_kwargs: {a: 1}\n", b'{"seed": 1}'],
 }
 
 

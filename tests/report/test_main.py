@@ -36,7 +36,7 @@ def test_from_adapter_to_page(adapter, tiny_task, tmp_path, capsys):
     flags = ["--data", tiny_task.test_file, "--out", tmp_path / "out", "--base", tiny_task.base, "--batch_size", 5]
     assert main([str(adapter), *map(str, flags), "--min_count", "2", "--top", "4"]) == 0
     printed = capsys.readouterr().out
-    assert "rows read: 12 (type 0: 6, type 1: 6)" in printed
+    assert "kept: 12 (type 0: 6, type 1: 6)" in printed
     assert 'constraint in training: blc_target="match": the matching group is pushed to more' in printed
     assert printed.endswith(f"wrote {tmp_path / 'out' / 'experts.html'}\n")
     told = numbers(tmp_path / "out")
@@ -66,7 +66,7 @@ def test_a_row_without_room_is_left_out_and_no_other_counts_twice(adapter, tiny_
         (tmp_path / f"{name}.json").write_text(json.dumps([{"task_type": 1, **row} for row in of_file]))
         flags = ["--data", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / name), "--max_seq_length", "32"]
         assert main([str(adapter), "--model", str(tiny_task.base), *flags]) == 0
-        assert ("rows left out, as the prompt fills max_seq_length: 1\n" in capsys.readouterr().out) is (name == "all")
+        assert ("max_seq_length=32: 1\n" in capsys.readouterr().out) is (name == "all")
     told, short = numbers(tmp_path / "all"), numbers(tmp_path / "short")
     assert told["rows"] == 2
     assert (told["tokens_T"], told["gate_TLE"]) == (short["tokens_T"], short["gate_TLE"])

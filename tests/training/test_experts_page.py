@@ -13,7 +13,7 @@ import pytest
 
 from loramoe.report.__main__ import main
 from loramoe.training import experts_page, summary
-from loramoe.training.experts_page import leave_page
+from loramoe.training.experts_page import write_experts_page
 
 GATES = ("gate_TLE", "token_entropy_TN", "variation_TN")
 
@@ -57,18 +57,10 @@ def test_a_run_leaves_the_page_that_the_tool_makes(train_to_page, tiny_task, tmp
 
 
 def test_of_many_rows_a_few_are_run(train_to_page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(experts_page, "PAGE_ROWS", 5)
+    monkeypatch.setattr(experts_page, "PAGE_SAMPLES", 5)
     train_to_page(tmp_path, validation_file=None, validation_split_percentage=20)
     left = numbers(tmp_path)
-    assert (left["rows"], left["data"]) == (5, "the rows set aside")
-
-
-def test_no_row_of_a_stream_counts_twice(train_to_page, tiny_task, tmp_path: Path, caplog):
-    rows = json.loads(tiny_task.test_file.read_text())
-    (tmp_path / "test.json").write_text(json.dumps([{**rows[0], "instruction": "w1 " * 40}, *rows]))
-    train_to_page(tmp_path, streaming="true", validation_file=tmp_path / "test.json")
-    assert numbers(tmp_path)["rows"] == 12
-    assert "page on the experts: rows left out, as the prompt fills max_seq_length: 1" in caplog.text
+    assert (left["rows"], left["data"]) == (5, "the validation samples")
 
 
 class TestWhateverGoesWrongTheRunIsFinished:
@@ -82,7 +74,7 @@ class TestWhateverGoesWrongTheRunIsFinished:
         assert "Finished." in printed
         assert "  page  " not in printed
 
-    @pytest.mark.parametrize("where", ["ReportRows", "observe", "write_pages"])
+    @pytest.mark.parametrize("where", ["evenly_spaced", "observe", "write_pages"])
     def test_an_error_on_the_way_to_the_page(
         self, train_to_page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, capsys, where: str
     ):
@@ -91,7 +83,7 @@ class TestWhateverGoesWrongTheRunIsFinished:
 
         monkeypatch.setattr(experts_page, where, fail)
         train_to_page(tmp_path)
-        words = "no page on the experts: RuntimeError: out of memory. python -m loramoe.report makes it from the saved"
+        words = "no page on the experts: RuntimeError: out of memory; loramoe report makes it from the saved"
         assert words in caplog.text
         self.check(tmp_path, capsys)
 
@@ -149,31 +141,12 @@ def trainer_of(**changes: object) -> SimpleNamespace:
 def test_under_fsdp_the_tool_is_named(caplog):
     trainer = trainer_of()
     trainer.is_fsdp_enabled = True
-    leave_page(trainer, ())
-    assert "FSDP shards the model. python -m loramoe.report makes it from the saved adapter." in caplog.text
+    write_experts_page(trainer, ())
+    assert "the model is sharded; loramoe report makes it from the saved adapter." in caplog.text
 
 
-class TestSeveralProcesses:
-    def test_all_give_up_where_one_has_to(self, monkeypatch: pytest.MonkeyPatch, caplog):
-        monkeypatch.setattr(experts_page, "_rows", lambda trainer: [])
-        monkeypatch.setattr(experts_page, "gather_object", lambda mine: [*mine, "of rank 1"])
-        monkeypatch.setattr(experts_page, "_observe", lambda *_: pytest.fail("the others would wait"))
-        leave_page(trainer_of(), ())
-        assert caplog.messages == ["no page on the experts: of rank 1"]
-
-    def test_under_zero_3_an_error_within_a_forward_is_told_to_the_launcher(self, monkeypatch: pytest.MonkeyPatch):
-        def fail(*_: object) -> None:
-            raise RuntimeError("out of memory")
-
-        monkeypatch.setattr(experts_page, "_rows", lambda trainer: [])
-        monkeypatch.setattr(experts_page, "_observe", fail)
-        monkeypatch.setattr(experts_page, "is_deepspeed_zero3_enabled", lambda: True)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            leave_page(trainer_of(), ())
-
-    def test_only_the_process_that_logs_warns(self, monkeypatch: pytest.MonkeyPatch, caplog):
-        trainer = trainer_of()
-        trainer.args.should_log = False
-        trainer.is_fsdp_enabled = True
-        leave_page(trainer, ())
-        assert caplog.messages == []
+def test_only_one_process_makes_it(monkeypatch: pytest.MonkeyPatch):
+    trainer = trainer_of()
+    trainer.args.should_save = False
+    monkeypatch.setattr(experts_page, "_write", lambda *_: pytest.fail("another process makes it"))
+    write_experts_page(trainer, ())

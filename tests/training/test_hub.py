@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,14 +92,6 @@ def test_an_evaluation_is_not_pushed(tmp_path: Path):
         open_repository(arguments(tmp_path, "--do_train", "false", "--do_eval", "true"))
 
 
-def test_a_base_model_that_nobody_else_has_is_told(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING):
-        open_repository(arguments(tmp_path, "--hub_model_id", "team/mine"))
-        assert not caplog.messages
-        open_repository(arguments(tmp_path, "--hub_model_id", "team/mine", base=str(tmp_path)))
-    assert f"as it is named here, {tmp_path}, which nobody else can load" in caplog.messages[0]
-
-
 @pytest.mark.parametrize("revision", ["", " --revision second"])
 def test_a_push_that_fails_loses_nothing_and_says_how_to_repeat_it(hub: Hub, adapter: Path, revision: str):
     branch = ["--hub_revision", "second"] if revision else []
@@ -111,12 +102,3 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_repeat_it(hub: Hub, ada
     command = f"hf upload team/mine {adapter}{revision}"
     with pytest.raises(SaveError, match=rf"whole in {adapter}, .* out of order.* {command}$"):
         push(repository, adapter, asked[2])
-
-
-def test_all_processes_hear_of_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    refusal = UsageError("no such user")
-    monkeypatch.setattr("loramoe.training.hub.broadcast_object_list", lambda own: [None, refusal])
-    asked = arguments(tmp_path, "--hub_model_id", "team/mine")
-    monkeypatch.setattr(type(asked[2]), "process_index", property(lambda self: 1))
-    with pytest.raises(UsageError, match="no such user"):
-        open_repository(asked)

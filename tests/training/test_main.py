@@ -1,4 +1,4 @@
-"""Errors that users can fix are one line of `loramoe train`; the exit code says what to do; a bug keeps its traceback."""
+"""Errors that users can fix are one line of `loramoe train`; a bug keeps its traceback."""
 
 from __future__ import annotations
 

@@ -42,6 +42,8 @@ def test_attention_by_sample_is_attention_under_the_mask_of_the_row(masked: bool
     bounds = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
     got, weights = attention_by_sample(module, q, k, v, mask if masked else None, cu_seq_lens_q=bounds)
     assert weights is None
+    unread = {"cu_seq_lens_q": bounds.to("meta"), "sample_lengths": LENGTHS}  # whose values nobody can ask for
+    assert torch.equal(attention_by_sample(module, q, k, v, mask if masked else None, **unread)[0], got)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
     wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
     torch.testing.assert_close(torch.autograd.grad(got.square().sum(), (q, k, v)), wanted, rtol=1e-12, atol=1e-14)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from loramoe.report import Shares
 from loramoe.training.parser import parse
-from loramoe.training.summary import before_and_after, final_summary, save_results
+from loramoe.training.summary import before_and_after, final_summary
 
 HISTORY = [
     {"step": 0, "recall": 0.9},
@@ -71,25 +70,3 @@ def test_the_interpreter_is_named_from_the_current_folder(tmp_path: Path, monkey
     said = words(tmp_path)
     assert "  .venv/bin/python -m loramoe.generate" in said
     assert "PYTHONPATH=. .venv/bin/python -m lm_eval" in said
-
-
-def test_results_of_all_splits_gather_in_one_file(tmp_path: Path):
-    save_results(tmp_path, "train", {"train_loss": 2.0, "epoch": 1.0})
-    save_results(tmp_path, "eval", {"eval_loss": 1.5, "epoch": 2.0})
-    save_results(tmp_path, "test", {"test_loss": 1.0}, combined=False)
-    found = {file.name: json.loads(file.read_text()) for file in tmp_path.iterdir()}
-    assert found == {
-        "train_results.json": {"train_loss": 2.0, "epoch": 1.0},
-        "eval_results.json": {"eval_loss": 1.5, "epoch": 2.0},
-        "test_results.json": {"test_loss": 1.0},
-        "all_results.json": {"train_loss": 2.0, "eval_loss": 1.5, "epoch": 2.0},
-    }
-
-
-@pytest.mark.parametrize("left", ["", '{"train_loss": ', "[1]"])
-def test_results_that_a_killed_run_cut_off_are_written_anew(tmp_path: Path, caplog, left: str):
-    (tmp_path / "all_results.json").write_text(left)
-    save_results(tmp_path, "eval", {"eval_loss": 1.5})
-    assert json.loads((tmp_path / "all_results.json").read_text()) == {"eval_loss": 1.5}
-    words = "all_results.json was damaged, and is written anew; what was in it is in the files of each split."
-    assert words in caplog.text

@@ -1,12 +1,4 @@
-"""torchrun, with what a scheduler and a person want of it: signals reach the workers, and the end says what happened.
-
-    python -m loramoe.training.launch --nproc_per_node 8 train.py --flag value …
-
-takes torchrun's own arguments and starts the processes as torchrun does. Three things differ. SIGTERM and SIGUSR1 go to
-the workers, which then save together and leave with code 75 (`loramoe.training.callbacks`), and so does this process:
-torchrun would give them 30 seconds and end in a traceback. A worker that dies is named in one line. And a worker whose
-launcher is gone ends too (`loramoe.training.distributed`), instead of training on beside its successor.
-"""
+"""torchrun, with signals that reach the workers and an end that says what happened."""
 
 from __future__ import annotations
 
@@ -27,27 +19,29 @@ from torch.distributed.run import parse_args, run
 from loramoe.utils import FAILED, STOP_SIGNALS, TRY_AGAIN
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Starts the workers and waits for their end.
+def run_workers(arguments: Sequence[str]) -> int:
+    """Starts the workers as torchrun does, and waits for their end.
+
+    SIGTERM and SIGUSR1 go to the workers, which then save together and exit with code 75; torchrun would end them after
+    30 seconds. A worker that dies is named in one line. Workers end with this process (`exit_with_launcher`).
 
     Args:
-        argv: torchrun's arguments; by default the process's own.
+        arguments: torchrun's arguments.
 
     Returns:
-        0 if all workers ended well, 75 if they were asked to stop and have saved, or else the code of the worker that
-        failed first; 128 + n if that, or this process, was ended by signal n.
+        0 if all workers ended well; 75 if they were asked to stop and have saved; else the code of the worker that
+        failed first, or 128 + n if signal n ended it or this process.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
     os.environ["LORAMOE_LAUNCHER"] = str(os.getpid())  # for exit_with_launcher
     try:
-        arguments = [*_leaving_signals_to_us(), *(sys.argv[1:] if argv is None else argv)]
-        run(parse_args(arguments))  # type: ignore[no-untyped-call]
+        run(parse_args([*_signal_flags(), *arguments]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        code, words = judge(error.failures)
-        print(words, file=sys.stderr)
+        code, message = judge(error.failures)
+        print(message, file=sys.stderr)
         return code
-    except SignalException as stop:  # of SIGINT and SIGHUP, and of a torchrun that cannot leave SIGTERM to us
+    except SignalException as stop:  # SIGINT and SIGHUP, and SIGTERM with a torchrun that cannot leave it to us
         print(f"launch: {stop.sigval.name} ended the workers.", file=sys.stderr)
         return 128 + stop.sigval
     finally:
@@ -59,8 +53,7 @@ def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
     """What the ends of workers mean.
 
     Args:
-        failures: By rank, the workers that did not end well; those that torchrun stopped because of it may be among
-            them.
+        failures: By rank, the workers that did not end well, and perhaps others that torchrun then stopped.
 
     Returns:
         The exit code of the launcher, and a line for the user.
@@ -70,7 +63,7 @@ def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
     rank, first = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp))
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
-        hint = " The system kills so what takes too much memory." if name == "SIGKILL" else ""
+        hint = " The system kills processes so if memory runs out." if name == "SIGKILL" else ""
         return 128 - first.exitcode, f"launch: rank {rank} was ended by {name}; the others were stopped.{hint}"
     return first.exitcode or FAILED, (
         f"launch: rank {rank} failed with code {first.exitcode}; the others were stopped. Its error is above."
@@ -82,8 +75,8 @@ def _is_consequence(failure: ProcessFailure) -> bool:
     return failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM
 
 
-def _leaving_signals_to_us() -> list[str]:
-    """Torchrun takes SIGTERM for itself; from the version on that can be told so, it is told not to."""
+def _signal_flags() -> list[str]:
+    """Tells torchrun to leave SIGTERM and SIGUSR1 to us, if its version can be told."""
     tellable = "signals_to_handle" in {field.name for field in dataclasses.fields(LaunchConfig)}
     return ["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT"] if tellable else []
 
@@ -102,7 +95,3 @@ def _is_worker(process: psutil.Process) -> bool:
         return "TORCHELASTIC_RUN_ID" in process.environ()
     except psutil.Error:  # it has just ended
         return False
-
-
-if __name__ == "__main__":
-    sys.exit(main())

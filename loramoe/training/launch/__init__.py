@@ -1,0 +1,1 @@
+"""Starts train.py on the accelerators of this machine, or of several: `python -m loramoe.training.launch`."""

@@ -1,0 +1,202 @@
+"""How a run is started: accelerators, processes, machines, and the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from loramoe.training.launch.variables import ROOT, FlagBuilder, is_true, project_file
+from loramoe.utils import UsageError
+
+MACHINE: Final = ("engine", "deepspeed", "nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
+"""Variables that are no flags of train.py."""
+
+
+@dataclass(frozen=True)
+class Accelerators:
+    """The accelerators that torch sees: their kind, and whether each has bfloat16."""
+
+    kind: str = "cpu"
+    bf16: tuple[bool, ...] = ()
+
+
+@dataclass
+class Plan:
+    """How train.py is started: its flags, torchrun's arguments (None: without torchrun), changes of the environment."""
+
+    flags: list[str] = field(default_factory=list)
+    torchrun: list[str] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_accelerators() -> Accelerators:
+    """Asks torch, in another process, so that this one holds no context on a device."""
+    code = "from loramoe.training.launch.plan import print_accelerators; print_accelerators()"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise UsageError("torch cannot list the accelerators; its error is above. Repair the driver or torch.")
+    kind, bf16 = json.loads(done.stdout.splitlines()[-1])
+    return Accelerators(kind, tuple(bf16))
+
+
+def print_accelerators() -> None:
+    """Prints the arguments of Accelerators as JSON: CUDA and ROCm ("cuda"), XPU, MPS, or none ("cpu")."""
+    import torch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = "cpu" if found is None else found.type
+    bf16 = [kind == "xpu"] * (0 if found is None else torch.accelerator.device_count())
+    if kind == "cuda":  # bfloat16 came with compute capability 8.0; every GPU that ROCm supports is above
+        bf16 = [torch.cuda.get_device_capability(index) >= (8, 0) for index in range(len(bf16))]
+    print(json.dumps([kind, bf16]))
+
+
+def make_plan(
+    values: Mapping[str, str], flags: list[str], accelerators: Accelerators, environment: Mapping[str, str]
+) -> Plan:
+    """Decides how a run is started.
+
+    Args:
+        values: Variables of the machine and hyper-parameters; the user chose those that `environment` has too.
+        flags: The user's flags, which win.
+        accelerators: What torch sees.
+        environment: The environment.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UsageError: If values contradict each other or the machine.
+    """
+    plan = Plan()
+    builder = FlagBuilder({name: value for name, value in values.items() if name not in MACHINE}, flags, environment)
+    if is_true(builder.given.get("use_cpu")):
+        accelerators = Accelerators()
+    elif accelerators.kind == "cpu":
+        plan.notes += _why_no_accelerator(environment)
+    processes = _processes(values.get("nproc_per_node", ""), accelerators, environment, plan)
+    nodes = _plan_torchrun({name: values.get(name, "") for name in MACHINE}, processes, environment, plan)
+    if builder.fill_from_model_and_data():
+        plan.environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")  # its matrices are small
+    if accelerators.kind == "cpu":
+        builder.values["use_cpu"], plan.environment["DS_ACCELERATOR"] = "true", "cpu"
+    has_bf16 = bool(accelerators.bf16) and all(accelerators.bf16[:processes])
+    builder.set_precision(has_bf16)
+    if not {"deepspeed", "fsdp"} & builder.given.keys():
+        builder.values |= _engine_flags(values, accelerators.kind == "cuda" and nodes * processes > 1, plan)
+    if builder.given.get("deepspeed") or builder.values.get("deepspeed"):
+        # DeepSpeed looks there for ninja, to compile what a run needs.
+        plan.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    elif nodes * processes == 1:
+        plan.torchrun = None  # one process needs no rendezvous
+    plan.flags = builder.flags()
+    return plan
+
+
+def _why_no_accelerator(environment: Mapping[str, str]) -> list[str]:
+    """A line for a run on the CPU of a machine where a GPU is expected."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None and not re.match(r"\s*[^-\s]", named):
+        return []  # hidden on purpose
+    device = _device_file()
+    if named is None and device is None:
+        return []
+    seen = f"CUDA_VISIBLE_DEVICES={named} names GPUs" if device is None else f"this machine has a GPU ({device})"
+    return [
+        f"{seen}, but torch sees none: the CPU is used. Check nvidia-smi (rocm-smi), and that the installed torch is "
+        "built for the GPU. CUDA_VISIBLE_DEVICES= (empty) uses the CPU without this line."
+    ]
+
+
+def _device_file() -> str | None:
+    return next((str(path) for pattern in ("nvidia[0-9]*", "kfd") for path in Path("/dev").glob(pattern)), None)
+
+
+def _number(name: str, text: str, at_least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < at_least:
+        raise UsageError(f"{name} must be a whole number of at least {at_least}; got {name}={text!r}. Correct it.")
+    return int(text)
+
+
+def _processes(wish: str, accelerators: Accelerators, environment: Mapping[str, str], plan: Plan) -> int:
+    """Processes on this machine: one per device; devices without a process are hidden."""
+    count = len(accelerators.bf16)
+    processes = _number("nproc_per_node", wish, at_least=1) if wish else max(1, count)
+    if count and processes > count:
+        raise UsageError(f"nproc_per_node={processes}, but torch sees {count} devices. Set nproc_per_node={count}.")
+    if processes < count:  # the Trainer would share a lone process among all devices that it sees
+        hip = "HIP_VISIBLE_DEVICES" if "HIP_VISIBLE_DEVICES" in environment else "CUDA_VISIBLE_DEVICES"
+        variable = "ZE_AFFINITY_MASK" if accelerators.kind == "xpu" else hip
+        named = environment.get(variable) or ",".join(map(str, range(count)))
+        plan.environment[variable] = ",".join(name.strip() for name in named.split(",")[:processes])
+    return processes
+
+
+def _plan_torchrun(values: dict[str, str], processes: int, environment: Mapping[str, str], plan: Plan) -> int:
+    """Sets torchrun's arguments, from variables or else from Slurm's; returns the number of machines."""
+    tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if tasks and int(tasks[0]) > 1:
+        raise UsageError(
+            f"Slurm starts this script {tasks[0]} times on a machine, where one start takes all GPUs. Set "
+            "--ntasks-per-node=1."
+        )
+    by_slurm = not values["nnodes"] and "SLURM_NODEID" in environment and environment.get("SLURM_NNODES", "1") != "1"
+    defaults = {"nnodes": "1", "node_rank": "0", "master_addr": "127.0.0.1", "master_port": "29500"}
+    if by_slurm:
+        defaults = _slurm_nodes(environment)
+        plan.notes.append(
+            f"Slurm: machine {defaults['node_rank']} of {defaults['nnodes']}, which meet at {defaults['master_addr']}. "
+            "Each must start this script (srun bash run_loramoe.sh); nnodes=1 uses this machine alone."
+        )
+    chosen = {name: values[name] or default for name, default in defaults.items()}
+    nodes, rank = _number("nnodes", chosen["nnodes"], at_least=1), _number("node_rank", chosen["node_rank"])
+    if rank >= nodes:
+        raise UsageError(f"node_rank must be less than nnodes={nodes}; got node_rank={rank}. Count from 0.")
+    plan.torchrun = ["--nproc_per_node", str(processes)]
+    if nodes == 1:
+        plan.torchrun += ["--standalone", "--local_addr", "localhost"]  # which takes a free port
+    else:
+        plan.torchrun += [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    return nodes
+
+
+def _slurm_nodes(environment: Mapping[str, str]) -> dict[str, str]:
+    # The first machine of a list such as node[03-05,07],other1.
+    first = re.sub(r"\[([^],-]+)[^]]*\]", r"\1", environment.get("SLURM_JOB_NODELIST", "127.0.0.1")).split(",")[0]
+    job = int(environment.get("SLURM_JOB_ID", 0)) + int(environment.get("SLURM_STEP_ID", 0))
+    nodes = {"nnodes": environment["SLURM_NNODES"], "node_rank": environment["SLURM_NODEID"], "master_addr": first}
+    return {**nodes, "master_port": str(20_000 + job % 10_000)}  # jobs that share a machine need a port each
+
+
+def _engine_flags(values: Mapping[str, str], several_gpus: bool, plan: Plan) -> dict[str, str]:
+    """Flags of `engine`, or of the file that `deepspeed` names; by default ZeRO-2 on several GPUs, else DDP."""
+    engine, deepspeed = values.get("engine", ""), values.get("deepspeed", "auto")
+    if engine and deepspeed not in ("", "auto"):
+        raise UsageError(f"engine={engine} and deepspeed={deepspeed} exclude each other. Set one of them.")
+    if not engine and deepspeed != "auto":
+        return {"deepspeed": project_file(deepspeed)}
+    if not engine and several_gpus and find_spec("deepspeed") is None:
+        plan.notes.append(
+            "DeepSpeed is not installed, so DDP is used instead of ZeRO-2. Run bash scripts/setup_env.sh deepspeed."
+        )
+        return {}
+    engine = engine or ("zero2" if several_gpus else "ddp")
+    if engine == "ddp":
+        return {}
+    if engine == "fsdp2":
+        return {"fsdp": "full_shard auto_wrap", "fsdp_config": project_file("configs/fsdp2.json")}
+    file = "ds_config.json" if engine == "zero2" else f"configs/{engine}.json"
+    if not re.fullmatch(r"zero[123](_offload)?", engine) or not (ROOT / file).is_file():
+        raise UsageError(
+            f"engine must be ddp, zero2, zero3 or fsdp2; got engine={engine}. For another, set deepspeed=FILE."
+        )
+    return {"deepspeed": project_file(file)}
