@@ -1,7 +1,7 @@
 """Writes the table of flags of docs/training.md from the dataclasses that define them.
 
-    python scripts/flag_table.py            # writes
-    python scripts/flag_table.py --check    # fails if the page differs
+python scripts/flag_table.py            # writes
+python scripts/flag_table.py --check    # fails if the page differs
 """
 
 from __future__ import annotations

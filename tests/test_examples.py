@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from loramoe.training.run import run_sft
+from loramoe.training import parse, run_sft
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("custom_*.py"))
@@ -50,8 +50,6 @@ def test_the_metric_is_logged(run_example):
 
 
 def test_the_loss_is_smaller_than_the_trainers(run_example, tiny_task, tmp_path: Path):
-    from loramoe.training.parser import parse
-
     focal = run_example("custom_loss")
     run_sft(parse(tiny_task.flags(tmp_path / "plain", max_steps=2, logging_steps=1)))
     plain = json.loads((tmp_path / "plain/trainer_state.json").read_text())["log_history"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -16,8 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 from loramoe.cli import main
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.training import main as program
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
+from loramoe.training import parse, run_sft
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
@@ -25,16 +25,11 @@ SECTION = re.compile(r"^###? ([^\n]*)\n(.*?)(?=^###? |\Z)", re.DOTALL | re.MULTI
 FILE = re.compile(r"^`(my_data/[\w.]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CASE = re.compile(r"^```bash\n(.*?)\n```\n\n```text\n(.*?)\n```$", re.DOTALL | re.MULTILINE)
 SHORT = re.search(r"`…` stands for `(.*?)`", PAGE, re.DOTALL)
-# What stands on the page for a folder of the reader's.
-PLACES = ("my_data", "my_plain_model", "my_thinking_model", "my_larger_tokenizer", "my_wider_model", "my_short_model", "output")
+# What stands on the page for folders of the reader's.
+PLACES = ("my_data", "my_[a-z]+_(?:model|tokenizer)", "output")
 HOME = "/home/me/LoRAMoE"
 
-CASES = [
-    pytest.param(*case, id=title)
-    for title, body in SECTION.findall(PAGE)
-    for case in CASE.findall(body)
-    if "run_loramoe.sh" not in case[0]  # the launcher's own tests run these
-]
+CASES = [pytest.param(*case, id=title) for title, body in SECTION.findall(PAGE) for case in CASE.findall(body)]
 
 
 class Interrupted(TrainerCallback):
@@ -60,6 +55,9 @@ def places(tmp_path_factory: pytest.TempPathFactory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
         patch.chdir(ROOT)
         _write_models(root)
+        (root / "my_data").mkdir()
+        for name, content in FILE.findall(PAGE):
+            (root / name).write_text(content, encoding="utf-8")
         flags = [*base_flags(), "--use_cpu", "--disable_tqdm", "true", "--do_eval", "false", "--save_steps", "1"]
         assert main(["train", *flags, "--max_steps", "1", "--output_dir", str(root / "output/finished")]) == 0
         unfinished = parse([*flags, "--max_steps", "100", "--output_dir", str(root / "output/interrupted")])
@@ -92,23 +90,38 @@ def _write_models(root: Path) -> None:
         save_tokenizer(AutoTokenizer.from_pretrained(tiny), root / folder)
 
 
+def inside(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Runs `loramoe` in this process."""
+    capsys.readouterr()
+    try:
+        code = main(argv)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def outside(command: str, places: Path) -> tuple[int, str]:
+    """Runs a script where the page's files are, which is not the folder of this project."""
+    command = command.replace("run_loramoe.sh", str(ROOT / "run_loramoe.sh"), 1)
+    command = re.sub("^python", f"{sys.executable} -I", command)
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=places, env=environment, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
 def printed_by(command: str, places: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What a command of the page prints, with the page's names of places."""
-    words = [word for part in shlex.split(command) for word in (base_flags() if part == "…" else [part])]
-    words = [re.sub(rf"(?<![\w/])({'|'.join(PLACES)})(?=/|'|$)", rf"{places}/\1", word) for word in words]
-    words += ["--use_cpu", "true", "--disable_tqdm", "true"] if words[:2] == ["loramoe", "train"] else []
-    capsys.readouterr()
-    if words[0] == "python":
-        done = subprocess.run([sys.executable, "-I", *words[1:]], capture_output=True, text=True, check=False)
-        code, said = done.returncode, done.stderr
+    if "run_loramoe.sh" in command or command.startswith("python"):
+        code, said = outside(command, places)
     else:
-        try:
-            code = main(words[1:])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        said = captured.out + captured.err
-    assert code == (0 if "--dry_run" in words else code or 1)
+        words = [word for part in shlex.split(command) for word in (base_flags() if part == "…" else [part])]
+        words = [re.sub(rf"^({'|'.join(PLACES)})(?=/|$)", rf"{places}/\1", word) for word in words]
+        words += ["--use_cpu", "true", "--disable_tqdm", "true"] if words[1] == "train" else []
+        code, said = inside(words[1:], capsys)
+    assert (code == 0) == ("--dry_run" in command)
     return said.replace(f"{places}/", "").replace(str(ROOT), HOME)
 
 
@@ -123,9 +136,6 @@ def test_a_command_prints_what_the_page_says(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    for name, content in FILE.findall(PAGE):
-        (places / name).parent.mkdir(exist_ok=True)
-        (places / name).write_text(content, encoding="utf-8")
     if "Out of memory" in request.node.name:  # which no CPU shows
 
         def run_out(arguments: object) -> None:

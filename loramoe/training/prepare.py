@@ -126,7 +126,9 @@ def _check_trainer_flags(args: TrainArguments) -> None:
     model = torch.nn.Linear(1, 1)
     with as_usage_error(*kinds, about=f"optim={OptimizerNames(args.optim).value} cannot be used:"):
         Trainer.get_optimizer_cls_and_kwargs(args, model)
-    with as_usage_error(*kinds, about=f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value} cannot be used:"):
+    with as_usage_error(
+        *kinds, about=f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value} cannot be used:"
+    ):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
 
