@@ -12,8 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from loramoe import last_balance
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
+from loramoe.training import parse, run_sft
 
 
 class LargestConstraint(TrainerCallback):

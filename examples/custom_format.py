@@ -14,8 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from loramoe.data import get_template
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
+from loramoe.training import parse, run_sft
 
 
 def read_tsv(file: Path, base_model: str, task_type: int = 1) -> Dataset:

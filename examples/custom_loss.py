@@ -12,9 +12,7 @@ from typing import Any
 import torch
 
 from loramoe import balance_loss
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
-from loramoe.training.trainer import LoraMoeTrainer
+from loramoe.training import LoraMoeTrainer, parse, run_sft
 
 
 class FocalTrainer(LoraMoeTrainer):

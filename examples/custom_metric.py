@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
+from loramoe.training import parse, run_sft
 
 
 def token_accuracy(prediction: Any) -> dict[str, float]:

@@ -119,7 +119,7 @@ def _loading(arguments: argparse.Namespace, name: str) -> BaseArguments:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m loramoe.evaluate", description="Base model against adapters.")
+    parser = argparse.ArgumentParser(prog="loramoe evaluate", description="Base model against adapters.")
     add = parser.add_argument
     add_model_flags(parser, adapter=False)
     add("--adapter", nargs="+", default=[], help="adapter folders, each DIR or NAME=DIR; default: the base model alone")

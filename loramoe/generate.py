@@ -65,7 +65,7 @@ def _prompts(given: str | None) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Answers the prompt of the command line, or every line of the standard input."""
-    parser = argparse.ArgumentParser(prog="python -m loramoe.generate", description="Answer with a trained adapter.")
+    parser = argparse.ArgumentParser(prog="loramoe generate", description="Answer with a trained adapter.")
     add_model_flags(parser)
     parser.add_argument("--prompt", help="instruction or question; default: one from each line of the standard input")
     parser.add_argument("--input", default="", help="the text that the instruction is about")

@@ -8,20 +8,20 @@ Models are built without weights, from the sizes that their config.json have.
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from accelerate import init_empty_weights
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import LoraMoeConfig
-from loramoe.training.memory import GIB, Parameters, Plan, memory_per_gpu, table
+from loramoe.training.memory import GIB, Parameters, Plan, memory_per_gpu
+from scripts.blocks import main
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 LLAMA = {
     "Llama-2-7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "Llama-3-8B": {
@@ -68,31 +68,8 @@ def llama3_table() -> str:
 
 def blocks() -> dict[tuple[str, str], str]:
     """What stands in which block of which page."""
-    models = {name: counted(name) for name in LLAMA}
-    return {
-        ("llama3.md", "memory:llama3"): llama3_table(),
-        ("distributed.md", "memory:engines"): table(models, Plan(checkpointing=True)),
-    }
-
-
-def main() -> int:
-    """Writes or checks the pages; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page differs")
-    check = parser.parse_args().check
-    different = []
-    for (page, name), text in blocks().items():
-        file = DOCS / page
-        before = file.read_text(encoding="utf-8")
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        after = block.sub(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", before)
-        if after != before:
-            different.append(page)
-            if not check:
-                file.write_text(after, encoding="utf-8")
-    print(f"different: {', '.join(different) or 'none'}")
-    return int(check and bool(different))
+    return {("llama3.md", "memory:llama3"): llama3_table()}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(blocks(), __doc__ or ""))

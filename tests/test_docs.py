@@ -10,12 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+
+from scripts import flag_table, memory_tables
+from scripts.blocks import differing, fill
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -145,6 +149,16 @@ def test_python_blocks_run(code: str, output: str, checkout: Path) -> None:
 # --- Tables and figures ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("blocks", [flag_table.blocks, memory_tables.blocks], ids=["flags", "memory"])
+def test_the_tables_that_scripts_write_are_up_to_date(blocks: Callable[[], dict[tuple[str, str], str]]) -> None:
+    assert differing(blocks()) == []
+
+
+def test_a_page_without_the_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected the markers <!-- flags -->"):
+        fill("# No table", "flags", "")
+
+
 def test_the_tables_of_the_method_page_are_up_to_date() -> None:
     page = text("docs/method.md")
     assert script("direction").fill(page) == page
@@ -203,8 +217,18 @@ def test_the_pieces_in_the_data_page_are_the_shipped_tokenizers() -> None:
     from loramoe.data import conversation, get_template
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny_llama")
-    page = " ".join((ROOT / "docs" / "data.md").read_text(encoding="utf-8").split())
+    page = " ".join(text("docs/data.md").split())
     template = get_template("release", tokenizer)
     (encoded,) = template.encode([conversation("Which city does Mila Rodak come from?", "", "Tarvesh")])
     for ids in (encoded.prompt, encoded.target, template.prompt_ids("Is </s> a tag?")):
         assert " ".join(tokenizer.convert_ids_to_tokens(ids)) in page
+
+
+def test_the_counts_in_the_data_page_are_those_of_the_tiny_data(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from loramoe.data import tokenise_dataset
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny_llama")
+    _, report = tokenise_dataset(ROOT / "data/tiny_data/train", tokenizer, max_seq_length=48, cache_dir=tmp_path)
+    assert "\n".join(f"    {line}" for line in str(report).splitlines()) in text("docs/data.md")

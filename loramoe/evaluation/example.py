@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from loramoe.data.formats import SampleReader, seen, task_type_problem, text_problem
 
-_READER: Final = SampleReader("loramoe")
+_READER: Final = SampleReader("loramoe", default_task_type=0)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Example:
         output: The answer whose likelihood is told.
         answers: All accepted answers, `output` first.
         choices: What to choose from, `output` among it; empty where nothing is to be chosen.
-        task_type: Which kind of task it is; None where a cloze does not say.
+        task_type: Which kind of task it is; None where the file does not say.
         cloze: Whether this is a sentence to be finished, and no instruction.
         where: Its place in the file, such as `row 3`.
     """
@@ -64,7 +64,8 @@ def check_example(value: object) -> Example | list[str]:
     lists = _lists(value, sample.output)
     if isinstance(lists, list):
         return lists
-    return Example(sample.instruction, sample.input, sample.output, **lists, task_type=sample.task_type)
+    task_type = None if value.get("task_type") is None else sample.task_type
+    return Example(sample.instruction, sample.input, sample.output, **lists, task_type=task_type)
 
 
 def _check_cloze(value: Mapping[str, Any]) -> Example | list[str]:

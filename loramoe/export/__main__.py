@@ -29,7 +29,7 @@ from loramoe.recall import read_probes
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m loramoe.export",
+        prog="loramoe export",
         description="Write a LoRAMoE adapter as a plain LoRA, which approximates it, and measure how well.",
     )
     parser.add_argument("words", nargs="*", metavar="ADAPTER OUT", help="older form of --adapter and --output_dir")

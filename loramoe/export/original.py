@@ -157,7 +157,7 @@ def _atomic_dir(target: Path) -> Iterator[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert as the command line says; the exit code is 1 if the target was not written."""
     summary = (__doc__ or "").split("\n", maxsplit=1)[0]
-    parser = argparse.ArgumentParser(prog="python -m loramoe.export.original", description=summary)
+    parser = argparse.ArgumentParser(prog="loramoe convert", description=summary)
     parser.add_argument("source", type=Path, metavar="IN", help="folder of the adapter to read")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder to write; must not exist yet, or be empty")
     parser.add_argument("--to-original", action="store_true", help="write the original code's format instead")

@@ -34,7 +34,7 @@ _AT_LEAST_ONE = ("batch_size", "min_count", "top")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m loramoe.report",
+        prog="loramoe report",
         description="Tell which expert of a LoRAMoE adapter does what: one pass over rows, one page.",
     )
     add = parser.add_argument

@@ -218,7 +218,7 @@ def as_save_error(folder: Path) -> Iterator[None]:
 
 
 def lock_run(output_dir: Path, seconds: float = 10.0) -> contextlib.AbstractContextManager[Any]:
-    """Locks the folder of a run, and makes it if it is not there; the system releases the lock of a process that dies."""
+    """Locks the folder of a run, and creates it; the system releases the lock of a process that dies."""
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output_dir / LOCK, is_singleton=True)
     try:

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import Trainer, get_scheduler, set_seed
+from transformers import SchedulerType, Trainer, get_scheduler, set_seed
+from transformers.training_args import OptimizerNames
 
 from loramoe.data import Splits
 from loramoe.loading import check_positions, load_config
@@ -109,9 +110,11 @@ def _check_trainer_flags(args: TrainArguments) -> None:
     with as_usage_error(*kinds, about=f"seed={args.seed} cannot be used:"):
         set_seed(args.seed)
     model = torch.nn.Linear(1, 1)
-    with as_usage_error(*kinds, about=f"optim={args.optim} cannot be used:"):
+    with as_usage_error(*kinds, about=f"optim={OptimizerNames(args.optim).value} cannot be used:"):
         Trainer.get_optimizer_cls_and_kwargs(args, model)
-    with as_usage_error(*kinds, about=f"lr_scheduler_type={args.lr_scheduler_type} cannot be used:"):
+    with as_usage_error(
+        *kinds, about=f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value} cannot be used:"
+    ):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
 

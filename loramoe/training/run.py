@@ -132,7 +132,27 @@ def _fit_evaluation(prepared: Prepared, resume_from: Path | None) -> None:
                 "--validation_split_percentage above 0, or leave it out."
             )
         args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on samples
+    _check_best_metric(prepared)
     args.eval_on_start = args.eval_on_start and bool(args.do_eval) and resume_from is None
+
+
+def _check_best_metric(prepared: Prepared) -> None:
+    """The Trainer would end in a KeyError at its first checkpoint."""
+    _, data_args, args = prepared.arguments
+    name, sets = (args.metric_for_best_model or "").removeprefix("eval_"), list(prepared.splits.validation)
+    of_set = next((one for one in sets if name.startswith(f"{one}_")), None) if len(sets) > 1 else None
+    if name and len(sets) > 1 and of_set is None:
+        raise UsageError(
+            f"metric_for_best_model={name} names none of the validation sets {', '.join(sets)}. Set for example "
+            f"--metric_for_best_model {sets[0]}_loss."
+        )
+    kind, slash, part = name.removeprefix(f"{of_set}_").partition("/")
+    types = type_names(prepared.config, data_args.config().type_names).values()
+    if kind in ("loss", "perplexity") and slash and part not in types:
+        raise UsageError(
+            f"metric_for_best_model={name} names none of the task types {', '.join(types)}. Set for example {kind}, or "
+            f"{kind}/{next(iter(types))}."
+        )
 
 
 def _make_trainer(

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import loading
-from loramoe.training.model import adapter_config, add_adapter, load_base, load_tokenizer
+from loramoe.training.model import adapter_config, add_adapter, load_base
 from loramoe.training.model_arguments import ModelArguments
 from loramoe.training.parser import parse
 from loramoe.training.run import run_sft
@@ -38,8 +38,8 @@ def base(tiny_task: Any, tmp_path: Path) -> Path:
 
 def load(tiny_task: Any, base: Path, out: Path, **flags: object) -> Any:
     """What `train.py` would train, with these flags."""
-    arguments, *_ = parse(tiny_task.flags(out, model_name_or_path=base, **flags))
-    quantised = load_base(arguments, load_tokenizer(arguments), checkpointing=False)
+    arguments, _, args = parse(tiny_task.flags(out, model_name_or_path=base, **flags))
+    quantised = load_base(arguments, args)
     return add_adapter(quantised, arguments, adapter_config(arguments))
 
 
@@ -113,13 +113,13 @@ def test_the_gradients_are_those_on_the_float_base_it_stands_for(
 
 def test_a_base_of_any_width_answers(tiny_task: Any) -> None:
     """Those of the tiny task are 32 and 48: packed, bitsandbytes would refuse them."""
-    arguments = ModelArguments(model_name_or_path=str(tiny_task.base), load_in_kbits=4)
+    arguments = ModelArguments(str(tiny_task.base), load_in_kbits=4)
     assert loading.load_base(arguments, "cpu")(input_ids=IDS).logits.isfinite().all()
 
 
 def test_a_base_that_is_packed_for_inference_is_not_trained(base: Path, tiny_task: Any, tmp_path: Path) -> None:
-    arguments, *_ = parse(tiny_task.flags(tmp_path, model_name_or_path=base, load_in_kbits=4))
-    quantised = load_base(arguments, load_tokenizer(arguments), checkpointing=False)
+    arguments, _, args = parse(tiny_task.flags(tmp_path, model_name_or_path=base, load_in_kbits=4))
+    quantised = load_base(arguments, args)
     linear = quantised.get_submodule("model.layers.0.mlp.up_proj")
     linear.weight.quant_state.packing_format_for_cpu = True  # as after a forward on a CPU with AVX512-BF16
     with pytest.raises(ValueError, match=r"mlp\.up_proj is a 4-bit layer that bitsandbytes has packed for inference"):

@@ -15,6 +15,11 @@ def test_a_row_of_the_training_is_a_question() -> None:
     assert check_example({**ROW, "more": 1}) == Example("Who?", "", "Ada", ("Ada",), (), 1)
 
 
+def test_a_question_may_leave_its_type_out():
+    example = check_example({"instruction": "Who?", "output": "Ada"})
+    assert (example.output, example.task_type) == ("Ada", None)
+
+
 def test_choices_and_further_answers() -> None:
     example = check_example({**ROW, "choices": ["Bob", "Ada"], "answers": ["Ada L.", "Ada"]})
     assert example == Example("Who?", "", "Ada", ("Ada", "Ada L."), ("Bob", "Ada"), 1)

@@ -74,7 +74,7 @@ def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys,
     flags = [flag.format(train=tiny_task.train_dir) for flag in flags]
     assert main([str(adapter), str(tmp_path / "out"), "--model", str(tiny_task.base), *flags]) == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("python -m loramoe.export: ")
+    assert told.startswith("loramoe export: ")
     assert message in told
     assert not (tmp_path / "out").exists()
 

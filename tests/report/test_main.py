@@ -120,7 +120,7 @@ def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys,
         flags += ["--out", str(tmp_path / "out")]
     assert main([str(adapter), "--model", str(tiny_task.base), *flags]) == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("python -m loramoe.report: ")
+    assert told.startswith("loramoe report: ")
     assert message in told
     assert not (tmp_path / "out").exists()
 

@@ -125,10 +125,10 @@ def run(train, poisoned: Path) -> Callable[..., object]:
     return lambda name, **changes: train(poisoned / name, **{**flags, **changes})
 
 
-@pytest.mark.parametrize("packing", ["false", "true"])
-def test_the_run_stops_and_names_the_samples(run, poisoned: Path, packing: str):
+@pytest.mark.parametrize("padding_free", ["false", "true"])
+def test_the_run_stops_and_names_the_samples(run, poisoned: Path, padding_free: str):
     with pytest.raises(NonFiniteError, match=r"step \d+, rank 0: the loss is nan.*--on_nonfinite skip") as e:
-        run("out", packing=packing)
+        run("out", padding_free=padding_free)
     (file,) = (poisoned / "out" / NONFINITE_FOLDER).iterdir()
     assert str(file) in str(e.value)
     report = json.loads(file.read_text())

@@ -22,6 +22,7 @@ from loramoe.training.trainer import LoraMoeTrainer
 from loramoe.utils import UsageError
 
 ROOT = Path(__file__).parents[2]
+NAMES = ("first", "second")  # of validation sets
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -264,3 +265,37 @@ def test_a_resumed_run_continues_its_tracker(train, tmp_path: Path, monkeypatch:
 def test_flags_of_the_trainer_train(train, tmp_path: Path, flags: dict[str, object]):
     metrics = train(tmp_path, **{"max_steps": 2, **flags})
     assert metrics["after"]["loss"] != metrics["before"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "metric", "message"),
+    [
+        (1, "loss/knowlege", "knowlege names none of the task types tasks, knowledge"),
+        (2, None, "loss names none of the validation sets first, second"),
+        (2, "second_loss/facts", "facts names none of the task types"),
+    ],
+)
+def test_a_best_metric_that_no_evaluation_has_is_refused_before_weights_are_loaded(
+    train, tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: int, metric: str | None, message: str
+):
+    monkeypatch.setattr(run_module, "load_base", lambda *args: pytest.fail("weights were loaded"))
+    validation = [{"path": str(shutil.copy(tiny_task.test_file, tmp_path / f"{name}.json"))} for name in NAMES[:sets]]
+    config = json.dumps({"datasets": [{"path": str(tiny_task.train_dir)}], "validation": validation})
+    (tmp_path / "data.yaml").write_text(config)
+    flags = {"dataset_dir": None, "validation_file": None, "datasets": tmp_path / "data.yaml", "eval_steps": 3}
+    flags |= {"eval_strategy": "steps", "early_stopping_patience": 1, "metric_for_best_model": metric}
+    with pytest.raises(UsageError, match=message):
+        train(tmp_path / "out", **flags)
+
+
+def test_the_best_of_one_validation_set_of_several(train, tiny_task, tmp_path: Path):
+    validation = [{"path": str(shutil.copy(tiny_task.test_file, tmp_path / f"{name}.json"))} for name in NAMES]
+    config = json.dumps({"datasets": [{"path": str(tiny_task.train_dir)}], "validation": validation})
+    (tmp_path / "data.yaml").write_text(config)
+    flags = {"dataset_dir": None, "validation_file": None, "datasets": tmp_path / "data.yaml", "max_steps": 2}
+    flags |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "second_loss/tasks"}
+    metrics = train(tmp_path / "out", load_best_model_at_end="true", **flags)
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    logged = [entry["eval_second_loss/tasks"] for entry in state["log_history"] if "eval_second_loss/tasks" in entry]
+    assert state["best_metric"] == min(logged[1:])
+    assert metrics["after"]["second_loss/tasks"] == pytest.approx(state["best_metric"])
