@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import random
 from collections.abc import Collection, Sequence
@@ -125,9 +127,6 @@ def load_splits(
         packing: Fill rows with whole samples.
         cache_dir: Folder for finished data sets.
 
-    Returns:
-        The data.
-
     Raises:
         DatasetError: If data is faulty, or is both training and validation data.
         ValueError: If arguments contradict each other or are out of range.
@@ -146,9 +145,7 @@ def load_splits(
     mixed = _mix(train, [source.weight for source in config.datasets], seed)
     if streaming:
         mixed = mixed.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    report = parts[0].report
-    for part in parts[1:]:
-        report += part.report
+    report = functools.reduce(operator.add, (part.report for part in parts))
     return Splits(
         PackedSamples(mixed, max_seq_length, seed) if packing else mixed,
         {name: one.dataset for name, one in validation.items()} | held_out,
