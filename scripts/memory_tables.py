@@ -19,7 +19,7 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import LoraMoeConfig
-from loramoe.training.memory import GIB, Parameters, Plan, memory_per_gpu
+from loramoe.training.memory import GIB, Parameters, Plan, memory_per_gpu, table
 from scripts.blocks import main
 
 LLAMA = {
@@ -68,7 +68,11 @@ def llama3_table() -> str:
 
 def blocks() -> dict[tuple[str, str], str]:
     """What stands in which block of which page."""
-    return {("llama3.md", "memory:llama3"): llama3_table()}
+    models = {name: counted(name) for name in LLAMA}
+    return {
+        ("llama3.md", "memory:llama3"): llama3_table(),
+        ("distributed.md", "memory:engines"): table(models, Plan(checkpointing=True)),
+    }
 
 
 if __name__ == "__main__":

@@ -71,3 +71,11 @@ def test_a_dry_run_prints_what_the_page_says(
     assert found is not None
     assert float(found[2]) == pytest.approx(base, abs=0.05)
     assert float(found[1]) > float(found[2])
+
+
+def test_the_file_of_flags_is_the_first_command(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ROOT / "configs/llama3_8b.yaml"
+    assert main(["train", str(file), "--dry_run", "true", "--use_cpu", "true"]) == 0
+    by_file = capsys.readouterr().out
+    assert main(["train", *flags_of(COMMANDS[0]), "--dry_run", "true", "--use_cpu", "true"]) == 0
+    assert by_file == capsys.readouterr().out
