@@ -100,7 +100,9 @@ def empty_base(config: Any) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     with init_empty_weights(include_buffers=False):  # not by from_config, which ZeRO-3 would shard
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    model.tie_weights()
+    return model
 
 
 def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> PeftModel:

@@ -41,7 +41,7 @@ def test_a_full_disk_costs_no_finished_work(
     out = small_disk / "out"
     code, log = killer.start(flags(out, save_total_limit=9), out)
     assert code == 1
-    (told,) = [line for line in log.splitlines() if line.startswith("train.py: ")]
+    (told,) = [line for line in log.splitlines() if line.startswith("loramoe train: ")]
     assert "could not be written: " in told
     assert "MiB are free)" in told
     assert told.endswith("Make room, and start the same command again to go on.")

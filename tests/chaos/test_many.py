@@ -133,7 +133,7 @@ def test_whatever_dies_the_next_start_goes_on(
             receiver.send_signal(number)
             code, log = run.end(within=MINUTE)
             assert code == 75, log[-3000:]
-            assert f"train.py: {number.name} stopped the run after step" in log
+            assert f"loramoe train: {number.name} stopped the run after step" in log
         _, alive = psutil.wait_procs(workers, timeout=MINUTE - (time.monotonic() - began))
         assert not alive
         assert not (out / METRICS).exists()
@@ -171,7 +171,10 @@ def test_two_runs_never_write_one_folder(
     first.wait_for(out, "checkpoint-*/complete", but=set())
     code, log = killer.start(flags(out, max_steps=10_000, save_steps=2), out)
     assert code == 1
-    assert f"train.py: {out} is in use by another run. Wait for its end or stop it, or set another --output_dir." in log
+    assert (
+        f"loramoe train: {out} is in use by another run. Wait for its end or stop it, or set another --output_dir."
+        in log
+    )
     first.launcher.send_signal(signal.SIGUSR1)
     code, log = first.end(within=MINUTE)
     assert code == 75, log[-3000:]
@@ -211,7 +214,9 @@ def test_a_loss_that_is_not_finite_ends_all_processes_or_is_left_out_in_all(
     code, log = run.end()
     assert code == 1, log[-3000:]
     (report,) = (poisoned / "stop" / "nonfinite").iterdir()
-    assert re.search(rf"train.py: step \d+, rank [01]: the loss is nan. The rows of that batch are in {report}", log)
+    assert re.search(
+        rf"loramoe train: step \d+, rank [01]: the loss is nan. The samples of that batch are in {report}", log
+    )
     assert time.time() - report.stat().st_mtime < MINUTE, "the others waited"
     assert time.monotonic() - began < 3 * MINUTE
     code, log = launch(flags(poisoned / "skip", **of_poison, on_nonfinite="skip")).end()

@@ -31,7 +31,7 @@ def test_a_run_that_is_stopped_again_and_again_loses_nothing(
             codes.append(code)
             assert code in (0, 75, -number), log[-3000:]  # before the training the signal ends the process as always
             if code == 75:
-                assert f"train.py: {number.name} stopped the run after step" in log
+                assert f"loramoe train: {number.name} stopped the run after step" in log
         assert trajectory(out) == whole
         if codes.count(75) >= 4:
             break

@@ -48,7 +48,7 @@ def train(flags: list[str], output_dir: str, log: str, kill_at: int, file_limit:
         _die_at(kill_at, output_dir)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
-    sys.exit(program.main())
+    sys.exit(program.main(["train", *flags]))
 
 
 def _die_at(count: int, output_dir: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parent.parent.parent
-RUNS = {"rows": 20_000, "flags": 20_000}
+RUNS = {"rows": 20_000}
 
 
 @pytest.mark.slow

@@ -152,6 +152,8 @@ def test_a_base_without_weights_has_the_modules_of_one_with(tiny_task):
     empty = empty_base(real.config)
     assert [name for name, _ in empty.named_modules()] == [name for name, _ in real.named_modules()]
     assert all(weight.is_meta for weight in empty.parameters())
+    real.config.tie_word_embeddings = True
+    assert "lm_head.weight" not in dict(empty_base(real.config).named_parameters())
 
 
 def test_a_chat_template_whose_name_is_a_path_elsewhere(tiny_task, tmp_path: Path):
