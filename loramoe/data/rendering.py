@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice, product
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, cast
+from collections.abc import Sequence
+from itertools import islice, pairwise, product
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from loramoe.data.collate import IGNORE_INDEX
+from loramoe.data.formats import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class TemplateError(ValueError):
-    """Why a template cannot render a sample, in one line; names no file, since the template knows none."""
-
-
-def user_text(instruction: str, input: str) -> str:
-    """Joins an instruction and its input, which may be empty, by a line break."""
-    return f"{instruction}\n{input}" if input else instruction
-
-
-def conversation(instruction: str, input: str, output: str) -> list[Message]:
-    """Makes a conversation of one question and its answer."""
-    return [Message(role="user", content=user_text(instruction, input)), Message(role="assistant", content=output)]
-
 
 Span = tuple[int, int]
 Text = tuple[str, list[Span]]
@@ -40,11 +21,12 @@ _ANSWER: Final = Message(role="assistant", content="Wx3 jb")
 _SYSTEM: Final = Message(role="system", content="Hd5 tn")
 
 
+class TemplateError(ValueError):
+    """Why a template cannot render a sample, in one line; names no file, since the template knows none."""
+
+
 class ChatRenderer:
     """The chat template of a tokenizer. What it writes around an answer is found once, by rendering a conversation.
-
-    Args:
-        tokenizer: Any tokenizer of transformers that has a chat template.
 
     Attributes:
         lead: What the template writes between the generation prompt and an answer, such as an empty think block.
@@ -65,18 +47,15 @@ class ChatRenderer:
         self.lead = self.end = ""
         self.end_ids: tuple[int, ...] = ()
         self._leads = [""]
-        self._as_parts = False
         self._around: tuple[str, str, str] | None = None
-        self._examine()
+        for as_parts, first in product((False, True), ([], [_SYSTEM])):
+            self._as_parts = as_parts
+            if self._examine([*first, _USER]):
+                return
+        self._as_parts = False  # whatever is wrong, each sample is refused with its reason
 
     def prompt(self, messages: Sequence[Message]) -> Text:
-        """Renders a conversation whose next turn is the assistant's.
-
-        Args:
-            messages: The conversation.
-
-        Returns:
-            The text up to the answer, and where in it earlier answers stand.
+        """Renders a conversation whose next turn is the assistant's, up to that turn.
 
         Raises:
             TemplateError: If the template cannot render it.
@@ -90,58 +69,60 @@ class ChatRenderer:
     def texts(self, chats: Sequence[Sequence[Message]]) -> list[Text | TemplateError]:
         """Renders conversations to learn from: for each its text and answers, or why it cannot be learnt from."""
         wholes = self._render(chats, prompt=False)
-        known = [self._prompt_within(chat, whole) for chat, whole in zip(chats, wholes, strict=True)]
-        unknown = [prompt for chat, one in zip(chats, known, strict=True) if one is None for prompt in _prompts(chat)]
+        single = [self._only_answer(chat, whole) for chat, whole in zip(chats, wholes, strict=True)]
+        unknown = [prompt for chat, span in zip(chats, single, strict=True) if not span for prompt in _prompts(chat)]
         prompts = iter(self._render(unknown, prompt=True))
         texts: list[Text | TemplateError] = []
-        for chat, whole, one in zip(chats, wholes, known, strict=True):
-            before = islice(prompts, len(_prompts(chat))) if one is None else [one]
+        for chat, whole, span in zip(chats, wholes, single, strict=True):
+            before = [] if span else list(islice(prompts, len(_prompts(chat))))
             try:
-                texts.append((_checked(whole), self._spans(chat, _checked(whole), list(before))))
+                text = _checked(whole)
+                spans = [span] if span else self._spans(chat, text, before)
+                left_out = next((turn for turn in chat if turn["content"].strip() not in text), None)
+                texts.append(_left_out(left_out) if left_out else (text, spans))
             except TemplateError as error:
                 texts.append(error)
         return texts
 
-    def _examine(self) -> None:
-        """Finds how the template takes content, and what it writes before and after an answer."""
-        for as_parts, before in product((False, True), ([], [_SYSTEM])):
-            self._as_parts = as_parts
-            chat = [*before, _USER, _ANSWER]
-            (prompt,) = self._render([chat[:-1]], prompt=True)
-            once, twice = self._render([chat, [*chat, _USER, _ANSWER]], prompt=False)
-            if isinstance(once, str) and _USER["content"] in once and _ANSWER["content"] in once:
-                self.lead, *others = [_lead(prompt, text) for text in (once, twice)]
-                self._leads = sorted({self.lead, *others, ""}, key=len, reverse=True)
-                after = once.rpartition(_ANSWER["content"])[2]
-                self._around = self._find_around(chat, after)
-                self.lead = self.lead if self.lead.strip() else ""
-                self._find_end(after)
-                return
-        self._as_parts = False  # whatever is wrong, each sample is refused with its reason
+    def tokenise(self, texts: Sequence[Text]) -> list[tuple[list[int], list[int]]]:
+        """Token ids and labels of rendered conversations, each tokenised whole.
 
-    def _find_around(self, chat: Sequence[Message], after: str) -> tuple[str, str, str] | None:
-        """Generation prompt, lead and what follows an answer, if each prompt is the beginning of its conversation."""
-        chats = [chat, *([] if _SYSTEM in chat else [[_SYSTEM, *chat]])]
-        prompts = self._render([one[:-1] for one in chats], prompt=True)
-        for prompt, whole in zip(prompts, self._render(chats, prompt=False), strict=True):
-            if isinstance(prompt, str) and isinstance(whole, str) and not whole.startswith(prompt):
-                return None
-        (bare,), whole_prompt = self._render([chat[:-1]], prompt=False), prompts[0]
-        if isinstance(bare, str) and isinstance(whole_prompt, str) and whole_prompt.startswith(bare):
-            return whole_prompt[len(bare) :], self.lead, after
-        return None
+        Where a token would join the end of a prompt to its answer, which no model could be given to answer, the pieces
+        are tokenised one by one.
+        """
+        batch: Any = self._ids([text for text, _ in texts]) if texts else []
+        found = []
+        for row, (text, spans) in enumerate(texts):
+            one = _labelled(batch[row], batch["input_ids"][row], text, spans) if self.tokenizer.is_fast else None
+            found.append(one or self._tokenise_pieces(text, spans))
+        return found
 
-    def _prompt_within(self, chat: Sequence[Message], text: str | TemplateError) -> str | None:
-        """The prompt of a conversation of one answer, found in its text: to render it would take half of the time."""
-        single = len(_prompts(chat)) == 1 and chat[-1]["role"] == "assistant"
-        if self._around is None or not single or isinstance(text, TemplateError):
-            return None
-        opening, lead, after = self._around
-        for words in (chat[-1]["content"], chat[-1]["content"].strip()):
-            tail = f"{opening}{lead}{words}{after}"
-            if text.endswith(tail):
-                return text[: len(text) - len(tail) + len(opening)]
-        return None
+    def _tokenise_pieces(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+        edges = [0, *(edge for span in spans for edge in span), len(text)]
+        ids = self._ids([text[start:stop] for start, stop in pairwise(edges)])["input_ids"]
+        return joined([(piece, number % 2 == 1) for number, piece in enumerate(ids)])
+
+    def _ids(self, texts: list[str]) -> Any:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+
+    def _examine(self, asked: Sequence[Message]) -> bool:
+        """Finds what the template writes before and after an answer; False if it does not write all words."""
+        chat, words = [*asked, _ANSWER], _ANSWER["content"]
+        prompt, with_system = self._render([asked, [_SYSTEM, *asked]], prompt=True)
+        chats = [asked, chat, [*chat, _USER, _ANSWER], [_SYSTEM, *chat]]
+        bare, once, twice, whole = self._render(chats, prompt=False)
+        if not isinstance(once, str) or _USER["content"] not in once or words not in once:
+            return False
+        after = once.rpartition(words)[2]
+        opening, rest, rest_of_two = _behind(bare, prompt), _behind(prompt, once), _behind(prompt, twice)
+        lead, other = (text.partition(words)[0] if text and words in text else "" for text in (rest, rest_of_two))
+        self.lead = lead if lead.strip() else ""
+        self._leads = sorted({lead, other, ""}, key=len, reverse=True)
+        self._find_end(after)
+        is_prefix = isinstance(whole, TemplateError) or _behind(with_system, whole) is not None
+        if opening is not None and rest is not None and is_prefix:
+            self._around = opening, lead, after
+        return True
 
     def _find_end(self, after: str) -> None:
         self.end = after
@@ -158,7 +139,11 @@ class ChatRenderer:
 
         if not chats:
             return []
-        turns = [[self._turn(message) for message in chat] for chat in chats]
+        turns: Any = chats
+        if self._as_parts:
+            turns = [
+                [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in one] for one in chats
+            ]
         try:
             texts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
             return cast("list[str | TemplateError]", texts)
@@ -169,25 +154,24 @@ class ChatRenderer:
                 return [text for chat in chats for text in self._render([chat], prompt)]
             return [TemplateError(f"the chat template refuses the conversation: {_one_line(error)}")]
 
-    def _turn(self, message: Message) -> dict[str, Any]:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if self._as_parts else content
-        return {"role": message["role"], "content": parts}
+    def _only_answer(self, chat: Sequence[Message], text: str | TemplateError) -> Span | None:
+        """The answer to a single question, found without rendering its prompt, which would take half of the time."""
+        if self._around is None or isinstance(text, TemplateError) or len(_prompts(chat)) != 1:
+            return None
+        opening, lead, after = self._around
+        answer = chat[-1]["content"]
+        for words in (answer, answer.strip()):
+            if text.endswith(f"{opening}{lead}{words}{after}"):
+                start = len(text) - len(words) - len(after)
+                return start if lead.strip() else start - len(lead), start + len(words) + len(self.end)
+        return None
 
-    def _spans(self, chat: Sequence[Message], text: str, prompts: Iterable[str | TemplateError]) -> list[Span]:
-        """Finds the answers of a conversation, and checks that no words are left out.
+    def _spans(self, chat: Sequence[Message], text: str, prompts: Sequence[str | TemplateError]) -> list[Span]:
+        answers = [message for message in chat if message["role"] == "assistant"]
+        return [self._span(text, _checked(prompt), one) for prompt, one in zip(prompts, answers, strict=True)]
 
-        Raises:
-            TemplateError: If words are left out, or prompt and answer cannot be divided.
-        """
-        answers = [message["content"] for message in chat if message["role"] == "assistant"]
-        spans = [self._span(text, _checked(p), answer) for p, answer in zip(prompts, answers, strict=True)]
-        for message in chat:
-            if message["content"].strip() not in text:
-                raise _left_out(message["role"], message["content"])
-        return spans
-
-    def _span(self, text: str, prompt: str, answer: str) -> Span:
+    def _span(self, text: str, prompt: str, message: Message) -> Span:
+        answer = message["content"]
         if not text.startswith(prompt):
             raise TemplateError(
                 "the chat template writes what stands before an answer differently once the answer follows, so that "
@@ -195,12 +179,12 @@ class ChatRenderer:
             )
         for lead, words in product(self._leads, (answer, answer.rstrip(), answer.lstrip(), answer.strip())):
             start = len(prompt) + len(lead)
-            if text.startswith(lead, len(prompt)) and text.startswith(words, start):
+            if text.startswith(lead + words, len(prompt)):
                 stop = start + len(words)
                 stop += len(self.end) if text.startswith(self.end, stop) else 0
                 # A blank before an answer is part of its first token.
                 return (start if lead.strip() else len(prompt)), stop
-        raise _left_out("assistant", answer)
+        raise _left_out(message)
 
 
 def _prompts(chat: Sequence[Message]) -> list[Sequence[Message]]:
@@ -208,12 +192,11 @@ def _prompts(chat: Sequence[Message]) -> list[Sequence[Message]]:
     return [chat[:index] for index, message in enumerate(chat) if message["role"] == "assistant"]
 
 
-def _lead(prompt: str | TemplateError, text: str | TemplateError) -> str:
-    """What a template writes between a prompt and the first answer."""
-    if isinstance(prompt, TemplateError) or isinstance(text, TemplateError) or not text.startswith(prompt):
-        return ""
-    before, found, _ = text[len(prompt) :].partition(_ANSWER["content"])
-    return before if found else ""
+def _behind(beginning: str | TemplateError, text: str | TemplateError) -> str | None:
+    """What follows the beginning of a text; None if it begins otherwise."""
+    if isinstance(beginning, TemplateError) or isinstance(text, TemplateError) or not text.startswith(beginning):
+        return None
+    return text[len(beginning) :]
 
 
 def _checked(text: str | TemplateError) -> str:
@@ -222,12 +205,38 @@ def _checked(text: str | TemplateError) -> str:
     return text
 
 
-def _left_out(role: str, content: str) -> TemplateError:
+def _left_out(message: Message) -> TemplateError:
     return TemplateError(
-        f"the chat template leaves out or changes words of the {role}: {content[:60]!r}. "
+        f"the chat template leaves out or changes words of the {message['role']}: {message['content'][:60]!r}. "
         "Use a chat template that writes texts whole, or 'release'."
     )
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _labelled(encoding: Any, ids: list[int], text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]] | None:
+    """Ids and labels of a text that was tokenised whole; None where a token crosses the beginning of an answer."""
+
+    def token_at(char: int) -> int:  # or that of the next character that has one
+        tokens = (encoding.char_to_token(index) for index in range(char, len(text)))
+        return next((token for token in tokens if token is not None), len(ids))
+
+    def begins_before(token: int, char: int) -> bool:
+        return token < len(ids) and bool(encoding.token_to_chars(token)[0] < char)
+
+    labels = [IGNORE_INDEX] * len(ids)
+    for start, stop in spans:
+        first, end = token_at(start), token_at(stop)
+        if begins_before(first, start):
+            return None
+        end += begins_before(end, stop)
+        labels[first:end] = ids[first:end]
+    return ids, labels
+
+
+def joined(pieces: Sequence[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
+    """Ids and labels of pieces, some of them learnt."""
+    ids = [token for piece, _ in pieces for token in piece]
+    return ids, [token if learnt else IGNORE_INDEX for piece, learnt in pieces for token in piece]

@@ -14,9 +14,9 @@ import pytest
 from filelock import FileLock
 from tokenizers import AddedToken
 
-from loramoe.data import DatasetError, DataSource, encode, pipeline
-from loramoe.data.encode import tokenizer_hash
-from loramoe.data.pipeline import Tokeniser
+from loramoe.data import DatasetError, DataSource, pipeline
+from loramoe.data.pipeline import Encoder, Tokeniser
+from loramoe.data.templates import tokenizer_hash
 
 COLUMNS = ["input_ids", "labels", "task_types", "length"]
 KINDS = ["json", "jsonl", "csv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz", "parquet.gz"]
@@ -45,8 +45,8 @@ def fail(monkeypatch):
 @pytest.fixture
 def maps(monkeypatch):
     """Counts how often samples are tokenised."""
-    calls, encode_ = [], encode.Encoder.encode
-    monkeypatch.setattr(encode.Encoder, "encode", lambda self, values: calls.append(1) or encode_(self, values))
+    calls, encode_ = [], Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, values: calls.append(1) or encode_(self, values))
     return calls
 
 
@@ -120,8 +120,8 @@ def test_what_is_cut_and_dropped_and_special(run, write, row, chat_tokenizer):
     assert (report.samples, report.kept, report.cut, report.dropped, report.special) == (4, 3, 1, 1, 0)
     assert (report.tokens, report.task_types) == (sum(dataset["length"]), {0: 1, 1: 2})
     assert dataset[1]["length"] == 40
-    words = report.describe({0: "tasks"})
-    assert all(text in words for text in ("tasks: 1", "type 1: 2", "max_seq_length=40: 1", str(report.tokens)))
+    words = str(report)
+    assert all(text in words for text in ("type 0: 1", "type 1: 2", "max_seq_length=40: 1", str(report.tokens)))
     assert run(write("rows.json", rows), tokenizer=chat_tokenizer, template="chat")[1].special == 1
 
 
@@ -168,14 +168,14 @@ def test_a_full_disk_is_no_fault_of_the_data(run, write, row, monkeypatch):
     def full(*_, **__):
         raise datasets.exceptions.DatasetGenerationError from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "_read_parts", full)
+    monkeypatch.setattr(pipeline, "read_by_library", full)
     with pytest.raises(OSError, match="No space left"):
-        run(write("rows.json", [row()]))
+        run(write("rows.jsonl", [row()]))
 
 
 def test_a_killed_process_is_named(run, write, row, monkeypatch):
     parent = os.getpid()
-    monkeypatch.setattr(encode.Encoder, "encode", lambda *_: os.getpid() == parent or os.kill(os.getpid(), 9))
+    monkeypatch.setattr(Encoder, "encode", lambda *_: os.getpid() == parent or os.kill(os.getpid(), 9))
     with pytest.raises(RuntimeError, match="fewer processes"):
         run(write("rows.json", [row()] * 10), num_proc=2)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from loramoe.data.prompt_format import (
+from loramoe.data.templates import (
     PROMPT_FILE,
     PromptFormat,
     choose_prompt_format,

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer
 
-from loramoe.data.templates import TEMPLATES, Encoded, TemplateError, conversation, get_template
+from loramoe.data import TEMPLATES, Encoded, TemplateError, conversation, get_template
 
 BOS, EOS = 0, 1
 FRAMES = {"<s> $A": [BOS], "$A": [], "<s> $A </s>": [BOS]}
@@ -232,7 +232,8 @@ def test_a_sample_of_one_answer_is_rendered_once_and_all_are_tokenised_together(
     monkeypatch.setattr(
         tokenizer, "apply_chat_template", lambda chats, **options: rendered.extend(chats) or render(chats, **options)
     )
-    monkeypatch.setattr(template, "_ids", lambda texts, ids=template._ids: tokenised.append(texts) or ids(texts))
+    ids = template.renderer._ids
+    monkeypatch.setattr(template.renderer, "_ids", lambda texts: tokenised.append(texts) or ids(texts))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
 
