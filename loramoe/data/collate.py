@@ -122,7 +122,7 @@ class PackedSamples(Dataset[list[dict[str, Any]]]):
     Args:
         samples: A `Dataset` of the `datasets` library with a column `length`.
         max_seq_length: Most tokens of a row.
-        seed: Seed of the order in which samples are put into rows.
+        seed: Seed of the order.
 
     Attributes:
         lengths: Tokens of each row, for `group_by_length`.

@@ -25,9 +25,12 @@ _ROLES: Final[Mapping[str, Role]] = {
 _TURNS: Final = {"messages": "messages", "sharegpt": "conversations"}
 _TELLING: Final = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca", "output": "alpaca"}
 _NO_TYPE: Final = (
-    "missing, and its data set has none. Give every sample of a data set its type, as in `{path: FILE, task_type: 1}`, "
-    "or the samples without one, as in `default_task_type=1`; or add the field."
+    "missing, and its data set has none. Add it, give the data set one, as in `{path: FILE, task_type: 1}`, or set "
+    "default_task_type."
 )
+
+
+_EXAMPLE: Final = "columns: {instruction: question, output: answer}"
 
 
 class Message(TypedDict):
@@ -87,10 +90,8 @@ class SampleReader:
             return [f": expected an object such as {{'instruction': …, 'output': …}}, got {seen(value)}. Write one."]
         telling = [kind for name, kind in _TELLING.items() if value.get(self.column(name)) is not None]
         if self.format == "auto" and not telling:
-            return [
-                f": the fields {reprlib.repr(list(value))} are of no known format (instruction, input, output; or "
-                "messages; or conversations). Name columns, as in columns: {instruction: question, output: answer}."
-            ]
+            there = reprlib.repr(list(value))
+            return [f": the fields {there} are of no known format. Name them: {_EXAMPLE}."]
         problems: dict[str, str | None] = {}
         task_type = self._task_type(value, problems)
         kind = telling[0] if self.format == "auto" else self.format
@@ -140,21 +141,12 @@ class _TurnError(ValueError):
 
 
 def user_text(instruction: str, input: str) -> str:
-    """Joins an instruction and its input, which may be empty, by a line break."""
+    """The turn of the user in a sample of one question."""
     return f"{instruction}\n{input}" if input else instruction
 
 
 def conversation(instruction: str, input: str, output: str) -> list[Message]:
-    """Makes a conversation of one question and its answer.
-
-    Args:
-        instruction: The question.
-        input: What it is about; may be empty.
-        output: The answer.
-
-    Returns:
-        The turn of the user, and that of the assistant.
-    """
+    """Makes a conversation of one question, its input, which may be empty, and its answer."""
     return [Message(role="user", content=user_text(instruction, input)), Message(role="assistant", content=output)]
 
 

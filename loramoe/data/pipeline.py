@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -20,17 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from loramoe.data import read as reading
 from loramoe.data.formats import Sample, SampleReader, seen
-from loramoe.data.read import (
-    Located,
-    checked,
-    conversation_features,
-    conversations,
-    is_read_by_library,
-    load_hub,
-    locate,
-    read_by_library,
-)
 from loramoe.data.rendering import TemplateError
 from loramoe.data.sources import DatasetError, DataSource, data_files, hash_of
 from loramoe.data.templates import Encoded, PromptTemplate, get_template, tokenizer_hash
@@ -181,7 +172,7 @@ class Tokeniser:
         from filelock import FileLock
 
         encoder = self._encoder(source)  # refuses a template that does not suit, before any work
-        raw = None if source.local else load_hub(source)
+        raw = None if source.local else reading.load_hub(source)
         content = source.content_hash() if raw is None else str(raw._fingerprint)
         dated = self.template == "chat" and "strftime_now" in str(self.tokenizer.chat_template)
         day = datetime.now(timezone.utc).date().isoformat() if dated else None
@@ -199,24 +190,20 @@ class Tokeniser:
 
     def stream(self, source: DataSource) -> Loaded:
         """Tokenises a data set while it is read; samples of files are checked and counted before."""
-        from datasets import IterableDataset
-
         encoder, types = self._encoder(source, streaming=True), Counter[int]()
         if source.local:
             content, files = source.content_hash(), data_files(source.path)
-            arguments: dict[str, Any] = {"files": files, "reader": encoder.reader, "most": source.max_samples}
-            types.update(row["task_type"] for row in conversations(**arguments))
-            raw = IterableDataset.from_generator(conversations, gen_kwargs=arguments, features=conversation_features())
+            rows = reading.conversations(files, encoder.reader, source.max_samples)
+            types.update(row["task_type"] for row in rows)
+            raw = reading.by_python({"files": files, "reader": encoder.reader}, streaming=True)
             encoder.reader = SampleReader()
         else:
-            raw, content = load_hub(source, streaming=True), f"{source.path} {source.revision}"
+            raw, content = reading.load_hub(source, streaming=True), f"{source.path} {source.revision}"
         raw = raw.take(source.max_samples) if source.max_samples else raw  # of all files together
         columns = raw.column_names or list(next(iter(raw)))
-        encoded = raw.map(
-            encoder, batched=True, batch_size=64, remove_columns=columns, features=_features(TOKEN_COLUMNS)
-        )
-        number = sum(types.values())
-        return Loaded(encoded, DataReport(number, number, dict(sorted(types.items())), self.max_seq_length), content)
+        options = {"batched": True, "batch_size": 64, "remove_columns": columns}
+        report = DataReport(types.total(), types.total(), dict(sorted(types.items())), self.max_seq_length)
+        return Loaded(raw.map(encoder, **options, features=_features(TOKEN_COLUMNS)), report, content)
 
     def _encoder(self, source: DataSource, streaming: bool = False) -> Encoder:
         template = get_template(self.template, self.tokenizer)
@@ -242,31 +229,22 @@ class Tokeniser:
 
     def _tokenise(self, source: DataSource, raw: Any, encoder: Encoder, building: Path) -> DataReport:
         """Tokenises what the library reads; if that fails, checks the samples, and tokenises what Python reads."""
-        from datasets import Dataset
-
         files, cache = data_files(source.path) if raw is None else [], str(building / "raw")
-
-        def by_library() -> DataReport:
-            dataset = read_by_library(files, encoder.reader, cache) if raw is None else raw
-            return self._map(dataset, encoder, source.max_samples, building)
-
-        def by_python() -> DataReport:
+        ways: list[tuple[Callable[[], Any], SampleReader]] = [(lambda: raw, encoder.reader)]
+        if raw is None:
             arguments = {"files": files, "reader": encoder.reader, "most": source.max_samples}
-            features = conversation_features()
-            dataset = Dataset.from_generator(conversations, gen_kwargs=arguments, features=features, cache_dir=cache)
-            return self._map(dataset, replace(encoder, reader=SampleReader()), source.max_samples, building)
-
-        streams = raw is not None or is_read_by_library(files)
-        for way in [by_library] * streams + [by_python] * (raw is None):
+            ways = [(lambda: reading.by_python(arguments, cache), SampleReader())]
+            if reading.suits_library(files):
+                ways.insert(0, (lambda: reading.by_library(files, encoder.reader, cache), encoder.reader))
+        for read, reader in ways:
             try:
                 with _quiet():
-                    return way()
+                    return self._map(read(), replace(encoder, reader=reader), source.max_samples, building)
             except Exception as error:
                 _raise_if_of_machine(error)
                 failure = error
-            rows = enumerate([] if raw is None else raw, start=1)
-            values = locate(files) if raw is None else (Located(f"{source.path}, row {n}", row) for n, row in rows)
-            for _ in checked(islice(values, source.max_samples), lambda value: encoder.encode([value])[0]):
+            values = reading.locate(files) if raw is None else reading.locate_rows(source.path, raw)
+            for _ in reading.checked(islice(values, source.max_samples), lambda value: encoder.encode([value])[0]):
                 pass  # raises, if it finds a fault
             for left in building.glob("*.arrow"):
                 left.unlink()
@@ -312,7 +290,7 @@ def _report(table: Any, samples: int, max_seq_length: int) -> DataReport:
         **{name: pc.sum(table[name]).as_py() or 0 for name in MARKS},
         dropped=samples - len(table),
         tokens=pc.sum(table["length"]).as_py() or 0,
-        max_token_id=max((pc.max(pc.list_flatten(ids)).as_py() for ids in table["input_ids"].chunks), default=-1),
+        max_token_id=pc.max(pc.list_flatten(table["input_ids"])).as_py() or 0,
         longest=pc.max(table["length"]).as_py() or 0,
     )
 
@@ -334,8 +312,7 @@ def _raise_if_of_machine(error: BaseException) -> None:
     """Raises an error that no other data would prevent: a full disk, missing permissions, a killed process."""
     if "abruptly died" in str(error):
         raise RuntimeError(
-            "a process that tokenises ended before its work was done (killed, often because memory ran out). "
-            "Start again, with fewer processes if memory is short."
+            "a process that tokenises was killed, often because memory ran out. Start again, with fewer processes."
         ) from error
     cause: BaseException | None = error
     while cause is not None:

@@ -86,30 +86,34 @@ def checked(values: Iterable[Located], check: Callable[[object], T | list[str]])
         raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{count:,} faults in the data:", *lines]))
 
 
-def conversations(files: list[Path], reader: SampleReader, most: int | None) -> Iterator[dict[str, Any]]:
-    """Reads samples as rows of a data set of the `datasets` library."""
+def conversations(files: list[Path], reader: SampleReader, most: int | None = None) -> Iterator[dict[str, Any]]:
+    """Reads samples as rows of a data set of the `datasets` library, which calls this file by file."""
     for _, sample in checked(islice(locate(files), most), reader):
         yield {"messages": sample.messages, "task_type": sample.task_type}
 
 
-def conversation_features() -> Any:
-    """The columns of `conversations`."""
-    from datasets import Features, Value
+def by_python(arguments: dict[str, Any], cache: str | None = None, streaming: bool = False) -> Any:
+    """Makes a data set of `conversations`, stored or streamed."""
+    from datasets import Dataset, Features, IterableDataset, Value
 
-    return Features({"messages": [{"role": Value("string"), "content": Value("string")}], "task_type": Value("int64")})
+    text, number = Value("string"), Value("int64")
+    features = Features({"messages": [{"role": text, "content": text}], "task_type": number})
+    if streaming:
+        return IterableDataset.from_generator(conversations, gen_kwargs=arguments, features=features)
+    return Dataset.from_generator(conversations, gen_kwargs=arguments, features=features, cache_dir=cache)
 
 
-def is_read_by_library(files: Sequence[Path]) -> bool:
+def suits_library(files: Sequence[Path]) -> bool:
     """Whether the library reads files well: of .json it reads the whole file, and in .csv it guesses types."""
     return {kind_of(file)[0] for file in files} in ({".jsonl"}, {".parquet"})
 
 
-def read_by_library(files: Sequence[Path], reader: SampleReader, cache: str) -> Any:
+def by_library(files: Sequence[Path], reader: SampleReader, cache: str) -> Any:
     """Reads files with the `datasets` library: the columns that samples are made of."""
     from datasets import load_dataset
 
     names = [str(file.resolve()) for file in files]
-    kind = kind_of(files[0])[0].replace("jsonl", "json").removeprefix(".")
+    kind = "json" if kind_of(files[0])[0] == ".jsonl" else "parquet"
     dataset = load_dataset(kind, data_files=names, split="train", cache_dir=cache)
     used = sorted(set(map(reader.column, COLUMNS)) & set(dataset.column_names))
     if any("Json(" in repr(dataset.features[name]) for name in used):
@@ -130,6 +134,11 @@ def load_hub(source: DataSource, streaming: bool = False) -> Any:
             f"data set {source.path} is no file or folder here (looked in {Path.cwd()}), and the hub does not give it "
             f"({type(error).__name__}: {reason}). Correct path, subset, split or revision, or check the network."
         ) from error
+
+
+def locate_rows(name: str, rows: Iterable[object]) -> Iterator[Located]:
+    """Gives the rows of a data set of the hub their places."""
+    return (Located(f"{name}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def locate(files: Sequence[Path]) -> Iterator[Located]:

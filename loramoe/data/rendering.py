@@ -40,8 +40,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.chat_template is None:
             raise TemplateError(
-                "the prompt template 'chat' needs tokenizer.chat_template, which is not set (base models have none). "
-                "Set it, or use the prompt template 'release'."
+                "tokenizer.chat_template, which is not set, is needed by 'chat'. Set it, or use 'release'."
             )
         self.tokenizer = tokenizer
         self.lead = self.end = ""
@@ -174,8 +173,8 @@ class ChatRenderer:
         answer = message["content"]
         if not text.startswith(prompt):
             raise TemplateError(
-                "the chat template writes what stands before an answer differently once the answer follows, so that "
-                f"they cannot be divided (answer: {answer[:60]!r}). Use another chat template, or 'release'."
+                "the chat template writes a prompt differently once its answer follows, so that they cannot be divided "
+                f"(answer: {answer[:60]!r}). Use another chat template, or 'release'."
             )
         for lead, words in product(self._leads, (answer, answer.rstrip(), answer.lstrip(), answer.strip())):
             start = len(prompt) + len(lead)

@@ -78,15 +78,7 @@ def tokenise_dataset(
 
 
 def evenly_spaced(dataset: Dataset, most: int | None) -> Dataset:
-    """Takes samples at even distances, as files may be sorted.
-
-    Args:
-        dataset: The samples.
-        most: How many to take; None or more than there are: all.
-
-    Returns:
-        Those samples.
-    """
+    """Takes at most so many samples (None: all) at even distances, as files may be sorted."""
     if most is None or len(dataset) <= most:
         return dataset
     return dataset.select(np.linspace(0, len(dataset) - 1, most).round().astype(np.int64), keep_in_memory=True)
@@ -114,15 +106,15 @@ def load_splits(
     Args:
         tokenizer: The model's tokenizer.
         config: The data sets.
-        template: As in `tokenise_dataset`, like task_types, num_proc and cache_dir.
+        template: Name of the prompt template.
         max_seq_length: Most tokens of a sample, and of a packed row.
-        task_types: The types that the experts have.
+        task_types: The types that the experts have; None accepts any integer.
         validation_percentage: Per cent of the training samples to set aside, drawn at random from all alike.
         seed: Seed of the draws.
         num_proc: Processes that tokenise.
         streaming: Tokenise while training; validation data is stored all the same.
         packing: Fill rows with whole samples.
-        cache_dir: Folder for finished data sets.
+        cache_dir: As in `tokenise_dataset`.
 
     Returns:
         The data.
@@ -155,9 +147,7 @@ def load_splits(
 def _check(config: DataConfig, percentage: float, streaming: bool, packing: bool) -> None:
     share = f"validation_percentage={percentage}"
     if percentage and not 1 <= percentage <= 99:
-        raise ValueError(
-            f"validation_percentage must be 0, or from 1 to 99; got {percentage}. For 5 per cent, write 5."
-        )
+        raise ValueError(f"validation_percentage must be 0, or from 1 to 99; got {percentage}. 5 is 5 per cent.")
     if percentage and config.validation:
         raise ValueError(f"{share} and {config.validation[0].path} both name the validation data. Set only one.")
     if streaming and packing:
@@ -167,10 +157,7 @@ def _check(config: DataConfig, percentage: float, streaming: bool, packing: bool
     train = {place for source in config.datasets for place in _places(source)}
     for source in config.validation:
         if both := train & _places(source):
-            raise DatasetError(
-                f"{min(both)[0]} is training data and validation data at once, so that validation would measure what "
-                "was learnt by heart. Name other data."
-            )
+            raise DatasetError(f"{min(both)[0]} is training data and validation data at once. Name other data.")
 
 
 def _places(source: DataSource) -> set[tuple[str, ...]]:
@@ -201,20 +188,21 @@ def _divide(datasets: Sequence[Any], percentage: float, seed: int) -> tuple[list
         raise DatasetError(f"validation_percentage={percentage} needs at least 2 samples to divide; got {total}.")
     aside = np.zeros(total, dtype=bool)
     aside[random.Random(seed).sample(range(total), min(max(1, round(total * percentage / 100)), total - 1))] = True
-    masks = np.split(aside, np.cumsum(sizes)[:-1])
-
-    def select(keep: bool) -> list[Any]:
-        # In memory, because processes that start together would otherwise write the same files of indices.
-        pairs = zip(datasets, masks, strict=True)
-        return [one.select(np.flatnonzero(mask == keep), keep_in_memory=True) for one, mask in pairs]
-
-    return select(False), {"validation": concatenate_datasets(select(True))}
+    # In memory, because processes that start together would otherwise write the same files of indices.
+    train, held_out = (
+        [
+            one.select(np.flatnonzero(mask == keep), keep_in_memory=True)
+            for one, mask in zip(datasets, np.split(aside, np.cumsum(sizes)[:-1]), strict=True)
+        ]
+        for keep in (False, True)
+    )
+    return train, {"validation": concatenate_datasets(held_out)}
 
 
 def _mix(datasets: list[Any], weights: list[float | None], seed: int) -> Any:
     from datasets import concatenate_datasets, interleave_datasets
 
-    shares = [weight for weight in weights if weight is not None]
+    shares = [weight for weight in weights if weight]
     if len(datasets) == 1 or not shares:
         return concatenate_datasets(datasets)
     probabilities = [share / sum(shares) for share in shares]

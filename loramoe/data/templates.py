@@ -1,11 +1,8 @@
 """Prompt templates: from a conversation to token ids, and to what of them is learnt; and which one a training used.
 
-`release` is the layout of the original LoRAMoE release; `chat` is the tokenizer's own chat template. Both learn what
-the assistant says and the token that ends it, and nothing else.
-
-The words of a sample are text: a `</s>` in an instruction must not end the prompt, so `release` tokenises words with
-`split_special_tokens=True`. A chat template writes its special tokens and the words as one string; `chat` marks samples
-whose words contain a special token.
+`release` is the layout of the original release, `chat` the tokenizer's own chat template. Both learn what the assistant
+says and the token that ends it. The words of a sample are text: `release` takes a `</s>` in them for characters; a chat
+template writes special tokens and words as one string, so `chat` marks samples whose words contain a special token.
 """
 
 from __future__ import annotations
@@ -124,8 +121,7 @@ class ReleaseTemplate(PromptTemplate):
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                "the prompt template 'release' ends prompt and answer with tokenizer.eos_token, which is not set. "
-                "Set it, for example tokenizer.eos_token = '</s>', or pass eos_token to from_pretrained."
+                "the prompt template 'release' needs tokenizer.eos_token, which is not set. Set it, for example to '</s>'."
             )
         self.tokenizer = tokenizer
         self.end_ids = (tokenizer.eos_token_id,)
@@ -146,7 +142,7 @@ class ReleaseTemplate(PromptTemplate):
             # Some tokenizers append the end-of-sequence token themselves; one is enough.
             ids_of_turns = [first if first[-1:] == [end] else [*first, end]]
             ids_of_turns += [[*ids, end] for ids in islice(following, len(turns) - 1)]
-            learnt = [turn["role"] == "assistant" for turn in turns]
+            learnt = (turn["role"] == "assistant" for turn in turns)
             encoded.append(Encoded(*joined(list(zip(ids_of_turns, learnt, strict=True)))))
         return encoded
 
@@ -205,12 +201,11 @@ class ChatTemplate(PromptTemplate):
         texts = self.renderer.texts(conversations)
         ids = iter(self.renderer.tokenise([text for text in texts if not isinstance(text, TemplateError)]))
         return [
-            text if isinstance(text, TemplateError) else Encoded(*next(ids), self._has_special(chat))
+            text
+            if isinstance(text, TemplateError)
+            else Encoded(*next(ids), any(self._special.search(turn["content"]) for turn in chat))
             for chat, text in zip(conversations, texts, strict=True)
         ]
-
-    def _has_special(self, chat: Sequence[Message]) -> bool:
-        return any(self._special.search(message["content"]) for message in chat)
 
 
 TEMPLATES: Final[Mapping[str, Callable[[PreTrainedTokenizerBase], PromptTemplate]]] = MappingProxyType(
@@ -219,14 +214,7 @@ TEMPLATES: Final[Mapping[str, Callable[[PreTrainedTokenizerBase], PromptTemplate
 
 
 def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
-    """Makes a prompt template for a tokenizer.
-
-    Args:
-        name: `"release"` or `"chat"`.
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        The template.
+    """Makes the prompt template `"release"` or `"chat"` for a tokenizer.
 
     Raises:
         ValueError: If there is no template of that name, or the tokenizer lacks what it needs.
@@ -252,24 +240,13 @@ class PromptFormat:
 
 
 def save_prompt_format(folder: str | os.PathLike[str], prompt_format: PromptFormat) -> None:
-    """Writes a prompt format into the folder of an adapter.
-
-    Args:
-        folder: The folder.
-        prompt_format: What to write.
-    """
+    """Writes a prompt format into the folder of an adapter."""
     text = json.dumps(asdict(prompt_format), indent=2, ensure_ascii=False)
     (Path(folder) / PROMPT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_prompt_format(folder: str | os.PathLike[str]) -> PromptFormat | None:
-    """Reads the prompt format of an adapter.
-
-    Args:
-        folder: The adapter's folder.
-
-    Returns:
-        The prompt format; None if the adapter was saved without one.
+    """Reads the prompt format of an adapter; None if it was saved without one.
 
     Raises:
         ValueError: If the file is damaged.
@@ -284,9 +261,7 @@ def read_prompt_format(folder: str | os.PathLike[str]) -> PromptFormat | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: damaged ({error!r}). Correct it, or remove it and pass --template.") from error
     if found.template not in TEMPLATES:
-        raise ValueError(
-            f"{file}: the template must be one of {', '.join(TEMPLATES)}; got {found.template!r}. Update loramoe."
-        )
+        raise ValueError(f"{file}: the template must be one of {', '.join(TEMPLATES)}; got {found.template!r}.")
     return found
 
 
@@ -295,10 +270,10 @@ def choose_prompt_format(template: str | None, adapters: Sequence[str | os.PathL
 
     Args:
         template: The wish of the user; None takes the template of the adapters.
-        adapters: Folders of adapters; of those without a prompt format nothing is known.
+        adapters: Folders of adapters.
 
     Returns:
-        The format of the first adapter that has one, with the template that was wished for; else "release".
+        The format of the first adapter that has one, or the default, with the template that was wished for.
 
     Raises:
         ValueError: If the adapters have different templates and none is wished for.

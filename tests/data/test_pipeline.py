@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 from tokenizers import AddedToken
 
-from loramoe.data import DatasetError, DataSource, pipeline
+from loramoe.data import DatasetError, DataSource, read
 from loramoe.data.pipeline import Encoder, Tokeniser
 from loramoe.data.templates import tokenizer_hash
 
@@ -168,7 +168,7 @@ def test_a_full_disk_is_no_fault_of_the_data(run, write, row, monkeypatch):
     def full(*_, **__):
         raise datasets.exceptions.DatasetGenerationError from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "read_by_library", full)
+    monkeypatch.setattr(read, "by_library", full)
     with pytest.raises(OSError, match="No space left"):
         run(write("rows.jsonl", [row()]))
 
