@@ -1,27 +1,27 @@
 """From data sets of conversations to batches of tensors.
 
 A data set is a file, a folder or a name on the hub (`sources`). Its samples are read (`read`), recognised and checked
-(`formats`), turned into token ids by a prompt template (`templates`, `rendering`), cached (`pipeline`), divided, mixed
+(`formats`), turned into token ids by a prompt template (`templates`, `chat`), cached (`pipeline`), divided, mixed
 and packed (`splits`), and made into batches (`collate`).
 
 Nothing here knows of the model, the mixture or PEFT. Importing this package loads neither `transformers` nor
 `datasets`.
 """
 
+from loramoe.data.chat import ChatTemplate
 from loramoe.data.collate import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator, pack
 from loramoe.data.formats import Message, Sample, conversation
 from loramoe.data.pipeline import DataReport
 from loramoe.data.read import read_samples
-from loramoe.data.rendering import TemplateError
 from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, read_data_config
 from loramoe.data.splits import Splits, evenly_spaced, load_splits, tokenise_dataset
 from loramoe.data.templates import (
     TEMPLATES,
-    ChatTemplate,
     Encoded,
     PromptFormat,
     PromptTemplate,
     ReleaseTemplate,
+    TemplateError,
     choose_prompt_format,
     get_template,
     read_prompt_format,

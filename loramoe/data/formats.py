@@ -93,25 +93,21 @@ class SampleReader:
             there = reprlib.repr(list(value))
             return [f": the fields {there} are of no known format. Name them: {_EXAMPLE}."]
         problems: dict[str, str | None] = {}
-        task_type = self._task_type(value, problems)
+        column = self.column("task_type")
+        given = (self.task_type, value.get(column), self.default_task_type)
+        task_type = next((one for one in given if one is not None), None)
+        problems[column] = _NO_TYPE if task_type is None else task_type_problem(task_type, self.task_types)
         kind = telling[0] if self.format == "auto" else self.format
         if kind in _TURNS:
             messages, text = self._conversation(value, _TURNS[kind], problems), ""
         else:
             messages, text = self._question(value, problems)
         found = [f", field {name!r}: {problem}" for name, problem in problems.items() if problem]
-        return found or Sample(messages, task_type, text)
+        return found or Sample(messages, int(task_type or 0), text)
 
     def column(self, name: str) -> str:
         """The name that the data has for one of our fields."""
         return (self.columns or {}).get(name, name)
-
-    def _task_type(self, value: Mapping[str, Any], problems: dict[str, str | None]) -> int:
-        column = self.column("task_type")
-        given = (self.task_type, value.get(column), self.default_task_type)
-        found = next((one for one in given if one is not None), None)
-        problems[column] = _NO_TYPE if found is None else task_type_problem(found, self.task_types)
-        return int(found) if found is not None and not problems[column] else 0
 
     def _question(self, value: Mapping[str, Any], problems: dict[str, str | None]) -> tuple[list[Message], str]:
         columns = {name: self.column(name) for name in ("system", "instruction", "input", "output")}

@@ -12,8 +12,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from itertools import islice
@@ -22,9 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from loramoe.data import read as reading
 from loramoe.data.formats import Sample, SampleReader, seen
-from loramoe.data.rendering import TemplateError
-from loramoe.data.sources import DatasetError, DataSource, data_files, hash_of
-from loramoe.data.templates import Encoded, PromptTemplate, get_template, tokenizer_hash
+from loramoe.data.sources import DatasetError, DataSource, data_files, hash_of, kind_of
+from loramoe.data.templates import Encoded, PromptTemplate, TemplateError, get_template, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,9 +30,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 3
 """Raised whenever this package would make other columns or tokens of the same data."""
 
-TOKEN_COLUMNS: Final = {"input_ids": "ids", "labels": "ids", "task_types": "int64", "length": "int32"}
-MARKS: Final = {"cut": "bool", "special": "bool"}
-"""Whether a sample was cut, and holds a special token; only in stored data sets, for the report."""
+COLUMNS: Final = ("input_ids", "labels", "task_types", "length")
+MARKS: Final = ("cut", "special")
+"""Whether a sample was cut, and holds a special token; for the report."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +88,7 @@ class DataReport:
 
 
 class Loaded(NamedTuple):
-    """A data set of token ids (a `Dataset` or an `IterableDataset`), its report, and a hash of the source's content."""
+    """A `Dataset` or `IterableDataset` of token ids, its report, and a hash of the source's content."""
 
     dataset: Any
     report: DataReport
@@ -114,7 +112,7 @@ class Encoder:
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Encodes a batch; samples with no token left to learn are left out."""
         values = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-        columns: dict[str, list[Any]] = {name: [] for name in TOKEN_COLUMNS | ({} if self.streaming else MARKS)}
+        rows = []
         for value, made in zip(values, self.encode(values), strict=True):
             if isinstance(made, list):
                 if not self.streaming:
@@ -124,11 +122,9 @@ class Encoder:
                 continue
             sample, encoded = made
             if short := encoded.truncated(self.max_seq_length):
-                row = (short.input_ids, short.labels, sample.task_type, len(short.input_ids))
                 marks = (len(encoded.input_ids) > self.max_seq_length, encoded.special)
-                for column, item in zip(columns.values(), row + marks, strict=False):
-                    column.append(item)
-        return columns
+                rows.append((short.input_ids, short.labels, sample.task_type, len(short.input_ids), *marks))
+        return {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS + MARKS)}
 
     def encode(self, values: Sequence[object]) -> list[tuple[Sample, Encoded] | list[str]]:
         """Encodes values; gives for each the sample and its tokens, or what is wrong with it."""
@@ -185,7 +181,8 @@ class Tokeniser:
                     self._build(source, raw, encoder, folder)
         fields = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         types = {int(key): number for key, number in fields.pop("task_types").items()}
-        dataset = _open_stored(folder).select_columns(list(TOKEN_COLUMNS))
+        parts = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))]
+        dataset = datasets.concatenate_datasets(parts).select_columns(list(COLUMNS))
         return Loaded(dataset, DataReport(**fields, task_types=types), content)
 
     def stream(self, source: DataSource) -> Loaded:
@@ -201,9 +198,9 @@ class Tokeniser:
             raw, content = reading.load_hub(source, streaming=True), f"{source.path} {source.revision}"
         raw = raw.take(source.max_samples) if source.max_samples else raw  # of all files together
         columns = raw.column_names or list(next(iter(raw)))
-        options = {"batched": True, "batch_size": 64, "remove_columns": columns}
+        options = {"batched": True, "batch_size": 64, "remove_columns": columns, "features": _features()}
         report = DataReport(types.total(), types.total(), dict(sorted(types.items())), self.max_seq_length)
-        return Loaded(raw.map(encoder, **options, features=_features(TOKEN_COLUMNS)), report, content)
+        return Loaded(raw.map(encoder, **options).select_columns(list(COLUMNS)), report, content)
 
     def _encoder(self, source: DataSource, streaming: bool = False) -> Encoder:
         template = get_template(self.template, self.tokenizer)
@@ -217,10 +214,8 @@ class Tokeniser:
         try:
             report = self._tokenise(source, raw, encoder, building)
             if not report.kept:
-                raise DatasetError(
-                    f"{source.path}: none of the {report.samples:,} samples has room for an answer within "
-                    f"max_seq_length={self.max_seq_length} tokens. Raise max_seq_length."
-                )
+                limit = f"max_seq_length={self.max_seq_length}"
+                raise DatasetError(f"{source.path}: none of the {report.samples:,} samples fits {limit}. Raise it.")
             (building / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
             shutil.rmtree(building / "raw", ignore_errors=True)
             building.rename(folder)
@@ -229,21 +224,27 @@ class Tokeniser:
 
     def _tokenise(self, source: DataSource, raw: Any, encoder: Encoder, building: Path) -> DataReport:
         """Tokenises what the library reads; if that fails, checks the samples, and tokenises what Python reads."""
+        from datasets import logging
+
+        level = logging.get_verbosity()
         files, cache = data_files(source.path) if raw is None else [], str(building / "raw")
         ways: list[tuple[Callable[[], Any], SampleReader]] = [(lambda: raw, encoder.reader)]
         if raw is None:
             arguments = {"files": files, "reader": encoder.reader, "most": source.max_samples}
             ways = [(lambda: reading.by_python(arguments, cache), SampleReader())]
-            if reading.suits_library(files):
+            # Of .json the library reads the whole file, and in .csv it guesses types.
+            if {kind_of(file)[0] for file in files} in ({".jsonl"}, {".parquet"}):
                 ways.insert(0, (lambda: reading.by_library(files, encoder.reader, cache), encoder.reader))
         for read, reader in ways:
             try:
-                with _quiet():
-                    return self._map(read(), replace(encoder, reader=reader), source.max_samples, building)
+                logging.set_verbosity(logging.CRITICAL)  # the second reading explains errors better
+                return self._map(read(), replace(encoder, reader=reader), source.max_samples, building)
             except Exception as error:
                 _raise_if_of_machine(error)
                 failure = error
-            values = reading.locate(files) if raw is None else reading.locate_rows(source.path, raw)
+            finally:
+                logging.set_verbosity(level)
+            values = reading.locate(files) if raw is None else reading.located(f"{source.path}, row", raw)
             for _ in reading.checked(islice(values, source.max_samples), lambda value: encoder.encode([value])[0]):
                 pass  # raises, if it finds a fault
             for left in building.glob("*.arrow"):
@@ -252,30 +253,25 @@ class Tokeniser:
 
     def _map(self, dataset: Any, encoder: Encoder, most: int | None, building: Path) -> DataReport:
         some = dataset if most is None else dataset.select(range(min(len(dataset), most)))
-        some.map(
+        made = some.map(
             encoder,
             batched=True,
             remove_columns=some.column_names,
-            features=_features(TOKEN_COLUMNS | MARKS),
+            features=_features(),
             num_proc=self.num_proc if self.num_proc > 1 else None,
             cache_file_name=str(building / "tokens.arrow"),
             new_fingerprint=building.stem[:48],
             desc="Tokenising",
         )
-        return _report(_open_stored(building).data.table, len(some), self.max_seq_length)
+        return _report(made.data.table, len(some), self.max_seq_length)
 
 
-def _features(columns: Mapping[str, str]) -> Any:
+def _features() -> Any:
     from datasets import Features, Sequence, Value
 
-    ids = Sequence(Value("int32"))
-    return Features({name: ids if kind == "ids" else Value(kind) for name, kind in columns.items()})
-
-
-def _open_stored(folder: Path) -> Any:
-    from datasets import Dataset, concatenate_datasets
-
-    return concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))])
+    ids, flag = Sequence(Value("int32")), Value("bool")
+    kinds = (ids, ids, Value("int64"), Value("int32"), flag, flag)
+    return Features(dict(zip(COLUMNS + MARKS, kinds, strict=True)))
 
 
 def _report(table: Any, samples: int, max_seq_length: int) -> DataReport:
@@ -293,19 +289,6 @@ def _report(table: Any, samples: int, max_seq_length: int) -> DataReport:
         max_token_id=pc.max(pc.list_flatten(table["input_ids"])).as_py() or 0,
         longest=pc.max(table["length"]).as_py() or 0,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the library from printing the errors that the second reading explains."""
-    from datasets import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _raise_if_of_machine(error: BaseException) -> None:

@@ -78,11 +78,9 @@ def checked(values: Iterable[Located], check: Callable[[object], T | list[str]])
             first, times = faults.get(problem, (where, 0))
             if times or len(faults) < MAX_FAULTS_SHOWN:
                 faults[problem] = first, times + 1
-    lines = [
-        f"{where}{problem}" + (f" ({times:,} samples like this)" if times > 1 else "")
-        for problem, (where, times) in faults.items()
-    ]
-    if lines:
+    if faults:
+        often = {times: f" ({times:,} samples like this)" if times > 1 else "" for _, times in faults.values()}
+        lines = [f"{where}{problem}{often[times]}" for problem, (where, times) in faults.items()]
         raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{count:,} faults in the data:", *lines]))
 
 
@@ -103,13 +101,8 @@ def by_python(arguments: dict[str, Any], cache: str | None = None, streaming: bo
     return Dataset.from_generator(conversations, gen_kwargs=arguments, features=features, cache_dir=cache)
 
 
-def suits_library(files: Sequence[Path]) -> bool:
-    """Whether the library reads files well: of .json it reads the whole file, and in .csv it guesses types."""
-    return {kind_of(file)[0] for file in files} in ({".jsonl"}, {".parquet"})
-
-
 def by_library(files: Sequence[Path], reader: SampleReader, cache: str) -> Any:
-    """Reads files with the `datasets` library: the columns that samples are made of."""
+    """Reads the columns that samples are made of with the `datasets` library."""
     from datasets import load_dataset
 
     names = [str(file.resolve()) for file in files]
@@ -134,11 +127,6 @@ def load_hub(source: DataSource, streaming: bool = False) -> Any:
             f"data set {source.path} is no file or folder here (looked in {Path.cwd()}), and the hub does not give it "
             f"({type(error).__name__}: {reason}). Correct path, subset, split or revision, or check the network."
         ) from error
-
-
-def locate_rows(name: str, rows: Iterable[object]) -> Iterator[Located]:
-    """Gives the rows of a data set of the hub their places."""
-    return (Located(f"{name}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def locate(files: Sequence[Path]) -> Iterator[Located]:
@@ -197,12 +185,16 @@ def _parse_csv(stream: BinaryIO) -> Iterator[tuple[str, object]]:
             yield f"line {reader.reader.line_num}", Unparsable(f": not valid CSV ({error}). Repair it.")
 
 
+def located(place: str, rows: Iterable[object]) -> Iterator[Located]:
+    """Numbers rows."""
+    return (Located(f"{place} {number}", row) for number, row in enumerate(rows, start=1))
+
+
 def _parse_parquet(stream: BinaryIO) -> Iterator[tuple[str, object]]:
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
-    rows = (row for batch in file.iter_batches(1_000) for row in batch.to_pylist())
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    return located("row", (row for batch in file.iter_batches(1_000) for row in batch.to_pylist()))
 
 
 def _parse_json(stream: BinaryIO) -> Iterator[tuple[str, object]]:

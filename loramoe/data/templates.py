@@ -10,10 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from loramoe.data.collate import IGNORE_INDEX
 from loramoe.data.formats import Message, user_text
-from loramoe.data.rendering import ChatRenderer, TemplateError, joined
 from loramoe.data.sources import hash_of
 
 if TYPE_CHECKING:
@@ -31,6 +29,10 @@ if TYPE_CHECKING:
 PROMPT_FILE: Final = "loramoe_prompt.json"
 
 logger = logging.getLogger(__name__)
+
+
+class TemplateError(ValueError):
+    """Why a template cannot render a sample, in one line; names no file, since the template knows none."""
 
 
 class Encoded(NamedTuple):
@@ -121,7 +123,7 @@ class ReleaseTemplate(PromptTemplate):
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                "the prompt template 'release' needs tokenizer.eos_token, which is not set. Set it, for example to '</s>'."
+                "the prompt template 'release' needs tokenizer.eos_token, which is not set. Set it, as to '</s>'."
             )
         self.tokenizer = tokenizer
         self.end_ids = (tokenizer.eos_token_id,)
@@ -143,7 +145,7 @@ class ReleaseTemplate(PromptTemplate):
             ids_of_turns = [first if first[-1:] == [end] else [*first, end]]
             ids_of_turns += [[*ids, end] for ids in islice(following, len(turns) - 1)]
             learnt = (turn["role"] == "assistant" for turn in turns)
-            encoded.append(Encoded(*joined(list(zip(ids_of_turns, learnt, strict=True)))))
+            encoded.append(joined(zip(ids_of_turns, learnt, strict=True)))
         return encoded
 
     def _text_ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
@@ -168,48 +170,24 @@ def _with_system(chat: Sequence[Message]) -> list[Message]:
     return turns
 
 
-class ChatTemplate(PromptTemplate):
-    """The tokenizer's chat template.
+def joined(pieces: Iterable[tuple[list[int], bool]]) -> Encoded:
+    """Joins pieces of a conversation, each with whether it is learnt."""
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for ids, learnt in pieces:
+        input_ids += ids
+        labels += ids if learnt else [IGNORE_INDEX] * len(ids)
+    return Encoded(input_ids, labels)
 
-    What the template writes before an answer belongs to the prompt: the generation prompt, and an empty think block.
-    The end of an answer is learnt up to the first added token, such as `<|im_end|>`.
 
-    Args:
-        tokenizer: Any tokenizer of transformers that has a chat template.
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
+    from loramoe.data.chat import ChatTemplate  # which builds on this module
 
-    Raises:
-        TemplateError: If the tokenizer has no chat template, or one that does not compile.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.renderer = ChatRenderer(tokenizer)
-        self.end_ids = self.renderer.end_ids
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        words = sorted(added.union(tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, words)) or "(?!)")
-
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Encodes a conversation whose next turn is the assistant's.
-
-        Raises:
-            TemplateError: If the template cannot render it.
-        """
-        return self.renderer.tokenise([self.renderer.prompt(messages)])[0][0]
-
-    def _encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
-        texts = self.renderer.texts(conversations)
-        ids = iter(self.renderer.tokenise([text for text in texts if not isinstance(text, TemplateError)]))
-        return [
-            text
-            if isinstance(text, TemplateError)
-            else Encoded(*next(ids), any(self._special.search(turn["content"]) for turn in chat))
-            for chat, text in zip(conversations, texts, strict=True)
-        ]
+    return ChatTemplate(tokenizer)
 
 
 TEMPLATES: Final[Mapping[str, Callable[[PreTrainedTokenizerBase], PromptTemplate]]] = MappingProxyType(
-    {"release": ReleaseTemplate, "chat": ChatTemplate}
+    {"release": ReleaseTemplate, "chat": _chat_template}
 )
 
 

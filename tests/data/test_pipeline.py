@@ -6,12 +6,10 @@ import json
 import multiprocessing
 import os
 import re
-import threading
 from dataclasses import replace
 
 import datasets
 import pytest
-from filelock import FileLock
 from tokenizers import AddedToken
 
 from loramoe.data import DatasetError, DataSource, read
@@ -92,12 +90,6 @@ def test_what_the_library_reads_otherwise(run, write, row, more):
     rows = [row(**one) for one in more]
     by_python = run(write("rows.json", rows))[0].to_list()
     assert run(write("rows.jsonl", rows))[0].to_list() == by_python
-
-
-def test_a_folder_of_all_kinds(run, write, rows, expected):
-    for number, kind in enumerate(("jsonl", "jsonl", "json", "csv", "parquet")):
-        folder = write(f"rows/{number}.{kind}", rows[number * 10 : number * 10 + 10]).parent
-    assert run(folder)[0].to_list() == expected
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -229,21 +221,6 @@ class TestCache:
             folder.rename(f"{folder}.building")
         assert run(file)[0].to_list() == expected
         assert [name for name in cached(tmp_path) if name.endswith(".building")] != cached(tmp_path)
-
-    def test_a_second_process_waits(self, run, write, rows, tmp_path):
-        file = write("rows.jsonl", rows)
-        run(file)
-        (name,) = cached(tmp_path)
-        folder, found = tmp_path / "cache" / name, []
-        folder.rename(tmp_path / "hidden")
-        second = threading.Thread(target=lambda: found.append(run(file)[0]))
-        with FileLock(f"{folder}.lock"):
-            second.start()
-            second.join(0.3)
-            assert second.is_alive()
-            (tmp_path / "hidden").rename(folder)
-        second.join(30)
-        assert len(found[0]) == 50
 
     def test_two_processes_at_once(self, run, write, rows, expected, tmp_path):
         file, ready = write("rows.jsonl", rows), multiprocessing.get_context("fork").Barrier(2)

@@ -64,9 +64,3 @@ def test_a_damaged_file_is_named(adapters, text):
     (adapters / "chat" / PROMPT_FILE).write_text(text)
     with pytest.raises(ValueError, match=PROMPT_FILE):
         read_prompt_format(adapters / "chat")
-
-
-def test_an_unknown_template_is_named(adapters):
-    save_prompt_format(adapters / "chat", PromptFormat("alpaca"))
-    with pytest.raises(ValueError, match="'alpaca'"):
-        read_prompt_format(adapters / "chat")

@@ -61,12 +61,6 @@ def test_no_sample_is_on_both_sides_of_a_mix(load, numbered):
     assert not set(types(splits.train)) & set(types(splits.validation["validation"]))
 
 
-@pytest.mark.parametrize(("percentage", "count"), [(1, 1), (99, 4)])
-def test_no_side_is_empty(load, numbered, percentage, count):
-    splits = load(numbered("a.json", 5), validation_percentage=percentage)
-    assert len(splits.validation["validation"]) == count
-
-
 def test_validation_sets_have_names(load, numbered):
     files = numbered("a.json", 2), numbered("held.jsonl.gz", 1), DataSource(str(numbered("c.json", 1)), name="facts")
     splits = load(files[0], validation=files[1:])

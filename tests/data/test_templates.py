@@ -69,13 +69,6 @@ def test_release_adds_each_special_token_once(make_tokenizer, frame):
     assert full.input_ids == full.prompt + full.target
 
 
-def test_release_equals_the_text_with_the_token_spelled_out(tokenizer):
-    """The original release wrote `</s>` behind the text and let the tokenizer find it."""
-    (encoded,) = encode(get_template("release", tokenizer), conversation("Wer?", "Ü 漢", "Ich."))
-    assert encoded.prompt == tokenizer("Wer?\nÜ 漢</s>")["input_ids"]
-    assert encoded.target == tokenizer("Ich.</s>", add_special_tokens=False)["input_ids"]
-
-
 @pytest.mark.parametrize("frame", FRAMES)
 def test_release_ends_each_turn_and_learns_the_answers(make_tokenizer, frame):
     tokenizer = make_tokenizer(frame)
@@ -232,8 +225,8 @@ def test_a_sample_of_one_answer_is_rendered_once_and_all_are_tokenised_together(
     monkeypatch.setattr(
         tokenizer, "apply_chat_template", lambda chats, **options: rendered.extend(chats) or render(chats, **options)
     )
-    ids = template.renderer._ids
-    monkeypatch.setattr(template.renderer, "_ids", lambda texts: tokenised.append(texts) or ids(texts))
+    ids = template._ids
+    monkeypatch.setattr(template, "_ids", lambda texts: tokenised.append(texts) or ids(texts))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
 

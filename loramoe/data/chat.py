@@ -1,13 +1,15 @@
-"""Conversations as a tokenizer's chat template writes them, and where in the text the answers stand."""
+"""The prompt template `chat`: a tokenizer's own chat template, and where in what it writes the answers stand."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import islice, pairwise, product
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from loramoe.data.collate import IGNORE_INDEX
 from loramoe.data.formats import Message
+from loramoe.data.templates import Encoded, PromptTemplate, TemplateError, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,17 +23,15 @@ _ANSWER: Final = Message(role="assistant", content="Wx3 jb")
 _SYSTEM: Final = Message(role="system", content="Hd5 tn")
 
 
-class TemplateError(ValueError):
-    """Why a template cannot render a sample, in one line; names no file, since the template knows none."""
+class ChatTemplate(PromptTemplate):
+    """The tokenizer's chat template.
 
+    What the template writes before an answer belongs to the prompt: the generation prompt, and an empty think block.
+    The end of an answer is learnt up to the first added token, such as `<|im_end|>`. Both are found once, by rendering
+    a conversation.
 
-class ChatRenderer:
-    """The chat template of a tokenizer. What it writes around an answer is found once, by rendering a conversation.
-
-    Attributes:
-        lead: What the template writes between the generation prompt and an answer, such as an empty think block.
-        end: What ends an answer: the text behind it up to the first added token, or all of it where there is none.
-        end_ids: That token.
+    Args:
+        tokenizer: Any tokenizer of transformers that has a chat template.
 
     Raises:
         TemplateError: If the tokenizer has no chat template, or one that does not compile.
@@ -40,11 +40,15 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.chat_template is None:
             raise TemplateError(
-                "tokenizer.chat_template, which is not set, is needed by 'chat'. Set it, or use 'release'."
+                "the prompt template 'chat' needs tokenizer.chat_template, which is not set (base models have none). "
+                "Set it, or use the prompt template 'release'."
             )
         self.tokenizer = tokenizer
-        self.lead = self.end = ""
-        self.end_ids: tuple[int, ...] = ()
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        words = sorted(added.union(tokenizer.all_special_tokens), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, words)) or "(?!)")
+        self.end_ids = ()
+        self._lead = self._end = ""
         self._leads = [""]
         self._around: tuple[str, str, str] | None = None
         for as_parts, first in product((False, True), ([], [_SYSTEM])):
@@ -53,26 +57,25 @@ class ChatRenderer:
                 return
         self._as_parts = False  # whatever is wrong, each sample is refused with its reason
 
-    def prompt(self, messages: Sequence[Message]) -> Text:
-        """Renders a conversation whose next turn is the assistant's, up to that turn.
+    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Encodes a conversation whose next turn is the assistant's.
 
         Raises:
             TemplateError: If the template cannot render it.
         """
         text = _checked(self._render([messages], prompt=True)[0])
         try:
-            return text + self.lead, self._spans(messages, text, self._render(_prompts(messages), prompt=True))
+            spans = self._spans(messages, text, self._render(_prompts(messages), prompt=True))
         except TemplateError:  # a template may leave the thoughts of earlier answers out
-            return text + self.lead, []
+            spans = []
+        return self._tokenise([(text + self._lead, spans)])[0].input_ids
 
-    def texts(self, chats: Sequence[Sequence[Message]]) -> list[Text | TemplateError]:
-        """Renders conversations to learn from: for each its text and answers, or why it cannot be learnt from."""
-        wholes = self._render(chats, prompt=False)
-        single = [self._only_answer(chat, whole) for chat, whole in zip(chats, wholes, strict=True)]
-        unknown = [prompt for chat, span in zip(chats, single, strict=True) if not span for prompt in _prompts(chat)]
-        prompts = iter(self._render(unknown, prompt=True))
+    def _encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
+        wholes = self._render(conversations, prompt=False)
+        pairs = list(zip(conversations, map(self._only_answer, conversations, wholes), strict=True))
+        prompts = iter(self._render([one for chat, span in pairs if not span for one in _prompts(chat)], prompt=True))
         texts: list[Text | TemplateError] = []
-        for chat, whole, span in zip(chats, wholes, single, strict=True):
+        for (chat, span), whole in zip(pairs, wholes, strict=True):
             before = [] if span else list(islice(prompts, len(_prompts(chat))))
             try:
                 text = _checked(whole)
@@ -81,10 +84,17 @@ class ChatRenderer:
                 texts.append(_left_out(left_out) if left_out else (text, spans))
             except TemplateError as error:
                 texts.append(error)
-        return texts
+        encoded = iter(self._tokenise([text for text in texts if not isinstance(text, TemplateError)]))
+        return [
+            text if isinstance(text, TemplateError) else next(encoded)._replace(special=self._has_special(chat))
+            for chat, text in zip(conversations, texts, strict=True)
+        ]
 
-    def tokenise(self, texts: Sequence[Text]) -> list[tuple[list[int], list[int]]]:
-        """Token ids and labels of rendered conversations, each tokenised whole.
+    def _has_special(self, chat: Sequence[Message]) -> bool:
+        return any(self._special.search(turn["content"]) for turn in chat)
+
+    def _tokenise(self, texts: Sequence[Text]) -> list[Encoded]:
+        """Tokenises each text whole.
 
         Where a token would join the end of a prompt to its answer, which no model could be given to answer, the pieces
         are tokenised one by one.
@@ -92,14 +102,13 @@ class ChatRenderer:
         batch: Any = self._ids([text for text, _ in texts]) if texts else []
         found = []
         for row, (text, spans) in enumerate(texts):
-            one = _labelled(batch[row], batch["input_ids"][row], text, spans) if self.tokenizer.is_fast else None
-            found.append(one or self._tokenise_pieces(text, spans))
+            whole = _labelled(batch[row], batch["input_ids"][row], text, spans) if self.tokenizer.is_fast else None
+            if whole is None:
+                edges = [0, *(edge for span in spans for edge in span), len(text)]
+                pieces = self._ids([text[start:stop] for start, stop in pairwise(edges)])["input_ids"]
+                whole = joined((ids, number % 2 == 1) for number, ids in enumerate(pieces))
+            found.append(whole)
         return found
-
-    def _tokenise_pieces(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
-        edges = [0, *(edge for span in spans for edge in span), len(text)]
-        ids = self._ids([text[start:stop] for start, stop in pairwise(edges)])["input_ids"]
-        return joined([(piece, number % 2 == 1) for number, piece in enumerate(ids)])
 
     def _ids(self, texts: list[str]) -> Any:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -115,23 +124,19 @@ class ChatRenderer:
         after = once.rpartition(words)[2]
         opening, rest, rest_of_two = _behind(bare, prompt), _behind(prompt, once), _behind(prompt, twice)
         lead, other = (text.partition(words)[0] if text and words in text else "" for text in (rest, rest_of_two))
-        self.lead = lead if lead.strip() else ""
+        self._lead = lead if lead.strip() else ""
         self._leads = sorted({lead, other, ""}, key=len, reverse=True)
-        self._find_end(after)
+        self._end = after
+        added = self.tokenizer.added_tokens_decoder
+        ends = [token for token in self._ids([after])["input_ids"][0] if token in added]
+        ends = [token for token in ends if added[token].content.strip() and added[token].content.strip() in after]
+        if ends:
+            end = added[ends[0]].content.strip()
+            self._end, self.end_ids = after[: after.index(end) + len(end)], (ends[0],)
         is_prefix = isinstance(whole, TemplateError) or _behind(with_system, whole) is not None
         if opening is not None and rest is not None and is_prefix:
             self._around = opening, lead, after
         return True
-
-    def _find_end(self, after: str) -> None:
-        self.end = after
-        added = self.tokenizer.added_tokens_decoder
-        for token in self.tokenizer(after, add_special_tokens=False)["input_ids"]:
-            content = added[token].content.strip() if token in added else ""
-            if content and content in after:
-                self.end = after[: after.index(content) + len(content)]
-                self.end_ids = (token,)
-                return
 
     def _render(self, chats: Sequence[Sequence[Message]], prompt: bool) -> list[str | TemplateError]:
         from jinja2 import TemplateSyntaxError
@@ -162,7 +167,7 @@ class ChatRenderer:
         for words in (answer, answer.strip()):
             if text.endswith(f"{opening}{lead}{words}{after}"):
                 start = len(text) - len(words) - len(after)
-                return start if lead.strip() else start - len(lead), start + len(words) + len(self.end)
+                return start if lead.strip() else start - len(lead), start + len(words) + len(self._end)
         return None
 
     def _spans(self, chat: Sequence[Message], text: str, prompts: Sequence[str | TemplateError]) -> list[Span]:
@@ -180,7 +185,7 @@ class ChatRenderer:
             start = len(prompt) + len(lead)
             if text.startswith(lead + words, len(prompt)):
                 stop = start + len(words)
-                stop += len(self.end) if text.startswith(self.end, stop) else 0
+                stop += len(self._end) if text.startswith(self._end, stop) else 0
                 # A blank before an answer is part of its first token.
                 return (start if lead.strip() else len(prompt)), stop
         raise _left_out(message)
@@ -215,7 +220,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _labelled(encoding: Any, ids: list[int], text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]] | None:
+def _labelled(encoding: Any, ids: list[int], text: str, spans: Sequence[Span]) -> Encoded | None:
     """Ids and labels of a text that was tokenised whole; None where a token crosses the beginning of an answer."""
 
     def token_at(char: int) -> int:  # or that of the next character that has one
@@ -232,10 +237,4 @@ def _labelled(encoding: Any, ids: list[int], text: str, spans: Sequence[Span]) -
             return None
         end += begins_before(end, stop)
         labels[first:end] = ids[first:end]
-    return ids, labels
-
-
-def joined(pieces: Sequence[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
-    """Ids and labels of pieces, some of them learnt."""
-    ids = [token for piece, _ in pieces for token in piece]
-    return ids, [token if learnt else IGNORE_INDEX for piece, learnt in pieces for token in piece]
+    return Encoded(ids, labels)
