@@ -145,22 +145,22 @@ class ChatTemplate(PromptTemplate):
             return []
         turns: Any = chats
         if self._as_parts:
-            turns = [
-                [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in one] for one in chats
-            ]
+            turns = [[{**one, "content": [{"type": "text", "text": one["content"]}]} for one in chat] for chat in chats]
         try:
             texts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
             return cast("list[str | TemplateError]", texts)
         except TemplateSyntaxError as error:
-            raise TemplateError(f"the chat template does not compile: {_one_line(error)}. Correct it.") from error
+            raise TemplateError(f"the chat template does not compile: {' '.join(str(error).split())}.") from error
         except Exception as error:  # a template is a program, and may fail in any way
             if len(chats) > 1:
                 return [text for chat in chats for text in self._render([chat], prompt)]
-            return [TemplateError(f"the chat template refuses the conversation: {_one_line(error)}")]
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return [TemplateError(f"the chat template refuses the conversation: {reason}")]
 
     def _only_answer(self, chat: Sequence[Message], text: str | TemplateError) -> Span | None:
         """The answer to a single question, found without rendering its prompt, which would take half of the time."""
-        if self._around is None or isinstance(text, TemplateError) or len(_prompts(chat)) != 1:
+        roles = [message["role"] for message in chat]
+        if self._around is None or isinstance(text, TemplateError) or roles.index("assistant") != len(roles) - 1:
             return None
         opening, lead, after = self._around
         answer = chat[-1]["content"]
@@ -214,10 +214,6 @@ def _left_out(message: Message) -> TemplateError:
         f"the chat template leaves out or changes words of the {message['role']}: {message['content'][:60]!r}. "
         "Use a chat template that writes texts whole, or 'release'."
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _labelled(encoding: Any, ids: list[int], text: str, spans: Sequence[Span]) -> Encoded | None:

@@ -95,10 +95,6 @@ class Loaded(NamedTuple):
     content: str
 
 
-class FaultyError(ValueError):
-    """Some sample of a batch is faulty; which one, a second reading finds."""
-
-
 @dataclass
 class Encoder:
     """Makes token ids of values, for `map` of the `datasets` library; a stream skips and counts faulty samples."""
@@ -116,7 +112,7 @@ class Encoder:
         for value, made in zip(values, self.encode(values), strict=True):
             if isinstance(made, list):
                 if not self.streaming:
-                    raise FaultyError
+                    raise ValueError(made[0])  # a second reading finds its place, and further faults
                 self.skipped += 1
                 logger.warning("sample skipped (%d so far)%s (it is %s)", self.skipped, made[0], seen(value))
                 continue
@@ -171,7 +167,7 @@ class Tokeniser:
         raw = None if source.local else reading.load_hub(source)
         content = source.content_hash() if raw is None else str(raw._fingerprint)
         dated = self.template == "chat" and "strftime_now" in str(self.tokenizer.chat_template)
-        day = datetime.now(timezone.utc).date().isoformat() if dated else None
+        day = str(datetime.now(timezone.utc).date()) if dated else None
         cache = Path(self.cache_dir or Path(datasets.config.HF_DATASETS_CACHE, "loramoe")).expanduser()
         folder = cache / hash_of({**self.recipe(), "day": day, **source.recipe(content)})
         if not folder.exists():

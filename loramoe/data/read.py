@@ -79,8 +79,8 @@ def checked(values: Iterable[Located], check: Callable[[object], T | list[str]])
             if times or len(faults) < MAX_FAULTS_SHOWN:
                 faults[problem] = first, times + 1
     if faults:
-        often = {times: f" ({times:,} samples like this)" if times > 1 else "" for _, times in faults.values()}
-        lines = [f"{where}{problem}{often[times]}" for problem, (where, times) in faults.items()]
+        often = " ({:,} samples like this)"
+        lines = [where + problem + often.format(times) * (times > 1) for problem, (where, times) in faults.items()]
         raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{count:,} faults in the data:", *lines]))
 
 
