@@ -185,14 +185,13 @@ class Tokeniser:
         """Tokenises a data set while it is read; samples of files are checked and counted before."""
         encoder, types = self._encoder(source, streaming=True), Counter[int]()
         if source.local:
-            content, files = source.content_hash(), data_files(source.path)
-            rows = reading.conversations(files, encoder.reader, source.max_samples)
-            types.update(row["task_type"] for row in rows)
-            raw = reading.by_python({"files": files, "reader": encoder.reader}, streaming=True)
+            content, files, most = source.content_hash(), data_files(source.path), source.max_samples
+            types.update(row["task_type"] for row in reading.conversations(files, encoder.reader, most))
+            raw = reading.by_python(files, encoder.reader, most, streaming=True)
             encoder.reader = SampleReader()
         else:
             raw, content = reading.load_hub(source, streaming=True), f"{source.path} {source.revision}"
-        raw = raw.take(source.max_samples) if source.max_samples else raw  # of all files together
+            raw = raw.take(source.max_samples) if source.max_samples else raw
         columns = raw.column_names or list(next(iter(raw)))
         options = {"batched": True, "batch_size": 64, "remove_columns": columns, "features": _features()}
         report = DataReport(types.total(), types.total(), dict(sorted(types.items())), self.max_seq_length)
@@ -226,8 +225,8 @@ class Tokeniser:
         files, cache = data_files(source.path) if raw is None else [], str(building / "raw")
         ways: list[tuple[Callable[[], Any], SampleReader]] = [(lambda: raw, encoder.reader)]
         if raw is None:
-            arguments = {"files": files, "reader": encoder.reader, "most": source.max_samples}
-            ways = [(lambda: reading.by_python(arguments, cache), SampleReader())]
+            most = source.max_samples
+            ways = [(lambda: reading.by_python(files, encoder.reader, most, cache), SampleReader())]
             # Of .json the library reads the whole file, and in .csv it guesses types.
             if {kind_of(file)[0] for file in files} in ({".jsonl"}, {".parquet"}):
                 ways.insert(0, (lambda: reading.by_library(files, encoder.reader, cache), encoder.reader))

@@ -84,18 +84,22 @@ def checked(values: Iterable[Located], check: Callable[[object], T | list[str]])
         raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{count:,} faults in the data:", *lines]))
 
 
-def conversations(files: list[Path], reader: SampleReader, most: int | None = None) -> Iterator[dict[str, Any]]:
-    """Reads samples as rows of a data set of the `datasets` library, which calls this file by file."""
+def conversations(files: Sequence[Path], reader: SampleReader, most: int | None) -> Iterator[dict[str, Any]]:
+    """Reads samples as rows of a data set of the `datasets` library."""
     for _, sample in checked(islice(locate(files), most), reader):
         yield {"messages": sample.messages, "task_type": sample.task_type}
 
 
-def by_python(arguments: dict[str, Any], cache: str | None = None, streaming: bool = False) -> Any:
+def by_python(
+    files: list[Path], reader: SampleReader, most: int | None, cache: str | None = None, streaming: bool = False
+) -> Any:
     """Makes a data set of `conversations`, stored or streamed."""
     from datasets import Dataset, Features, IterableDataset, Value
 
     text, number = Value("string"), Value("int64")
     features = Features({"messages": [{"role": text, "content": text}], "task_type": number})
+    # Of a list, the library gives `conversations` one file at a time: `most` is of all files together.
+    arguments = {"files": tuple(files) if most else files, "reader": reader, "most": most}
     if streaming:
         return IterableDataset.from_generator(conversations, gen_kwargs=arguments, features=features)
     return Dataset.from_generator(conversations, gen_kwargs=arguments, features=features, cache_dir=cache)

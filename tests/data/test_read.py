@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import tracemalloc
 
 import pytest
@@ -68,15 +67,6 @@ def test_memory_does_not_grow_with_the_file(write, row, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < file.stat().st_size / 2
-
-
-@pytest.mark.parametrize(
-    ("name", "where"), [("a.json", "row 2"), ("a.jsonl", "line 2"), ("a.csv", "line 3"), ("a.parquet", "row 2")]
-)
-def test_a_fault_has_a_place(write, row, name, where):
-    file = write(name, [row(), row(output=" "), row()])
-    with pytest.raises(DatasetError, match=re.escape(f"{file}, {where}, field 'output': ")):
-        list(read_samples(file))
 
 
 def test_equal_faults_are_named_once_and_ten_kinds_at_most(write, row):

@@ -202,6 +202,11 @@ def test_the_others_are_encoded_all_the_same(chat_tokenizer, name):
     assert template.encode([]) == []
 
 
+def test_a_last_question_is_no_answer(chat):
+    template = chat("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    assert encode(template, [*ONE, TWO[0]])[0].target == encode(template, ONE)[0].target
+
+
 def test_a_template_that_does_not_compile_is_refused_at_once(chat):
     with pytest.raises(TemplateError, match="does not compile: unexpected '}'"):
         chat("{% for m in messages %}{{ m.content }{% endfor %}")
