@@ -14,8 +14,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from loramoe.data import TEMPLATES, choose_prompt_format, get_template
-from loramoe.data.templates import Message, TemplateError
+from loramoe.data import TEMPLATES, Message, TemplateError, choose_prompt_format, get_template
 from loramoe.decoding import decode
 from loramoe.loading import add_model_flags, load_from_flags
 from loramoe.utils import not_negative, positive

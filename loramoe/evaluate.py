@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from loramoe.data import TEMPLATES, choose_prompt_format
-from loramoe.data.encode import tokenizer_hash
+from loramoe.data.templates import tokenizer_hash
 from loramoe.evaluation.adapters import check_kind, load_adapter_on
 from loramoe.evaluation.results import Store, facts_of, fingerprint
 from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, prepare, score

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
-from loramoe.data.encode import tokenizer_hash
+from loramoe.data.templates import tokenizer_hash
 from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error, require
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]

@@ -179,7 +179,7 @@ def test_the_layout_is_that_of_the_training(adapter, flags, tmp_path, caplog) ->
     for wish, template in (([], "chat"), (["--template", "release"], "release")):
         main([*flags, "--measure", "likelihood", *wish])
         assert json.loads((tmp_path / "out/results.json").read_text())["settings"]["prompt_template"] == template
-    assert len([record for record in caplog.records if record.name == "loramoe.data.prompt_format"]) == 1
+    assert len([record for record in caplog.records if record.name == "loramoe.data.templates"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,8 @@
 """From tokenised samples to one batch of tensors: padded, or one row without padding.
 
-`SftCollator` pads. The attention mask comes from the lengths of the samples, never from comparing token ids with the
-padding token: many tokenizers pad with the end-of-sequence token, whose real occurrences must stay visible.
-
-`PackedCollator` puts samples into one row, by transformers' own DataCollatorWithFlattening: positions that restart at
-each sample, labels that predict no sample from the one before, and the bounds that varlen attention takes. Its
-`use_cache=False` is no detail: transformers (4.57 to 5.23) derives from `position_ids` that samples must not see each
-other only if there is neither an attention mask nor a cache, and models make a cache by default. Architectures that do
-not derive it at all are refused where the model is at hand (`loramoe.training.packing`).
-
-`PackedSamples` fills such rows: it divides the samples of a data set into rows of at most max_seq_length tokens.
+`PackedCollator` sets `use_cache=False` for a reason: transformers (4.57 to 5.23) derives from `position_ids` that
+samples must not see each other only if there is neither an attention mask nor a cache, and models make a cache by
+default. Architectures that do not derive it at all are refused where the model is (`loramoe.training.packing`).
 """
 
 from __future__ import annotations
@@ -28,7 +21,7 @@ IGNORE_INDEX: Final = -100
 
 @dataclass(frozen=True)
 class SftCollator:
-    """Pads tokenised samples on the right.
+    """Pads tokenised samples on the right; the mask is made by length, as padding is often the end-of-sequence token.
 
     Args:
         pad_token_id: Token id that fills `input_ids`; masked, so any id of the vocabulary will do.
@@ -43,14 +36,9 @@ class SftCollator:
 
     def __post_init__(self) -> None:
         if self.pad_token_id is None:
-            raise ValueError(
-                "pad_token_id must be a token id; got None. Pass tokenizer.pad_token_id, or tokenizer.eos_token_id if "
-                "there is none: padding is masked by length, so they may be the same."
-            )
+            raise ValueError("pad_token_id must be a token id; got None. Pass tokenizer.pad_token_id or eos_token_id.")
         if self.pad_to_multiple_of is not None and self.pad_to_multiple_of < 1:
-            raise ValueError(
-                f"pad_to_multiple_of must be at least 1 or None; got {self.pad_to_multiple_of}. Leave it out."
-            )
+            raise ValueError(f"pad_to_multiple_of must be at least 1 or None; got {self.pad_to_multiple_of}.")
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Makes a batch.
@@ -64,27 +52,19 @@ class SftCollator:
             task types also `task_types`, [B] int64.
 
         Raises:
-            ValueError: If there are no samples, if the labels of one do not fit its tokens, or if only some have a task
-                type.
+            ValueError: If there are no samples, labels do not fit tokens, or only some samples have a task type.
         """
-        _check_samples(features)
-        batch = {
-            "input_ids": self._pad([row["input_ids"] for row in features], self.pad_token_id),
-            "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in features], 0),
-            "labels": self._pad([row["labels"] for row in features], IGNORE_INDEX),
-        }
-        if "task_types" in features[0]:
-            batch["task_types"] = torch.tensor([row["task_types"] for row in features], dtype=torch.int64)
-        return batch
-
-    def _pad(self, rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-        """Pads B rows of any lengths with a value to [B, S] int64."""
+        types = _check_samples(features)
+        lengths = [len(row["input_ids"]) for row in features]
         multiple = self.pad_to_multiple_of or 1
-        length = -(-max(map(len, rows)) // multiple) * multiple
-        padded_BS = torch.full((len(rows), length), value, dtype=torch.int64)
-        for index, row in enumerate(rows):
-            padded_BS[index, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
-        return padded_BS
+        shape = len(features), -(-max(lengths) // multiple) * multiple
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORE_INDEX}
+        batch = {name: torch.full(shape, fill, dtype=torch.int64) for name, fill in fills.items()}
+        for index, (row, length) in enumerate(zip(features, lengths, strict=True)):
+            batch["attention_mask"][index, :length] = 1
+            for name in ("input_ids", "labels"):
+                batch[name][index, :length] = torch.as_tensor(row[name], dtype=torch.int64)
+        return batch | types
 
 
 @dataclass(frozen=True)
@@ -100,27 +80,40 @@ class PackedCollator:
 
         Returns:
             `input_ids`, `position_ids` (from 0 in each sample) and `labels` (-100 on the first token of each sample),
-            each [1, S] int64, where S is the sum of the lengths; `cu_seq_lens_q` and `cu_seq_lens_k`, the bounds of the
-            samples, [M + 1] int32; `max_length_q` and `max_length_k`, ints; `sample_lengths`, M ints, so that attention
-            need not ask the device for them; `use_cache`, False; with task types also `task_types`, [M] int64.
+            [1, S] int64 with S the sum of the lengths; `cu_seq_lens_q` and `cu_seq_lens_k`, the bounds of the samples,
+            [M + 1] int32; `max_length_q`, `max_length_k` and `sample_lengths` as Python ints, so that attention need
+            not ask the device; `use_cache`, False; with task types also `task_types`, [M] int64.
 
         Raises:
-            ValueError: If there are no samples, if one has no tokens, if the labels of one do not fit its tokens, or if
-                only some have a task type.
+            ValueError: As `SftCollator`, and if a sample has no tokens.
         """
         from transformers import DataCollatorWithFlattening
 
         samples = [one for feature in features for one in ([feature] if isinstance(feature, Mapping) else feature)]
-        _check_samples(samples)
+        types = _check_samples(samples)
         lengths = [len(sample["input_ids"]) for sample in samples]
         if 0 in lengths:
             raise ValueError(f"sample {lengths.index(0)} of the batch has no tokens; expected at least one. Remove it.")
         flatten = DataCollatorWithFlattening(separator_id=IGNORE_INDEX, return_flash_attn_kwargs=True)
         plain = [{name: torch.as_tensor(one[name]).tolist() for name in ("input_ids", "labels")} for one in samples]
-        batch: dict[str, Any] = {**flatten(plain), "sample_lengths": lengths, "use_cache": False}
-        if "task_types" in samples[0]:
-            batch["task_types"] = torch.tensor([one["task_types"] for one in samples], dtype=torch.int64)
-        return batch
+        return {**flatten(plain), "sample_lengths": lengths, "use_cache": False, **types}
+
+
+def _check_samples(features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Refuses samples that make no batch; gives `task_types`, if they have them."""
+    if not features:
+        raise ValueError("a batch needs at least one sample; got none. Check the sampler and the batch size.")
+    for index, sample in enumerate(features):
+        tokens, labels = len(sample["input_ids"]), len(sample["labels"])
+        if tokens != labels:
+            raise ValueError(f"sample {index} of the batch has {tokens} input_ids and {labels} labels; expected equal.")
+    types = [sample["task_types"] for sample in features if "task_types" in sample]
+    if 0 < len(types) < len(features):
+        raise ValueError(
+            f"{len(types)} of the {len(features)} samples of a batch have task_types; expected all or none. "
+            "Give every sample its type."
+        )
+    return {"task_types": torch.tensor(types, dtype=torch.int64)} if types else {}
 
 
 class PackedSamples(Dataset[list[dict[str, Any]]]):
@@ -129,7 +122,7 @@ class PackedSamples(Dataset[list[dict[str, Any]]]):
     Args:
         samples: A `Dataset` of the `datasets` library with a column `length`.
         max_seq_length: Most tokens of a row.
-        seed: Seed of the order in which samples are put into rows.
+        seed: Seed of the order.
 
     Attributes:
         lengths: Tokens of each row, for `group_by_length`.
@@ -180,21 +173,3 @@ def pack(lengths: np.ndarray[Any, Any], room: int, seed: int) -> list[np.ndarray
         with_room.setdefault(left - length, []).append(row)
         is_open |= 1 << (left - length)
     return [np.asarray(row) for row in rows]
-
-
-def _check_samples(features: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses samples that make no batch."""
-    if not features:
-        raise ValueError("a batch needs at least one sample; got none. Check the sampler and the batch size.")
-    for index, sample in enumerate(features):
-        if len(sample["input_ids"]) != len(sample["labels"]):
-            raise ValueError(
-                f"sample {index} of the batch has {len(sample['input_ids'])} input_ids and {len(sample['labels'])} "
-                "labels; expected the same number. Give every token a label, -100 where it is not learnt."
-            )
-    typed = sum("task_types" in sample for sample in features)
-    if 0 < typed < len(features):
-        raise ValueError(
-            f"{typed} of the {len(features)} samples of a batch have task_types; expected all or none. "
-            "Give every sample its task type, or remove the column."
-        )

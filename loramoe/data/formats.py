@@ -10,32 +10,40 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
-
-from loramoe.data.rendering import Message, user_text
+from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 FORMATS: Final = ("auto", "loramoe", "alpaca", "messages", "sharegpt")
 COLUMNS: Final = ("instruction", "input", "output", "system", "messages", "conversations", "task_type")
 """The names of fields that a column map may give to others."""
 
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-_TURNS: Final = {"messages": "messages", "sharegpt": "conversations"}
-_ROLES: Final[Mapping[object, Literal["system", "user", "assistant"]]] = {
+Role = Literal["system", "user", "assistant"]
+_ROLES: Final[Mapping[str, Role]] = {
     "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
 }
-_TELLING: Final = ("instruction", "output", "messages", "conversations")
-_KNOWN: Final = "instruction, input, output; or messages; or conversations"
-_EXAMPLE: Final = "columns: {instruction: question, output: answer}"
+_TURNS: Final = {"messages": "messages", "sharegpt": "conversations"}
+_TELLING: Final = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca", "output": "alpaca"}
 _NO_TYPE: Final = (
-    "missing, and its data set has none. Give every sample of a data set its type, as in `{path: FILE, task_type: 1}`, "
-    "or the samples without one, as in `default_task_type=1`; or add the field."
+    "missing, and its data set has none. Add it, give the data set one, as in `{path: FILE, task_type: 1}`, or set "
+    "default_task_type."
 )
+
+
+_EXAMPLE: Final = "columns: {instruction: question, output: answer}"
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+class Unparsable(NamedTuple):
+    """Stands where a value should be; what is wrong is to be read after the place."""
+
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -66,15 +74,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleReader:
-    """Makes samples of the values of one data set.
-
-    Attributes:
-        format: One of FORMATS.
-        columns: Our name of a field → the name that the data has for it.
-        task_type: Type of every sample; None where samples have their own.
-        default_task_type: Type of the samples that have none of their own.
-        task_types: The types that the experts have; None accepts any.
-    """
+    """Makes samples of the values of one data set; the attributes are those of `DataSource`, and the experts' types."""
 
     format: str = "auto"
     columns: Mapping[str, str] | None = None
@@ -83,91 +83,67 @@ class SampleReader:
     task_types: Collection[int] | None = None
 
     def __call__(self, value: object) -> Sample | list[str]:
-        """Makes a sample of a value, or says what is wrong with it, to be read after its place."""
+        """Makes a sample of a value, or lists what is wrong with it, to be read after its place."""
         if isinstance(value, Unparsable):
             return [value.problem]
         if not isinstance(value, Mapping):
             return [f": expected an object such as {{'instruction': …, 'output': …}}, got {seen(value)}. Write one."]
-        if self.format == "auto" and not any(value.get(self._column(name)) is not None for name in _TELLING):
+        telling = [kind for name, kind in _TELLING.items() if value.get(self.column(name)) is not None]
+        if self.format == "auto" and not telling:
             there = reprlib.repr(list(value))
-            return [f": the fields {there} are of no known format ({_KNOWN}). Name columns, as in {_EXAMPLE}."]
-        problems: dict[str, str] = {}
-        task_type = self._task_type(value, problems)
-        kind = self._format(value)
+            return [f": the fields {there} are of no known format. Name them: {_EXAMPLE}."]
+        problems: dict[str, str | None] = {}
+        column = self.column("task_type")
+        given = (self.task_type, value.get(column), self.default_task_type)
+        task_type = next((one for one in given if one is not None), None)
+        problems[column] = _NO_TYPE if task_type is None else task_type_problem(task_type, self.task_types)
+        kind = telling[0] if self.format == "auto" else self.format
         if kind in _TURNS:
             messages, text = self._conversation(value, _TURNS[kind], problems), ""
         else:
             messages, text = self._question(value, problems)
-        if problems:
-            return [f", field {name!r}: {problem}" for name, problem in problems.items()]
-        return Sample(messages, task_type, text)
+        found = [f", field {name!r}: {problem}" for name, problem in problems.items() if problem]
+        return found or Sample(messages, int(task_type or 0), text)
 
-    def used_columns(self) -> set[str]:
-        """Names of all columns that samples may be made of."""
-        return {self._column(name) for name in COLUMNS}
-
-    def _column(self, name: str) -> str:
+    def column(self, name: str) -> str:
+        """The name that the data has for one of our fields."""
         return (self.columns or {}).get(name, name)
 
-    def _format(self, value: Mapping[str, Any]) -> str:
-        if self.format != "auto":
-            return self.format
-        present = [kind for kind, name in _TURNS.items() if value.get(self._column(name)) is not None]
-        return present[0] if present else "alpaca"
+    def _question(self, value: Mapping[str, Any], problems: dict[str, str | None]) -> tuple[list[Message], str]:
+        columns = {name: self.column(name) for name in ("system", "instruction", "input", "output")}
+        for name, column in columns.items():
+            problems[column] = text_problem(value, column, required=name in ("instruction", "output"))
+        system, instruction, text, output = (value.get(column) or "" for column in columns.values())
+        first = [Message(role="system", content=system)] if system else []
+        return [*first, *conversation(instruction, text, output)], text
 
-    def _task_type(self, value: Mapping[str, Any], problems: dict[str, str]) -> int:
-        name = self._column("task_type")
-        found = self.task_type if self.task_type is not None else value.get(name)
-        if found is None:
-            found = self.default_task_type
-        if found is None:
-            problems[name] = _NO_TYPE
-            return 0
-        number = _integer(found)
-        if problem := task_type_problem(found, self.task_types):
-            problems[name] = problem
-        return number if number is not None else 0
-
-    def _question(self, value: Mapping[str, Any], problems: dict[str, str]) -> tuple[list[Message], str]:
-        texts = {}
-        for name in ("system", "instruction", "input", "output"):
-            column = self._column(name)
-            if problem := text_problem(value, column, required=name in ("instruction", "output")):
-                problems[column] = problem
-            texts[name] = value.get(column) or ""
-        user = user_text(texts["instruction"], texts["input"])
-        system = [Message(role="system", content=texts["system"])] if texts["system"] else []
-        turn = [Message(role="user", content=user), Message(role="assistant", content=texts["output"])]
-        return system + turn, texts["input"]
-
-    def _conversation(self, value: Mapping[str, Any], name: str, problems: dict[str, str]) -> list[Message]:
-        column, system = self._column(name), self._column("system")
+    def _conversation(self, value: Mapping[str, Any], name: str, problems: dict[str, str | None]) -> list[Message]:
+        column, system = self.column(name), self.column("system")
         turns = value.get(column)
-        if problem := text_problem(value, system, required=False):
-            problems[system] = problem
+        problems[system] = text_problem(value, system, required=False)
         if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
             problems[column] = _missing(value) if turns is None else f"expected a list of turns, got {seen(turns)}."
             return []
-        messages = [_message(turn) for turn in turns]
-        for number, message in enumerate(messages, start=1):
-            if isinstance(message, str):
-                problems[column] = f"turn {number}: {message}"
-                return []
-        checked = [message for message in messages if not isinstance(message, str)]
-        if value.get(system):
-            checked.insert(0, Message(role="system", content=value[system]))
-        return _dialogue(checked, column, problems)
+        first = [Message(role="system", content=value[system])] if value.get(system) else []
+        try:
+            return _in_order(first + [_message(number, turn) for number, turn in enumerate(turns, start=1)])
+        except _TurnError as error:
+            problems[column] = str(error)
+            return []
 
 
-@dataclass(frozen=True)
-class Unparsable:
-    """Stands where a value should be.
+class _TurnError(ValueError):
+    """What is wrong with a conversation."""
 
-    Attributes:
-        problem: What is wrong and how to repair it, to be read after the place.
-    """
 
-    problem: str
+def user_text(instruction: str, input: str) -> str:
+    """The turn of the user in a sample of one question."""
+    return f"{instruction}\n{input}" if input else instruction
+
+
+def conversation(instruction: str, input: str, output: str) -> list[Message]:
+    """Makes a conversation of one question, its input, which may be empty, and its answer."""
+    return [Message(role="user", content=user_text(instruction, input)), Message(role="assistant", content=output)]
 
 
 def text_problem(value: Mapping[str, object], name: str, required: bool = True) -> str | None:
@@ -179,15 +155,25 @@ def text_problem(value: Mapping[str, object], name: str, required: bool = True) 
         return f"expected text, got {seen(text)}. Write it in quotes."
     if required and not text.strip():
         return f"expected some text, got {seen(text)}. Fill it in, or remove the sample."
-    return _unicode_problem(text)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"expected Unicode text, got half of a surrogate pair ({text[error.start]!r}). Remove it."
+    return None
 
 
 def task_type_problem(value: object, task_types: Collection[int] | None = None) -> str | None:
-    """What is wrong with a task type, None if nothing is; task_types are those of the experts, None accepts any."""
-    number = _integer(value)
-    if number is None:
+    """What is wrong with a task type, None if nothing is; task_types are those of the experts, None accepts any.
+
+    Digits in text are integers too, as CSV has nothing else, and so is 1.0, as in columns with gaps.
+    """
+    try:
+        number = int(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):  # text, not a number, infinity
+        number = None
+    if number is None or (isinstance(value, float) and number != value):
         return f"expected an integer, got {seen(value)}. Write a number such as 0 or 1."
-    if not INT64_MIN <= number <= INT64_MAX:
+    if not -(2**63) <= number < 2**63:
         return f"expected an integer of 64 bits, got {seen(value)}. Write a smaller number, such as 0 or 1."
     if task_types is not None and number not in task_types:
         known = ", ".join(map(str, sorted(set(task_types))))
@@ -200,34 +186,29 @@ def seen(value: object) -> str:
     return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
-def _integer(value: object) -> int | None:
-    """The integer that a value stands for: also digits in text, as in CSV, and 1.0, as in columns with gaps."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = int(value)
-    except (ValueError, OverflowError):  # text, not a number, infinity
-        return None
-    return number if isinstance(value, str) or number == value else None
+def _missing(value: Mapping[str, object]) -> str:
+    there = [name for name, content in value.items() if content is not None]
+    return f"missing; the sample has {reprlib.repr(there)}. Add it, or name its column in `columns`."
 
 
-def _message(turn: object) -> Message | str:
-    """Makes a message of a turn in either spelling, or says what is wrong with it."""
+def _message(number: int, turn: object) -> Message:
+    """Makes a message of a turn in either spelling."""
     if not isinstance(turn, Mapping):
-        return f"expected an object with role and content, got {seen(turn)}. Write one."
-    role, text = ("role", "content") if turn.get("role") is not None else ("from", "value")
-    if turn.get(role) not in _ROLES:
-        return f"expected one of {', '.join(map(str, _ROLES))}; got {seen(turn.get(role))}. Correct it."
-    content = turn.get(text)
+        raise _TurnError(f"turn {number}: expected an object with role and content, got {seen(turn)}. Write one.")
+    speaker, text = ("role", "content") if turn.get("role") is not None else ("from", "value")
+    role, content = _ROLES.get(str(turn.get(speaker))), turn.get(text)
+    if role is None:
+        raise _TurnError(f"turn {number}: expected one of {', '.join(_ROLES)}; got {seen(turn.get(speaker))}.")
     if isinstance(content, Sequence) and not isinstance(content, str):
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
-            return f"expected parts of text, got {seen(content)}. Leave out images and tools."
+            raise _TurnError(f"turn {number}: expected parts of text, got {seen(content)}. Leave out images and tools.")
         content = "".join(part["text"] for part in content)
-    problem = text_problem({text: content}, text, required=_ROLES[turn[role]] != "system")
-    return f"{text}: {problem}" if problem else Message(role=_ROLES[turn[role]], content=content or "")
+    if problem := text_problem({text: content}, text, required=role != "system"):
+        raise _TurnError(f"turn {number}: {text}: {problem}")
+    return Message(role=role, content=content or "")
 
 
-def _dialogue(messages: list[Message], column: str, problems: dict[str, str]) -> list[Message]:
+def _in_order(messages: list[Message]) -> list[Message]:
     """Checks the order of turns; drops an empty system prompt, and a last question, as it has no answer to learn."""
     messages = [message for message in messages if message["content"]]
     if messages and messages[-1]["role"] == "user":
@@ -236,20 +217,5 @@ def _dialogue(messages: list[Message], column: str, problems: dict[str, str]) ->
     spoken = roles[1:] if roles[:1] == ["system"] else roles
     if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
         order = ", ".join(roles) or "no answer"
-        problems[column] = (
-            f"expected user and assistant by turns, after at most one system prompt; got {order}. Reorder."
-        )
+        raise _TurnError(f"expected user and assistant by turns, after at most one system prompt; got {order}.")
     return messages
-
-
-def _unicode_problem(text: str) -> str | None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return f"expected Unicode text, got half of a surrogate pair ({text[error.start]!r}). Remove it."
-    return None
-
-
-def _missing(value: Mapping[str, object]) -> str:
-    there = [name for name, content in value.items() if content is not None]
-    return f"missing; the sample has {reprlib.repr(there)}. Add it, or name its column in `columns`."

@@ -14,30 +14,23 @@ import json
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, TextIO, TypeVar, cast
 
-from loramoe.data.formats import Sample, SampleReader, Unparsable
-from loramoe.data.sources import DatasetError, data_files, kind_of
+from loramoe.data.formats import COLUMNS, Sample, SampleReader, Unparsable
+from loramoe.data.sources import DatasetError, DataSource, data_files, kind_of
 
 MAX_FAULTS_SHOWN: Final = 10
-
 BUFFER_CHARACTERS: Final = 2**20
-LONGEST_TOKEN: Final = 16
-"""At least the characters of the longest piece that the JSON decoder refuses until it is whole: `-Infinity`."""
 
 T = TypeVar("T")
 
 
 class Located(NamedTuple):
-    """A value and its place.
-
-    Attributes:
-        where: The place in words: `train.jsonl, line 3`.
-        value: Any value, or `Unparsable`.
-    """
+    """A value, or `Unparsable`, and its place in words: `train.jsonl, line 3`."""
 
     where: str
     value: object
@@ -67,14 +60,7 @@ def read_samples(
 
 
 def checked(values: Iterable[Located], check: Callable[[object], T | list[str]]) -> Iterator[tuple[str, T]]:
-    """Checks values; `read_samples` is this with the check of a sample.
-
-    Args:
-        values: The values, with their places.
-        check: Makes of a value what is to be yielded, or a list of problems.
-
-    Yields:
-        The place, and what `check` made of the value; after the first fault, nothing.
+    """Yields places and what `check` makes of the values, up to the first of which it makes a list of problems.
 
     Raises:
         DatasetError: After the last value, if any was faulty; equal faults are named once.
@@ -92,60 +78,102 @@ def checked(values: Iterable[Located], check: Callable[[object], T | list[str]])
             first, times = faults.get(problem, (where, 0))
             if times or len(faults) < MAX_FAULTS_SHOWN:
                 faults[problem] = first, times + 1
-    lines = [
-        f"{where}{problem}" + (f" ({times:,} samples like this)" if times > 1 else "")
-        for problem, (where, times) in faults.items()
-    ]
-    if lines:
+    if faults:
+        often = " ({:,} samples like this)"
+        lines = [where + problem + often.format(times) * (times > 1) for problem, (where, times) in faults.items()]
         raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{count:,} faults in the data:", *lines]))
+
+
+def conversations(files: Sequence[Path], reader: SampleReader, most: int | None) -> Iterator[dict[str, Any]]:
+    """Reads samples as rows of a data set of the `datasets` library."""
+    for _, sample in checked(islice(locate(files), most), reader):
+        yield {"messages": sample.messages, "task_type": sample.task_type}
+
+
+def by_python(
+    files: list[Path], reader: SampleReader, most: int | None, cache: str | None = None, streaming: bool = False
+) -> Any:
+    """Makes a data set of `conversations`, stored or streamed."""
+    from datasets import Dataset, Features, IterableDataset, Value
+
+    text, number = Value("string"), Value("int64")
+    features = Features({"messages": [{"role": text, "content": text}], "task_type": number})
+    # Of a list, the library gives `conversations` one file at a time: `most` is of all files together.
+    arguments = {"files": tuple(files) if most else files, "reader": reader, "most": most}
+    if streaming:
+        return IterableDataset.from_generator(conversations, gen_kwargs=arguments, features=features)
+    return Dataset.from_generator(conversations, gen_kwargs=arguments, features=features, cache_dir=cache)
+
+
+def by_library(files: Sequence[Path], reader: SampleReader, cache: str) -> Any:
+    """Reads the columns that samples are made of with the `datasets` library."""
+    from datasets import load_dataset
+
+    names = [str(file.resolve()) for file in files]
+    kind = "json" if kind_of(files[0])[0] == ".jsonl" else "parquet"
+    dataset = load_dataset(kind, data_files=names, split="train", cache_dir=cache)
+    used = sorted(set(map(reader.column, COLUMNS)) & set(dataset.column_names))
+    if any("Json(" in repr(dataset.features[name]) for name in used):
+        raise ValueError("values of mixed types, of which the library would make text")
+    return dataset.select_columns(used)
+
+
+def load_hub(source: DataSource, streaming: bool = False) -> Any:
+    """Loads a data set of the hub."""
+    from datasets import load_dataset
+
+    options = {"split": source.split, "revision": source.revision, "streaming": streaming}
+    try:
+        return load_dataset(source.path, source.subset, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DatasetError(
+            f"data set {source.path} is no file or folder here (looked in {Path.cwd()}), and the hub does not give it "
+            f"({type(error).__name__}: {reason}). Correct path, subset, split or revision, or check the network."
+        ) from error
 
 
 def locate(files: Sequence[Path]) -> Iterator[Located]:
     """Reads the values of files, good and bad."""
     for file in files:
-        kind, _ = kind_of(file)
-        empty = True
-        with _open(file) as stream:
-            try:
-                for where, value in _PARSERS[kind](stream):
-                    empty = False
+        where = ""
+        try:
+            with _open(file) as stream:
+                for where, value in _PARSERS[kind_of(file)[0]](stream):
                     yield Located(f"{file}, {where}", value)
-            except (EOFError, OSError, ValueError) as error:  # of what decompresses, or of parquet
-                empty = False
-                yield Located(str(file), Unparsable(f": cannot be read ({error}). Write the file again."))
-        if empty:
+        except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+            yield Located(f"{file}{where and f', after {where}'}", _unparsable(error))
+            continue
+        if not where:
             yield Located(str(file), Unparsable(": the file holds no samples. Add some, or remove the file."))
 
 
+def _unparsable(error: Exception) -> Unparsable:
+    if isinstance(error, UnicodeDecodeError):
+        return Unparsable(f": not UTF-8 (byte {error.object[error.start]:#04x}). Save the file as UTF-8.")
+    if isinstance(error, json.JSONDecodeError):
+        return Unparsable(f", column {error.colno}: not valid JSON ({error.msg}). Repair it.")
+    return Unparsable(f": cannot be read ({getattr(error, 'strerror', None) or error}). Repair it.")
+
+
 def _open(file: Path) -> BinaryIO:
-    """Opens a file, decompressing it."""
     import pyarrow as pa
 
     compression = kind_of(file)[1]
-    try:
-        if compression == ".gz":
-            return cast(BinaryIO, gzip.open(file))
-        stream = file.open("rb")
-    except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror}). Make it a file that you may read.") from error
+    if compression == ".gz":
+        return cast(BinaryIO, gzip.open(file))
+    stream = file.open("rb")
     return io.BufferedReader(pa.CompressedInputStream(stream, "zstd")) if compression else stream
 
 
 def _parse_lines(stream: BinaryIO) -> Iterator[tuple[str, object]]:
     for number, line in enumerate(stream, start=1):  # bytes, so that a line that is not UTF-8 spoils no other
         if line.strip():
-            yield f"line {number}", _loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-
-
-def _loads(line: bytes) -> object:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return Unparsable(f": {_not_utf8(error)}")
-    except json.JSONDecodeError as error:
-        return Unparsable(f", column {error.colno}: not valid JSON ({error.msg}). Repair it.")
-    except (ValueError, RecursionError) as error:
-        return Unparsable(f": JSON that cannot be read ({error}). Repair it.")
+            try:
+                value: object = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                value = _unparsable(error)
+            yield f"line {number}", value
 
 
 def _parse_csv(stream: BinaryIO) -> Iterator[tuple[str, object]]:
@@ -157,97 +185,67 @@ def _parse_csv(stream: BinaryIO) -> Iterator[tuple[str, object]]:
                 extra = len(values.pop(None, ()))  # where csv puts what the header does not name
                 problem = f": has {extra} more fields than the header names. Put quotes around text with commas."
                 yield f"line {reader.line_num}", Unparsable(problem) if extra else values
-        except UnicodeDecodeError as error:
-            yield f"after line {reader.line_num}", Unparsable(f": {_not_utf8(error)}")
         except csv.Error as error:
             yield f"line {reader.reader.line_num}", Unparsable(f": not valid CSV ({error}). Repair it.")
+
+
+def located(place: str, rows: Iterable[object]) -> Iterator[Located]:
+    """Numbers rows."""
+    return (Located(f"{place} {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _parse_parquet(stream: BinaryIO) -> Iterator[tuple[str, object]]:
     import pyarrow.parquet as pq
 
-    file = stream if stream.seekable() else io.BytesIO(stream.read())
-    number = 0
-    for batch in pq.ParquetFile(file).iter_batches(1_000):
-        for value in batch.to_pylist():
-            number += 1
-            yield f"row {number}", value
+    file = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+    return located("row", (row for batch in file.iter_batches(1_000) for row in batch.to_pylist()))
 
 
 def _parse_json(stream: BinaryIO) -> Iterator[tuple[str, object]]:
     """Reads a list; or lines, if the file begins with an object."""
-    if stream.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":  # type: ignore[attr-defined]
-        for where, value in _parse_lines(stream):
-            yield where, Unparsable(_NO_LIST) if isinstance(value, Unparsable) else value
-            if isinstance(value, Unparsable):
-                return
+    if stream.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":  # type: ignore[attr-defined]
+        with io.TextIOWrapper(stream, "utf-8-sig") as source:
+            yield from _parse_list(source)
         return
-    with io.TextIOWrapper(stream, "utf-8-sig") as source:
-        yield from _parse_list(source)
+    for where, value in _parse_lines(stream):
+        if isinstance(value, Unparsable):
+            yield where, Unparsable(": expected a list of samples, [{…}, {…}], or one sample a line, {…}. Write it so.")
+            return
+        yield where, value
 
 
 def _parse_list(source: TextIO) -> Iterator[tuple[str, object]]:
-    """Reads a list value by value, so that memory holds one buffer and not the file.
+    """Reads a list value by value, so that memory holds a buffer and not the file.
 
-    The decoder does not say whether a value is broken or cut off at the end of the buffer. But where it is cut off, the
-    decoder fails at the very end, or at a string that does not end.
+    The decoder does not say whether a value is broken or cut off at the end of the buffer, so what fails is tried again
+    with a buffer of twice the size until the file ends.
     """
     decode = json.JSONDecoder().raw_decode
     text, pos, line, number = "", 0, 1, 0
     while True:
-        begin = (_NEXT if number else _FIRST).match(text, pos)
         try:
+            begin = (_NEXT if number else _FIRST).match(text, pos)
             if not begin:
-                missing = "Expecting ',' or ']'" if number else "Expecting '['"
-                raise json.JSONDecodeError(missing, text, len(text) - len(text[pos:].lstrip()))
+                expected = "Expecting ',' or ']'" if number else "Expecting '['"
+                raise json.JSONDecodeError(expected, text, len(text) - len(text[pos:].lstrip()))
             value, pos = decode(text, begin.end())
         except json.JSONDecodeError as error:
-            end = (_END if number else _EMPTY).fullmatch(text, pos)
-            cut_off = end or error.pos + LONGEST_TOKEN > len(text) or error.msg.startswith("Unterminated string")
-            line += text.count("\n", 0, pos)
-            try:
-                more = source.read(max(BUFFER_CHARACTERS, len(text) - pos)) if cut_off else ""
-            except UnicodeDecodeError as broken:
-                yield f"after line {line}", Unparsable(f": {_not_utf8(broken)}")
-                return
-            if not more and not end:
-                place = f"line {line + text.count(chr(10), pos, error.pos)}"
-                yield place, Unparsable(f", after row {number}: not valid JSON ({error.msg}). Repair it.")
-            if not more:
-                return
-            text, pos = text[pos:] + more, 0
-        except (ValueError, RecursionError) as error:  # thousands of digits, brackets without end
-            yield f"row {number + 1}", Unparsable(f": JSON that cannot be read ({error}). Repair it.")
+            if more := source.read(max(BUFFER_CHARACTERS, len(text) - pos)):
+                line += text.count("\n", 0, pos)
+                text, pos = text[pos:] + more, 0
+                continue
+            if "".join(text[pos:].split()) not in (("]",) if number else ("", "[]")):
+                place = f"line {line + text.count(chr(10), 0, error.pos)}, after row {number}"
+                yield place, Unparsable(f": not valid JSON ({error.msg}). Repair it.")
             return
-        else:
-            number += 1
-            yield f"row {number}", value
+        number += 1
+        yield f"row {number}", value
 
 
-_NO_LIST: Final = ": expected a list of samples, [{…}, {…}], or one sample a line, {…}. Write it so."
 _FIRST, _NEXT = re.compile(r"\s*\[\s*"), re.compile(r"\s*,\s*")
-_EMPTY, _END = re.compile(r"\s*(\[\s*\]\s*)?"), re.compile(r"\s*\]\s*")
-
 _PARSERS: Final[dict[str, Callable[[BinaryIO], Iterator[tuple[str, object]]]]] = {
     ".json": _parse_json,
     ".jsonl": _parse_lines,
     ".csv": _parse_csv,
     ".parquet": _parse_parquet,
 }
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 (byte {error.object[error.start]:#04x}). Save the file as UTF-8."
-
-
-def conversations(files: list[Path], reader: SampleReader, most: int | None) -> Iterator[dict[str, Any]]:
-    """Reads samples as rows of a data set of the `datasets` library."""
-    for _, sample in checked(islice(locate(files), most), reader):
-        yield {"messages": sample.messages, "task_type": sample.task_type}
-
-
-def conversation_features() -> Any:
-    """The columns of `conversations`."""
-    from datasets import Features, Value
-
-    return Features({"messages": [{"role": Value("string"), "content": Value("string")}], "task_type": Value("int64")})

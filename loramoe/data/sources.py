@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import math
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,12 +19,31 @@ from loramoe.utils import UsageError
 
 KINDS: Final = (".json", ".jsonl", ".csv", ".parquet")
 COMPRESSED: Final = (".gz", ".zst")
-CHUNK_BYTES: Final = 2**20
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
+_DATA_FILES: Final = f"a {', '.join(KINDS)} file (or {' or '.join(COMPRESSED)} of one)"
 
 
 class DatasetError(UsageError):
     """The data cannot be used as it is; the message has the place, what was seen, what was expected and the fix."""
+
+
+_CHECKS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    **dict.fromkeys(
+        ("path", "split", "subset", "revision", "name"),
+        ("some text in quotes", lambda value: isinstance(value, str) and bool(value.strip())),
+    ),
+    **dict.fromkeys(
+        ("task_type", "default_task_type"),
+        ("an integer such as 0 or 1", lambda value: type(value) is int and task_type_problem(value) is None),
+    ),
+    "weight": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "max_samples": ("an integer above 0", lambda value: type(value) is int and value > 0),
+    "format": (f"one of {', '.join(FORMATS)}", lambda value: value in FORMATS),
+    "columns": (
+        "names, such as {instruction: question, output: answer}",
+        lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values()),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -57,47 +77,31 @@ class DataSource:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        for key in ("path", "split", "subset", "revision", "name"):
-            value = getattr(self, key)
-            optional = value is None and key not in ("path", "split")
-            if not optional and not (isinstance(value, str) and value.strip()):
-                self._refuse(key, "some text", "Write it in quotes.")
-        for key in ("task_type", "default_task_type"):
-            value = getattr(self, key)
-            if value is not None and (not isinstance(value, int) or task_type_problem(value)):
-                self._refuse(key, "an integer", "Write a number such as 0 or 1.")
-        if self.weight is not None and not _positive(self.weight):
-            self._refuse("weight", "a number above 0", "Write a share such as 0.7.")
-        if self.max_samples is not None and not (type(self.max_samples) is int and self.max_samples > 0):
-            self._refuse("max_samples", "an integer above 0", "Correct it, or leave it out.")
-        if self.format not in FORMATS:
-            self._refuse("format", f"one of {', '.join(FORMATS)}", "Choose one.")
-        if self.columns is not None:
-            self._check_columns()
+        for one in fields(self):
+            value, (expected, fits) = getattr(self, one.name), _CHECKS[one.name]
+            if value is not one.default and not fits(value):
+                raise DatasetError(f"data set {self.path}, {one.name}: expected {expected}, got {seen(value)}.")
+        _refuse_unknown(self.columns or {}, COLUMNS, f"columns of {self.path}")
+
+    def recipe(self, content: str) -> dict[str, Any]:
+        """What decides the samples, for a hash: the hash of their content, and never where they lie."""
+        names = ("task_type", "default_task_type", "max_samples", "format")
+        chosen = {name: getattr(self, name) for name in names}
+        return {"content": content, "columns": dict(self.columns or {}), **chosen}
+
+    def content_hash(self) -> str:
+        """Hashes the files of a data set."""
+        return hash_of([("".join(kind_of(file)), file_hash(file)) for file in data_files(self.path)])
 
     @property
     def local(self) -> bool:
         """Whether this is a file or folder of this machine, and not a data set of the hub."""
-        return os.path.exists(Path(self.path).expanduser()) or not _HUB_NAME.fullmatch(self.path) or _is_data(self.path)
+        there = os.path.exists(os.path.expanduser(self.path))
+        return there or not _HUB_NAME.fullmatch(self.path) or bool(kind_of(Path(self.path))[0])
 
     def reader(self, task_types: Collection[int] | None = None) -> SampleReader:
-        """What makes samples of the values in this data set.
-
-        Args:
-            task_types: The types that the experts have; None accepts any.
-
-        Returns:
-            The reader.
-        """
+        """What makes samples of the values in this data set; task_types are those of the experts, None accepts any."""
         return SampleReader(self.format, self.columns, self.task_type, self.default_task_type, task_types)
-
-    def _check_columns(self) -> None:
-        if not isinstance(self.columns, Mapping) or not all(isinstance(name, str) for name in self.columns.values()):
-            self._refuse("columns", "names, such as {instruction: question, output: answer}", "Correct it.")
-        refuse_unknown(self.columns or {}, COLUMNS, f"columns of {self.path}")
-
-    def _refuse(self, key: str, expected: str, fix: str) -> None:
-        raise DatasetError(f"data set {self.path}, {key}: expected {expected}, got {seen(getattr(self, key))}. {fix}")
 
 
 @dataclass(frozen=True)
@@ -117,17 +121,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise DatasetError("datasets: expected at least one data set, got none. Add one, such as {path: FILE}.")
-        weighted = [source for source in self.datasets if source.weight is not None]
-        if 0 < len(weighted) < len(self.datasets):
-            missing = next(source.path for source in self.datasets if source.weight is None)
-            raise DatasetError(
-                f"data set {missing}: expected a weight, as others have one. Give all a weight, or none."
-            )
+        missing = [source.path for source in self.datasets if source.weight is None]
+        if 0 < len(missing) < len(self.datasets):
+            raise DatasetError(f"data set {missing[0]}: expected a weight, as others have one. Give all one, or none.")
         for key, name in self.type_names.items():
             if type(key) is not int or not isinstance(name, str):
-                raise DatasetError(
-                    f"type_names: expected pairs such as `0: tasks`, got {seen(key)}: {seen(name)}. Quote the name."
-                )
+                raise DatasetError(f"type_names: expected pairs like `0: tasks`, got {seen(key)}: {seen(name)}.")
 
 
 def read_data_config(path: str | os.PathLike[str] | Mapping[str, Any]) -> DataConfig:
@@ -145,24 +144,21 @@ def read_data_config(path: str | os.PathLike[str] | Mapping[str, Any]) -> DataCo
     """
     import yaml
 
-    try:
-        content = path
-        if not isinstance(path, Mapping):
+    content, where = path, "datasets" if isinstance(path, Mapping) else os.fspath(path)
+    if not isinstance(path, Mapping):
+        try:
             content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        path = "datasets" if isinstance(path, Mapping) else path
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}). Correct it.") from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}). Fix it.") from error
     if not isinstance(content, Mapping):
-        raise DatasetError(f"{path}: expected the keys datasets, validation and type_names, got {seen(content)}.")
-    refuse_unknown(content, [one.name for one in fields(DataConfig)], str(path))
+        raise DatasetError(f"{where}: expected the keys datasets, validation and type_names, got {seen(content)}.")
+    _refuse_unknown(content, [one.name for one in fields(DataConfig)], where)
     names = content.get("type_names") or {}
     if not isinstance(names, dict):
-        raise DatasetError(f"{path}, type_names: expected pairs such as `0: tasks`, got {seen(names)}. Correct it.")
-    return DataConfig(
-        _sources(content.get("datasets"), f"{path}, datasets"),
-        _sources(content.get("validation"), f"{path}, validation"),
-        {int(key) if str(key).isdigit() else key: name for key, name in names.items()},
-    )
+        raise DatasetError(f"{where}, type_names: expected pairs like `0: tasks`, got {seen(names)}.")
+    datasets, validation = (_sources(content.get(key), f"{where}, {key}") for key in ("datasets", "validation"))
+    types = {int(key) if str(key).isdigit() else key: name for key, name in names.items()}
+    return DataConfig(datasets, validation, types)
 
 
 def _sources(entries: Any, where: str) -> tuple[DataSource, ...]:
@@ -173,17 +169,15 @@ def _sources(entries: Any, where: str) -> tuple[DataSource, ...]:
         values = {"path": entry} if isinstance(entry, str) else entry
         if not isinstance(values, dict) or "path" not in values:
             raise DatasetError(f"{where}, entry {number}: expected a path, got {seen(entry)}. Write {{path: FILE}}.")
-        refuse_unknown(values, [one.name for one in fields(DataSource)], f"{where}, entry {number}")
-        weight = values.get("weight")
-        if isinstance(weight, str):  # as YAML takes 3e-1
+        _refuse_unknown(values, list(_CHECKS), f"{where}, entry {number}")
+        if isinstance(values.get("weight"), str):
             with suppress(ValueError):
-                values = {**values, "weight": float(weight)}
+                values = {**values, "weight": float(values["weight"])}  # as YAML takes 3e-1 for text
         sources.append(DataSource(**values))
     return tuple(sources)
 
 
-def refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
-    """Refuses keys that nobody would read."""
+def _refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
@@ -192,7 +186,7 @@ def refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -
 
 
 def kind_of(file: Path) -> tuple[str, str]:
-    """What a file's name says of its content."""
+    """What a file's name says of its content: one of KINDS and one of COMPRESSED, or `""`."""
     suffixes = [suffix.lower() for suffix in file.suffixes] or [""]
     compression = suffixes.pop() if suffixes[-1] in COMPRESSED else ""
     return (suffixes[-1] if suffixes and suffixes[-1] in KINDS else ""), compression
@@ -213,26 +207,35 @@ def data_files(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         DatasetError: If the path does not exist, or has no data, or some in its subfolders too.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not os.fspath(path) or not os.path.exists(root):
         raise DatasetError(
             f"data path '{path}' does not exist (looked in {Path.cwd()}), and is no name of the hub, which are written "
             "owner/name. Correct it."
         )
     if not root.is_dir():
-        if not _is_data(root):
-            raise DatasetError(f"{root}: expected {_expected()}; got {root.suffix or 'no suffix'!r}. Convert it.")
+        if not kind_of(root)[0]:
+            raise DatasetError(f"{root}: expected {_DATA_FILES}; got {root.suffix or 'no suffix'!r}. Convert it.")
         return [root]
-    files = _listed(root)
-    below = [folder.name for folder in _entries(root) if folder.is_dir() and _listed(folder)]
-    if below:
+    files, folders = _listed(root)
+    if below := next((folder for folder in folders if _listed(folder)[0]), None):
         raise DatasetError(
-            f"{root}: the subfolder {below[0]!r} holds data files; subfolders are not read. "
-            f"Name the folder or file that you mean, such as {root / below[0]}."
+            f"{root}: the subfolder {below.name!r} holds data files; subfolders are not read. Name the folder or file "
+            f"that you mean, such as {below}."
         )
     if not files:
-        raise DatasetError(f"{root}: the folder holds none of {_expected()}. Name the folder that holds your data.")
+        raise DatasetError(f"{root}: the folder holds none of {_DATA_FILES}. Name the folder that holds your data.")
     return files
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The data files and the folders of a folder."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be listed ({error.strerror}). Make it readable.") from error
+    folders = [entry for entry in entries if entry.is_dir()]
+    return [entry for entry in entries if kind_of(entry)[0] and entry not in folders], folders
 
 
 def short_name(name: str) -> str:
@@ -242,36 +245,18 @@ def short_name(name: str) -> str:
     return name
 
 
+def hash_of(parts: Any) -> str:
+    """The SHA-256 hash of values of JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def file_hash(file: Path) -> str:
     """The SHA-256 hash of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     try:
         with file.open("rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
+            while chunk := stream.read(2**20):
                 digest.update(chunk)
     except OSError as error:
         raise DatasetError(f"{file}: cannot be read ({error.strerror}). Make it a file that you may read.") from error
     return digest.hexdigest()
-
-
-def _is_data(path: str | Path) -> bool:
-    return bool(kind_of(Path(path))[0])
-
-
-def _expected() -> str:
-    return f"a {', '.join(KINDS)} file (or {' or '.join(COMPRESSED)} of one)"
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be listed ({error.strerror}). Make it readable.") from error
-
-
-def _listed(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if _is_data(entry) and not entry.is_dir()]
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 import os
 import random
 from collections.abc import Collection, Sequence
@@ -13,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from loramoe.data.collate import PackedSamples
-from loramoe.data.encode import DataReport, hash_of
-from loramoe.data.pipeline import Tokeniser, describe
-from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, short_name
+from loramoe.data.pipeline import DataReport, Tokeniser
+from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, hash_of, short_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -81,15 +78,7 @@ def tokenise_dataset(
 
 
 def evenly_spaced(dataset: Dataset, most: int | None) -> Dataset:
-    """Takes samples at even distances, as files may be sorted.
-
-    Args:
-        dataset: The samples.
-        most: How many to take; None or more than there are: all.
-
-    Returns:
-        Those samples.
-    """
+    """Takes at most so many samples (None: all) at even distances, as files may be sorted."""
     if most is None or len(dataset) <= most:
         return dataset
     return dataset.select(np.linspace(0, len(dataset) - 1, most).round().astype(np.int64), keep_in_memory=True)
@@ -117,7 +106,7 @@ def load_splits(
     Args:
         tokenizer: The model's tokenizer.
         config: The data sets.
-        template: As in `tokenise_dataset`, like the arguments of the same names.
+        template: Name of the prompt template.
         max_seq_length: Most tokens of a sample, and of a packed row.
         task_types: The types that the experts have; None accepts any integer.
         validation_percentage: Per cent of the training samples to set aside, drawn at random from all alike.
@@ -125,7 +114,10 @@ def load_splits(
         num_proc: Processes that tokenise.
         streaming: Tokenise while training; validation data is stored all the same.
         packing: Fill rows with whole samples.
-        cache_dir: Folder for finished data sets.
+        cache_dir: As in `tokenise_dataset`.
+
+    Returns:
+        The data.
 
     Raises:
         DatasetError: If data is faulty, or is both training and validation data.
@@ -135,52 +127,43 @@ def load_splits(
     tokeniser = Tokeniser(tokenizer, template, max_seq_length, task_types, num_proc, cache_dir)
     validation = {name: tokeniser.store(source) for name, source in _named(config.validation).items()}
     parts = [(tokeniser.stream if streaming else tokeniser.store)(source) for source in config.datasets]
-    sources = [
-        {**describe(one, part.content), "weight": one.weight} for one, part in zip(config.datasets, parts, strict=True)
-    ]
-    options = {"percentage": validation_percentage, "streaming": streaming, "packing": packing}
-    drawn = validation_percentage or packing or config.datasets[0].weight
-    fingerprint = hash_of({**tokeniser.recipe(), **options, "sources": sources, "seed": seed if drawn else None})
     train, held_out = _divide([part.dataset for part in parts], validation_percentage, seed)
     mixed = _mix(train, [source.weight for source in config.datasets], seed)
     if streaming:
         mixed = mixed.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-    report = functools.reduce(operator.add, (part.report for part in parts))
+    pairs = zip(config.datasets, parts, strict=True)
+    sources = [source.recipe(part.content) | {"weight": source.weight} for source, part in pairs]
+    drawn = validation_percentage or packing or config.datasets[0].weight
+    options = {"percentage": validation_percentage, "streaming": streaming, "packing": packing, "sources": sources}
     return Splits(
         PackedSamples(mixed, max_seq_length, seed) if packing else mixed,
         {name: one.dataset for name, one in validation.items()} | held_out,
-        report,
+        sum((part.report for part in parts[1:]), start=parts[0].report),
         {name: one.report for name, one in validation.items()},
-        fingerprint,
+        hash_of({**tokeniser.recipe(), **options, "seed": seed if drawn else None}),
     )
 
 
 def _check(config: DataConfig, percentage: float, streaming: bool, packing: bool) -> None:
+    share = f"validation_percentage={percentage}"
     if percentage and not 1 <= percentage <= 99:
-        raise ValueError(
-            f"validation_percentage must be 0, or from 1 to 99; got {percentage}. For 5 per cent, write 5."
-        )
+        raise ValueError(f"validation_percentage must be 0, or from 1 to 99; got {percentage}. 5 is 5 per cent.")
     if percentage and config.validation:
-        raise ValueError(
-            f"validation_percentage={percentage} and the validation set {config.validation[0].path} both name the "
-            "validation data. Set only one."
-        )
+        raise ValueError(f"{share} and {config.validation[0].path} both name the validation data. Set only one.")
     if streaming and packing:
         raise ValueError("packing needs the lengths of all samples, which streaming does not know. Use padding_free.")
     if streaming and percentage:
-        raise ValueError(
-            f"validation_percentage={percentage} needs all samples before training, which streaming does not have. "
-            "Name validation data, or set it to 0."
-        )
-    files = {file.resolve() for source in config.datasets if source.local for file in data_files(source.path)}
-    names = {(source.path, source.subset, source.split) for source in config.datasets if not source.local}
+        raise ValueError(f"{share} needs all samples, which streaming does not have. Name validation data, or set 0.")
+    train = {place for source in config.datasets for place in _places(source)}
     for source in config.validation:
-        both = {file.resolve() for file in data_files(source.path)} & files if source.local else set()
-        if both or (source.path, source.subset, source.split) in names:
-            raise DatasetError(
-                f"{min(both, default=source.path)} is training data and validation data at once, so that validation "
-                "would measure what was learnt by heart. Name other data."
-            )
+        if both := train & _places(source):
+            raise DatasetError(f"{min(both)[0]} is training data and validation data at once. Name other data.")
+
+
+def _places(source: DataSource) -> set[tuple[str, ...]]:
+    if source.local:
+        return {(str(file.resolve()),) for file in data_files(source.path)}
+    return {(source.path, source.subset or "", source.split)}
 
 
 def _named(sources: Sequence[DataSource]) -> dict[str, DataSource]:
@@ -205,20 +188,21 @@ def _divide(datasets: Sequence[Any], percentage: float, seed: int) -> tuple[list
         raise DatasetError(f"validation_percentage={percentage} needs at least 2 samples to divide; got {total}.")
     aside = np.zeros(total, dtype=bool)
     aside[random.Random(seed).sample(range(total), min(max(1, round(total * percentage / 100)), total - 1))] = True
-    masks = np.split(aside, np.cumsum(sizes)[:-1])
-
-    def select(keep: bool) -> list[Any]:
-        # In memory, because processes that start together would otherwise write the same files of indices.
-        pairs = zip(datasets, masks, strict=True)
-        return [one.select(np.flatnonzero(mask == keep), keep_in_memory=True) for one, mask in pairs]
-
-    return select(False), {"validation": concatenate_datasets(select(True))}
+    # In memory, because processes that start together would otherwise write the same files of indices.
+    train, held_out = (
+        [
+            one.select(np.flatnonzero(mask == keep), keep_in_memory=True)
+            for one, mask in zip(datasets, np.split(aside, np.cumsum(sizes)[:-1]), strict=True)
+        ]
+        for keep in (False, True)
+    )
+    return train, {"validation": concatenate_datasets(held_out)}
 
 
 def _mix(datasets: list[Any], weights: list[float | None], seed: int) -> Any:
     from datasets import concatenate_datasets, interleave_datasets
 
-    shares = [weight for weight in weights if weight is not None]
+    shares = [weight for weight in weights if weight]
     if len(datasets) == 1 or not shares:
         return concatenate_datasets(datasets)
     probabilities = [share / sum(shares) for share in shares]

@@ -1,29 +1,38 @@
-"""Prompt templates: from a conversation to token ids, and to what of them is learnt.
+"""Prompt templates: from a conversation to token ids, and to what of them is learnt; and which one a training used.
 
-`release` is the layout of the original LoRAMoE release; `chat` is the tokenizer's own chat template. Both learn what
-the assistant says and the token that ends it, and nothing else.
-
-The words of a sample are text: a `</s>` in an instruction must not end the prompt, so `release` tokenises words with
-`split_special_tokens=True`. A chat template writes its special tokens and the words as one string; `chat` marks samples
-whose words contain a special token.
+`release` is the layout of the original release, `chat` the tokenizer's own chat template. Both learn what the assistant
+says and the token that ends it. The words of a sample are text: `release` takes a `</s>` in them for characters; a chat
+template writes special tokens and words as one string, so `chat` marks samples whose words contain a special token.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice, pairwise
+import json
+import logging
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from loramoe.data.collate import IGNORE_INDEX
-from loramoe.data.rendering import ChatRenderer, Message, Span, TemplateError, Text, conversation, user_text
+from loramoe.data.formats import Message, user_text
+from loramoe.data.sources import hash_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TEMPLATES", "ChatTemplate", "Encoded", "Message", "PromptTemplate", "ReleaseTemplate"]
-__all__ += ["TemplateError", "conversation", "get_template", "user_text"]
+PROMPT_FILE: Final = "loramoe_prompt.json"
+
+logger = logging.getLogger(__name__)
+
+
+class TemplateError(ValueError):
+    """Why a template cannot render a sample, in one line; names no file, since the template knows none."""
 
 
 class Encoded(NamedTuple):
@@ -51,19 +60,12 @@ class Encoded(NamedTuple):
         return [label for label in self.labels if label != IGNORE_INDEX]
 
     def truncated(self, max_seq_length: int) -> Encoded | None:
-        """Cuts the end off.
-
-        Args:
-            max_seq_length: Most tokens to keep.
-
-        Returns:
-            The first tokens; None if none of them is learnt.
-        """
+        """The first max_seq_length tokens; None if none of them is learnt."""
         short = Encoded(self.input_ids[:max_seq_length], self.labels[:max_seq_length], self.special)
         return short if any(label != IGNORE_INDEX for label in short.labels) else None
 
 
-class PromptTemplate(Protocol):
+class PromptTemplate(ABC):
     """What a template can do; made for one tokenizer by `get_template`.
 
     Attributes:
@@ -74,10 +76,16 @@ class PromptTemplate(Protocol):
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
         """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
+        problems = [_problem(one) for one in conversations]
+        sound = [one for one, problem in zip(conversations, problems, strict=True) if problem is None]
+        encoded = iter(self._encode(sound))
+        return [problem or next(encoded) for problem in problems]
 
     def prompt_ids(self, instruction: str, input: str = "") -> list[int]:
         """Encodes an instruction to answer: exactly the ids that stand before its answer in training."""
+        return self.chat_ids([Message(role="user", content=user_text(instruction, input))])
 
+    @abstractmethod
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Encodes a conversation whose next turn is the assistant's.
 
@@ -85,8 +93,21 @@ class PromptTemplate(Protocol):
             TemplateError: If the template cannot render it.
         """
 
+    @abstractmethod
+    def _encode(self, conversations: Sequence[Sequence[Message]]) -> Sequence[Encoded | TemplateError]:
+        """Encodes conversations that begin with the user and have an answer."""
 
-class ReleaseTemplate:
+
+def _problem(chat: Sequence[Message]) -> TemplateError | None:
+    roles = [message["role"] for message in chat if message["role"] != "system"]
+    if "assistant" not in roles:
+        return TemplateError("the conversation has no turn of the assistant to learn. Add an answer, or remove it.")
+    if roles[0] != "user":
+        return TemplateError("the conversation starts with the assistant. Start it with a turn of the user.")
+    return None
+
+
+class ReleaseTemplate(PromptTemplate):
     r"""`instruction[\ninput]` and the end-of-sequence token, then `output` and the end-of-sequence token.
 
     Further turns follow alike. A system prompt stands on a line before the user's words. The first turn gets the
@@ -102,38 +123,30 @@ class ReleaseTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
-                "the prompt template 'release' ends prompt and answer with tokenizer.eos_token, which is not set. "
-                "Set it, for example tokenizer.eos_token = '</s>', or pass eos_token to from_pretrained."
+                "the prompt template 'release' needs tokenizer.eos_token, which is not set. Set it, as to '</s>'."
             )
         self.tokenizer = tokenizer
-        self.end_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
-
-    def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
-        """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
-        checked = [_problem(chat) or _with_system(chat) for chat in conversations]
-        turns = iter(self._turn_ids([one for one in checked if not isinstance(one, TemplateError)]))
-        return [one if isinstance(one, TemplateError) else _learn_answers(one, next(turns)) for one in checked]
-
-    def prompt_ids(self, instruction: str, input: str = "") -> list[int]:
-        """Encodes an instruction to answer: exactly the ids that stand before its answer in training."""
-        return self.chat_ids([Message(role="user", content=user_text(instruction, input))])
+        self.end_ids = (tokenizer.eos_token_id,)
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Encodes a conversation whose next turn is the assistant's."""
-        return [token for ids in self._turn_ids([_with_system(messages)])[0] for token in ids]
+        return self._encode([messages])[0].input_ids
 
-    def _turn_ids(self, conversations: Sequence[Sequence[Message]]) -> list[list[list[int]]]:
-        """The ids of each turn of each conversation, its end token included."""
-        opening = iter(self._text_ids([turns[0]["content"] for turns in conversations], add_special_tokens=True))
-        rest = [turn["content"] for turns in conversations for turn in turns[1:]]
+    def _encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
+        chats = [_with_system(one) for one in conversations]
+        opening = iter(self._text_ids([turns[0]["content"] for turns in chats], add_special_tokens=True))
+        rest = [turn["content"] for turns in chats for turn in turns[1:]]
         following = iter(self._text_ids(rest, add_special_tokens=False))
         (end,) = self.end_ids
-        # Some tokenizers append the end-of-sequence token themselves; one is enough.
-        firsts = [ids if ids[-1:] == [end] else [*ids, end] for ids in opening]
-        return [
-            [first, *([*ids, end] for ids in islice(following, len(turns) - 1))]
-            for first, turns in zip(firsts, conversations, strict=True)
-        ]
+        encoded = []
+        for turns in chats:
+            first = next(opening)
+            # Some tokenizers append the end-of-sequence token themselves; one is enough.
+            ids_of_turns = [first if first[-1:] == [end] else [*first, end]]
+            ids_of_turns += [[*ids, end] for ids in islice(following, len(turns) - 1)]
+            learnt = (turn["role"] == "assistant" for turn in turns)
+            encoded.append(joined(zip(ids_of_turns, learnt, strict=True)))
+        return encoded
 
     def _text_ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True}
@@ -157,137 +170,29 @@ def _with_system(chat: Sequence[Message]) -> list[Message]:
     return turns
 
 
-def _learn_answers(turns: Sequence[Message], ids_of_turns: Sequence[list[int]]) -> Encoded:
+def joined(pieces: Iterable[tuple[list[int], bool]]) -> Encoded:
+    """Joins pieces of a conversation, each with whether it is learnt."""
     input_ids: list[int] = []
     labels: list[int] = []
-    for turn, ids in zip(turns, ids_of_turns, strict=True):
+    for ids, learnt in pieces:
         input_ids += ids
-        labels += ids if turn["role"] == "assistant" else [IGNORE_INDEX] * len(ids)
+        labels += ids if learnt else [IGNORE_INDEX] * len(ids)
     return Encoded(input_ids, labels)
 
 
-def _problem(chat: Sequence[Message]) -> TemplateError | None:
-    roles = [message["role"] for message in chat if message["role"] != "system"]
-    if "assistant" not in roles:
-        return TemplateError("the conversation has no turn of the assistant to learn. Add an answer, or remove it.")
-    if roles[0] != "user":
-        return TemplateError("the conversation starts with the assistant. Start it with a turn of the user.")
-    return None
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
+    from loramoe.data.chat import ChatTemplate  # which builds on this module
 
-
-class ChatTemplate:
-    """The tokenizer's chat template.
-
-    What the template writes before an answer belongs to the prompt: the generation prompt, and an empty think block.
-    The end of an answer is learnt up to the first added token, such as `<|im_end|>`.
-
-    Args:
-        tokenizer: Any tokenizer of transformers that has a chat template.
-
-    Raises:
-        TemplateError: If the tokenizer has no chat template, or one that does not compile.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.renderer = ChatRenderer(tokenizer)
-        self.end_ids = self.renderer.end_ids
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        words = sorted(added.union(tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, words)) or "(?!)")
-
-    def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
-        """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
-        problems = [_problem(one) for one in conversations]
-        sound = [one for one, problem in zip(conversations, problems, strict=True) if problem is None]
-        texts = iter(self.renderer.texts(sound))
-        rendered = [problem or next(texts) for problem in problems]
-        ids = iter(self._tokenise([text for text in rendered if not isinstance(text, TemplateError)]))
-        return [
-            text if isinstance(text, TemplateError) else Encoded(*next(ids), self._has_special(one))
-            for one, text in zip(conversations, rendered, strict=True)
-        ]
-
-    def prompt_ids(self, instruction: str, input: str = "") -> list[int]:
-        """Encodes an instruction to answer: exactly the ids that stand before its answer in training."""
-        return self.chat_ids([Message(role="user", content=user_text(instruction, input))])
-
-    def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Encodes a conversation whose next turn is the assistant's.
-
-        Raises:
-            TemplateError: If the template cannot render it.
-        """
-        return self._tokenise([self.renderer.prompt(messages)])[0][0]
-
-    def _tokenise(self, texts: Sequence[Text]) -> list[tuple[list[int], list[int]]]:
-        """Token ids and labels of rendered conversations.
-
-        A text is tokenised whole. Where a token would join the end of a prompt to its answer, which no model could be
-        given to answer, the pieces are tokenised one by one.
-        """
-        if not texts:
-            return []
-        batch = self._ids([text for text, _ in texts])
-        fast = self.tokenizer.is_fast
-        found = [_labelled(batch, row, *text) if fast else None for row, text in enumerate(texts)]
-        pieces = [_pieces(*text) for text, one in zip(texts, found, strict=True) if one is None]
-        flat = [piece for row in pieces for piece, _ in row]
-        ids = iter(self._ids(flat)["input_ids"] if flat else [])
-        rows = iter(pieces)
-        return [one or _joined([(next(ids), learnt) for _, learnt in next(rows)]) for one in found]
-
-    def _ids(self, texts: list[str]) -> Any:
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-
-    def _has_special(self, chat: Sequence[Message]) -> bool:
-        return any(self._special.search(message["content"]) for message in chat)
-
-
-def _labelled(batch: Any, row: int, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]] | None:
-    """Ids and labels of a text that was tokenised whole; None where a token crosses the beginning of an answer."""
-    ids: list[int] = batch["input_ids"][row]
-    labels = [IGNORE_INDEX] * len(ids)
-    for start, stop in spans:
-        first, end = (_token_at(batch, row, char, len(text)) for char in (start, stop))
-        if first < len(ids) and batch.token_to_chars(row, first).start < start:
-            return None
-        if end < len(ids) and batch.token_to_chars(row, end).start < stop:
-            end += 1
-        labels[first:end] = ids[first:end]
-    return ids, labels
-
-
-def _token_at(batch: Any, row: int, char: int, length: int) -> int:
-    """The token of a character, or of the next one that has a token."""
-    tokens = (batch.char_to_token(row, index) for index in range(char, length))
-    return next((token for token in tokens if token is not None), len(batch["input_ids"][row]))
-
-
-def _pieces(text: str, spans: Sequence[Span]) -> list[tuple[str, bool]]:
-    edges = [0, *(edge for span in spans for edge in span), len(text)]
-    return [(text[a:b], number % 2 == 1) for number, (a, b) in enumerate(pairwise(edges))]
-
-
-def _joined(pieces: Sequence[tuple[list[int], bool]]) -> tuple[list[int], list[int]]:
-    ids = [token for piece, _ in pieces for token in piece]
-    return ids, [token if learnt else IGNORE_INDEX for piece, learnt in pieces for token in piece]
+    return ChatTemplate(tokenizer)
 
 
 TEMPLATES: Final[Mapping[str, Callable[[PreTrainedTokenizerBase], PromptTemplate]]] = MappingProxyType(
-    {"release": ReleaseTemplate, "chat": ChatTemplate}
+    {"release": ReleaseTemplate, "chat": _chat_template}
 )
 
 
 def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
-    """Makes a prompt template for a tokenizer.
-
-    Args:
-        name: `"release"` or `"chat"`.
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        The template.
+    """Makes the prompt template `"release"` or `"chat"` for a tokenizer.
 
     Raises:
         ValueError: If there is no template of that name, or the tokenizer lacks what it needs.
@@ -295,3 +200,81 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
     if name not in TEMPLATES:
         raise ValueError(f"prompt template must be one of {', '.join(map(repr, TEMPLATES))}; got {name!r}. Choose one.")
     return TEMPLATES[name](tokenizer)
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How the training laid out its samples.
+
+    Attributes:
+        template: Name of the prompt template.
+        max_seq_length: Most tokens of a sample.
+        type_names: What the task types stand for.
+    """
+
+    template: str = "release"
+    max_seq_length: int = 1024
+    type_names: dict[int, str] = field(default_factory=dict)
+
+
+def save_prompt_format(folder: str | os.PathLike[str], prompt_format: PromptFormat) -> None:
+    """Writes a prompt format into the folder of an adapter."""
+    text = json.dumps(asdict(prompt_format), indent=2, ensure_ascii=False)
+    (Path(folder) / PROMPT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_prompt_format(folder: str | os.PathLike[str]) -> PromptFormat | None:
+    """Reads the prompt format of an adapter; None if it was saved without one.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    file = Path(folder) / PROMPT_FILE
+    if not file.is_file():
+        return None
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        names = {int(number): str(name) for number, name in saved.get("type_names", {}).items()}
+        found = PromptFormat(saved["template"], int(saved["max_seq_length"]), names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: damaged ({error!r}). Correct it, or remove it and pass --template.") from error
+    if found.template not in TEMPLATES:
+        raise ValueError(f"{file}: the template must be one of {', '.join(TEMPLATES)}; got {found.template!r}.")
+    return found
+
+
+def choose_prompt_format(template: str | None, adapters: Sequence[str | os.PathLike[str]]) -> PromptFormat:
+    """Chooses the prompt format for adapters, and warns if a template is wished for that differs from theirs.
+
+    Args:
+        template: The wish of the user; None takes the template of the adapters.
+        adapters: Folders of adapters.
+
+    Returns:
+        The format of the first adapter that has one, or the default, with the template that was wished for.
+
+    Raises:
+        ValueError: If the adapters have different templates and none is wished for.
+    """
+    known = {os.fspath(folder): found for folder in adapters if (found := read_prompt_format(folder)) is not None}
+    trained = {folder: found.template for folder, found in known.items()}
+    if template is None and len(set(trained.values())) > 1:
+        raise ValueError(f"the adapters were trained with different prompt templates: {trained}. Pass --template.")
+    differing = {folder: name for folder, name in trained.items() if template not in (None, name)}
+    if differing:
+        logger.warning("--template %s differs from the template of the training: %s", template, differing)
+    first = next(iter(known.values()), PromptFormat())
+    return PromptFormat(template or first.template, first.max_seq_length, first.type_names)
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hashes a tokenizer as it would be saved, without the padding and truncation that its last call left in it."""
+    contents = [type(tokenizer).__name__]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for file in sorted(file for file in Path(folder).rglob("*") if file.is_file()):
+            content = file.read_text(encoding="utf-8", errors="surrogateescape")
+            if file.name == "tokenizer.json":
+                content = json.dumps({**json.loads(content), "truncation": None, "padding": None})
+            contents += [file.name, content]
+    return hash_of(contents)

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy
 
-from loramoe.data.prompt_format import PromptFormat
+from loramoe.data import PromptFormat
 from loramoe.report.card import write_card
 from loramoe.report.write import remove_pages
 from loramoe.training import checkpoint

@@ -33,12 +33,6 @@ def test_padding_changes_nothing(rows, pad, multiple):
     assert batch["task_types"].tolist() == list(range(len(rows)))
 
 
-def test_the_end_of_a_sample_stays_visible_when_it_is_also_the_padding():
-    batch = SftCollator(pad_token_id=2)([feature([5, 2, 7, 2]), feature([5, 2])])
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 2, 7, 2], [-100, 2, -100, -100]]
-
-
 @given(rows=st.lists(IDS, min_size=1, max_size=6), cut=st.integers(0, 6))
 def test_every_sample_is_found_again_in_a_packed_row(rows, cut):
     features = [feature(ids, labels=ids, task_types=index) for index, ids in enumerate(rows)]

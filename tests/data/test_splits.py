@@ -8,6 +8,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from loramoe.data import DatasetError, DataSource, PackedSamples, SftCollator, evenly_spaced
+from tests.data.conftest import CHAT
 
 
 @pytest.fixture
@@ -61,12 +62,6 @@ def test_no_sample_is_on_both_sides_of_a_mix(load, numbered):
     assert not set(types(splits.train)) & set(types(splits.validation["validation"]))
 
 
-@pytest.mark.parametrize(("percentage", "count"), [(1, 1), (99, 4)])
-def test_no_side_is_empty(load, numbered, percentage, count):
-    splits = load(numbered("a.json", 5), validation_percentage=percentage)
-    assert len(splits.validation["validation"]) == count
-
-
 def test_validation_sets_have_names(load, numbered):
     files = numbered("a.json", 2), numbered("held.jsonl.gz", 1), DataSource(str(numbered("c.json", 1)), name="facts")
     splits = load(files[0], validation=files[1:])
@@ -105,19 +100,17 @@ class TestStreaming:
             load(file, streaming=True)
 
     def test_what_cannot_be_rendered_is_skipped(self, load, write, row, make_tokenizer, caplog):
-        template = (
-            "{% for m in messages %}{% if m.content == 'no' %}{{ raise_exception('not this') }}{% endif %}"
-            "<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
-            "{% if add_generation_prompt %}<assistant>{% endif %}"
-        )
-        file = write("rows.jsonl", [row(), row(instruction="no"), row()])
-        splits = load(file, streaming=True, template="chat", tokenizer=make_tokenizer(chat_template=template))
+        refuse = "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}"
+        file = write("rows.jsonl", [row(), *[row(instruction="no")] * 2, row()])
+        splits = load(file, streaming=True, template="chat", tokenizer=make_tokenizer(chat_template=refuse + CHAT))
         with caplog.at_level(logging.WARNING, "loramoe"):
             assert len(list(splits.train)) == 2
+        assert "(2 so far)" in caplog.text
         assert "not this" in caplog.text
 
-    def test_max_samples(self, load, numbered):
-        stream = load(DataSource(str(numbered("a.json", 9)), max_samples=4), streaming=True)
+    def test_max_samples_of_all_files_together(self, load, numbered):
+        folder, *_ = [numbered(f"rows/{number}.json", 3, start=3 * number).parent for number in range(3)]
+        stream = load(DataSource(str(folder), max_samples=4), streaming=True)
         assert sorted(types(stream.train)) == [0, 1, 2, 3]
         assert stream.report.samples == 4
 

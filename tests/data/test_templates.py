@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer
 
-from loramoe.data.templates import TEMPLATES, Encoded, TemplateError, conversation, get_template
+from loramoe.data import TEMPLATES, Encoded, TemplateError, conversation, get_template
 
 BOS, EOS = 0, 1
 FRAMES = {"<s> $A": [BOS], "$A": [], "<s> $A </s>": [BOS]}
@@ -67,13 +67,6 @@ def test_release_adds_each_special_token_once(make_tokenizer, frame):
     assert bare.target == [*spell(tokenizer, "Me."), EOS]
     assert full.prompt == [*FRAMES[frame], *spell(tokenizer, "Read:\nA b."), EOS]
     assert full.input_ids == full.prompt + full.target
-
-
-def test_release_equals_the_text_with_the_token_spelled_out(tokenizer):
-    """The original release wrote `</s>` behind the text and let the tokenizer find it."""
-    (encoded,) = encode(get_template("release", tokenizer), conversation("Wer?", "Ü 漢", "Ich."))
-    assert encoded.prompt == tokenizer("Wer?\nÜ 漢</s>")["input_ids"]
-    assert encoded.target == tokenizer("Ich.</s>", add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("frame", FRAMES)
@@ -209,6 +202,11 @@ def test_the_others_are_encoded_all_the_same(chat_tokenizer, name):
     assert template.encode([]) == []
 
 
+def test_a_last_question_is_no_answer(chat):
+    template = chat("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
+    assert encode(template, [*ONE, TWO[0]])[0].target == encode(template, ONE)[0].target
+
+
 def test_a_template_that_does_not_compile_is_refused_at_once(chat):
     with pytest.raises(TemplateError, match="does not compile: unexpected '}'"):
         chat("{% for m in messages %}{{ m.content }{% endfor %}")
@@ -232,7 +230,8 @@ def test_a_sample_of_one_answer_is_rendered_once_and_all_are_tokenised_together(
     monkeypatch.setattr(
         tokenizer, "apply_chat_template", lambda chats, **options: rendered.extend(chats) or render(chats, **options)
     )
-    monkeypatch.setattr(template, "_ids", lambda texts, ids=template._ids: tokenised.append(texts) or ids(texts))
+    ids = template._ids
+    monkeypatch.setattr(template, "_ids", lambda texts: tokenised.append(texts) or ids(texts))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
 
