@@ -1,8 +1,7 @@
-"""Reading data files by plain Python: each sample with its place, each fault with file, line and field.
+"""Reading data: by the `datasets` library, which is fast, or by plain Python, which gives each sample its place.
 
-The `datasets` library reads faster where it streams (`pipeline`), but reads a `.json` list whole and guesses the types
-of CSV; and when it fails it does not say where. So this reads what the library reads badly, and reads again what the
-library has refused.
+The library reads a `.json` list whole and guesses the types of CSV; and when it fails it does not say where. So Python
+reads what the library reads badly, and reads again what the library has refused.
 """
 
 from __future__ import annotations
@@ -55,8 +54,7 @@ def read_samples(
         DatasetError: If a file cannot be read or is empty, or samples are faulty. Up to ten faults are named.
     """
     reader = SampleReader(task_types=task_types, default_task_type=default_task_type)
-    for _, sample in checked(locate(data_files(path)), reader):
-        yield sample
+    yield from (sample for _, sample in checked(locate(data_files(path)), reader))
 
 
 def checked(values: Iterable[Located], check: Callable[[object], T | list[str]]) -> Iterator[tuple[str, T]]:

@@ -209,20 +209,14 @@ def data_files(path: str | os.PathLike[str]) -> list[Path]:
     """
     root = Path(os.path.expanduser(path))
     if not os.fspath(path) or not os.path.exists(root):
-        raise DatasetError(
-            f"data path '{path}' does not exist (looked in {Path.cwd()}), and is no name of the hub, which are written "
-            "owner/name. Correct it."
-        )
+        raise DatasetError(f"data path '{path}' does not exist (looked in {Path.cwd()}), nor is it a hub's owner/name.")
     if not root.is_dir():
         if not kind_of(root)[0]:
             raise DatasetError(f"{root}: expected {_DATA_FILES}; got {root.suffix or 'no suffix'!r}. Convert it.")
         return [root]
     files, folders = _listed(root)
     if below := next((folder for folder in folders if _listed(folder)[0]), None):
-        raise DatasetError(
-            f"{root}: the subfolder {below.name!r} holds data files; subfolders are not read. Name the folder or file "
-            f"that you mean, such as {below}."
-        )
+        raise DatasetError(f"{root}: the subfolder {below.name!r} holds data, but is not read. Name {below} or a file.")
     if not files:
         raise DatasetError(f"{root}: the folder holds none of {_DATA_FILES}. Name the folder that holds your data.")
     return files

@@ -100,8 +100,8 @@ def load_splits(
 ) -> Splits:
     """Loads the data of a run; every fault of a sample in a file is found here.
 
-    Data sets without weights follow each other. With weights, each sample is drawn from a data set with the probability
-    of its weight, until every sample was drawn once (`interleave_datasets`, "all_exhausted").
+    Data sets without weights follow each other; with weights, each sample is drawn from one of them, until every sample
+    was drawn once.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -126,7 +126,7 @@ def load_splits(
     _check(config, validation_percentage, streaming, packing)
     tokeniser = Tokeniser(tokenizer, template, max_seq_length, task_types, num_proc, cache_dir)
     validation = {name: tokeniser.store(source) for name, source in _named(config.validation).items()}
-    parts = [(tokeniser.stream if streaming else tokeniser.store)(source) for source in config.datasets]
+    parts = list(map(tokeniser.stream if streaming else tokeniser.store, config.datasets))
     train, held_out = _divide([part.dataset for part in parts], validation_percentage, seed)
     mixed = _mix(train, [source.weight for source in config.datasets], seed)
     if streaming:

@@ -12,11 +12,10 @@ import logging
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from loramoe.data.collate import IGNORE_INDEX
@@ -26,6 +25,7 @@ from loramoe.data.sources import hash_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEMPLATES: Final = ("release", "chat")
 PROMPT_FILE: Final = "loramoe_prompt.json"
 
 logger = logging.getLogger(__name__)
@@ -180,17 +180,6 @@ def joined(pieces: Iterable[tuple[list[int], bool]]) -> Encoded:
     return Encoded(input_ids, labels)
 
 
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
-    from loramoe.data.chat import ChatTemplate  # which builds on this module
-
-    return ChatTemplate(tokenizer)
-
-
-TEMPLATES: Final[Mapping[str, Callable[[PreTrainedTokenizerBase], PromptTemplate]]] = MappingProxyType(
-    {"release": ReleaseTemplate, "chat": _chat_template}
-)
-
-
 def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
     """Makes the prompt template `"release"` or `"chat"` for a tokenizer.
 
@@ -199,7 +188,11 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
     """
     if name not in TEMPLATES:
         raise ValueError(f"prompt template must be one of {', '.join(map(repr, TEMPLATES))}; got {name!r}. Choose one.")
-    return TEMPLATES[name](tokenizer)
+    if name == "release":
+        return ReleaseTemplate(tokenizer)
+    from loramoe.data.chat import ChatTemplate  # which builds on this module
+
+    return ChatTemplate(tokenizer)
 
 
 @dataclass(frozen=True)
