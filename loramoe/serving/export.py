@@ -131,7 +131,6 @@ def _stand_alone(found: Adapted, settings: Any) -> Any:
     with torch.device("meta"):
         whole = getattr(model, CLASS_PREFIX + FAMILIES[base.config.model_type][2])(settings)
     whole.load_state_dict({**weights, **_expert_weights(found)}, assign=True)
-    whole.tie_weights()
     return whole
 
 

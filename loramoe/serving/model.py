@@ -56,7 +56,6 @@ class LoraMoeLinear(nn.Module):
 class _Adapted:
     """What the model classes of each family are extended by."""
 
-    _keep_in_fp32_modules_strict = ("router", "A", "B")
     config_class: Any
 
     def __init__(self, config: Any) -> None:

@@ -31,6 +31,8 @@ def save_pair(tiny_task: Any, perturb: Callable[..., Any], tmp_path: Path) -> Ca
         config, _, causal_lm = (getattr(transformers, name) for name in FAMILIES[family])
         torch.manual_seed(0)
         base = causal_lm(config(**SIZE, **TOKENS)).eval()
+        for weight in base.parameters():
+            weight.data.add_(torch.randn(weight.shape) / 10)  # biases are zero at the start, and norms one
         base.save_pretrained(tmp_path / "base", max_shard_size=shard)
         for file in tiny_task.base.glob("tokenizer*"):
             shutil.copy(file, tmp_path / "base")
