@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from loramoe.compat.overlay import when_imported
@@ -60,18 +59,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _register(peft: ModuleType) -> None:
-    importlib.import_module("loramoe.registration").register()
+def _module(name: str) -> Any:
+    return importlib.import_module(f"loramoe.{name}")
 
 
-def _extend_trainer(trainer_pt_utils: ModuleType) -> None:
-    importlib.import_module("loramoe.compat.trainers").extend_label_smoother(trainer_pt_utils.LabelSmoother)
-
-
-def _extend_trl(sft_trainer: ModuleType) -> None:
-    importlib.import_module("loramoe.registration").register_sft_trainer(sft_trainer.SFTTrainer)
-
-
-when_imported("peft", _register)
-when_imported("transformers.trainer_pt_utils", _extend_trainer)
-when_imported("trl.trainer.sft_trainer", _extend_trl)
+when_imported("peft", lambda _: _module("registration").register())
+when_imported("trl.trainer.sft_trainer", lambda trl: _module("registration").register_sft_trainer(trl.SFTTrainer))
+when_imported(
+    "transformers.trainer_pt_utils", lambda utils: _module("compat.trainers").extend_label_smoother(utils.LabelSmoother)
+)
+when_imported("transformers.models.auto.configuration_auto", lambda auto: _module("serving").announce(auto))

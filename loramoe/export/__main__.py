@@ -1,4 +1,4 @@
-"""`python -m loramoe.export`: an adapter's folder to that of a plain LoRA, calibrated and measured on files of rows."""
+"""`loramoe export`: an adapter's folder to that of a stand-alone model, or of a plain LoRA, calibrated and measured."""
 
 from __future__ import annotations
 
@@ -30,12 +30,19 @@ from loramoe.recall import read_probes
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="loramoe export",
-        description="Write a LoRAMoE adapter as a plain LoRA, which approximates it, and measure how well.",
+        description="Write a LoRAMoE adapter as a model of its own, or as a plain LoRA, which approximates it.",
     )
     parser.add_argument("words", nargs="*", metavar="ADAPTER OUT", help="older form of --adapter and --output_dir")
     add_model_flags(parser)
     parser.add_argument("--output_dir", help="folder to write; must not exist yet, or be empty")
-    parser.add_argument("--calibration", required=True, help="file or folder of rows to average the gates over")
+    parser.add_argument(
+        "--format",
+        choices=("lora", "hf"),
+        default="lora",
+        help="lora: plain LoRA, needs --calibration; hf: base model, router and experts in one Hugging Face folder",
+    )
+    parser.add_argument("--link_base", action="store_true", help="hf: link the base model's files, do not copy them")
+    parser.add_argument("--calibration", help="lora: file or folder of rows to average the gates over")
     parser.add_argument("--test", help="file or folder of held-out rows to measure on; default: the calibration rows")
     parser.add_argument("--recall_file", help='JSON list of {"prompt", "answer"}: facts whose recall to measure')
     parser.add_argument("--calibration_rows", type=int, default=1000, help="most rows to average over, evenly spaced")
@@ -64,7 +71,33 @@ def _batches(arguments: argparse.Namespace, tokenizer: Any, path: str, most: int
     return DataLoader(evenly_spaced(rows, most), batch_size=arguments.batch_size, collate_fn=collate)
 
 
-def _export(arguments: argparse.Namespace) -> None:
+def _check_format(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.format == "lora" and not arguments.calibration:
+        parser.error("--format lora needs --calibration")
+    if arguments.format == "lora" and arguments.link_base:
+        parser.error("--link_base belongs to --format hf. Leave it out")
+    for name in ("calibration", "test", "recall_file", "template", "max_seq_length", "device"):
+        if arguments.format == "hf" and getattr(arguments, name) is not None:
+            parser.error(f"--{name} belongs to --format lora. Leave it out")
+
+
+def _export_model(arguments: argparse.Namespace) -> None:
+    from loramoe.serving.export import export_model
+
+    if arguments.load_in_kbits != 16:
+        raise ValueError(f"a quantised base model cannot be exported; got load_in_kbits={arguments.load_in_kbits}.")
+    export_model(
+        arguments.adapter,
+        arguments.output_dir,
+        base_model=arguments.base_model,
+        dtype=arguments.dtype,
+        link_base=arguments.link_base,
+        overwrite=arguments.overwrite,
+    )
+    print(f"wrote {arguments.output_dir}; load it with AutoModelForCausalLM.from_pretrained after import loramoe")
+
+
+def _export_lora(arguments: argparse.Namespace) -> None:
     for name in ("calibration_rows", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1; got {name}={getattr(arguments, name)}. Raise it.")
@@ -104,8 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     fill_positional(parser, arguments, "adapter", "output_dir")
+    _check_format(parser, arguments)
     try:
-        _export(arguments)
+        {"lora": _export_lora, "hf": _export_model}[arguments.format](arguments)
     except (ValueError, OSError, ImportError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

@@ -86,7 +86,7 @@ def export_lora(
     shares = _recall(model, tokenizer, probes, gates, progress)
     report = _report(adapter, source, statistics, measured, shares, held_out=test is not None)
     # Resolved, because a link to a folder cannot be replaced by a folder.
-    with _whole_or_not_at_all(Path(folder).resolve(), overwrite) as unfinished:
+    with whole_or_not_at_all(Path(folder).resolve(), overwrite) as unfinished:
         _write(unfinished, config, weights, report, tokenizer)
     return report
 
@@ -194,7 +194,7 @@ def _write(
 
 
 @contextmanager
-def _whole_or_not_at_all(target: Path, overwrite: bool) -> Iterator[Path]:
+def whole_or_not_at_all(target: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden folder beside the target, which takes its place once it is whole and on disk, or is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

@@ -1,0 +1,153 @@
+"""The exported folder: an ordinary Hugging Face model that computes what the adapter does, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from loramoe.data import PromptFormat, save_prompt_format
+from loramoe.export.__main__ import main
+from loramoe.serving import FAMILIES
+from loramoe.serving.export import export_model
+from loramoe.utils import USER_ERRORS
+
+
+def greedy(model, ids):
+    return model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("link_base", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_computes_what_the_adapter_computes(save_pair, peft_model, ids, tmp_path, family, dtype, link_base):
+    adapter = save_pair(family)
+    out = tmp_path / "out"
+    export_model(str(adapter), out, dtype=dtype, link_base=link_base)
+    expected = peft_model(adapter, getattr(torch, dtype))
+    found = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert type(found).__name__ == f"LoraMoe{FAMILIES[family][2]}"
+    assert str(found.dtype) == f"torch.{dtype}"
+    assert torch.equal(found(ids).logits, expected(ids).logits)
+    assert torch.equal(greedy(found, ids), greedy(expected, ids))
+    with expected.disable_adapter():
+        assert not torch.equal(found(ids).logits, expected(ids).logits)
+    trunk = AutoModel.from_pretrained(out, dtype="auto")
+    assert torch.equal(trunk(ids).last_hidden_state, found.model(ids).last_hidden_state)
+    found.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype="auto")
+    assert torch.equal(again(ids).logits, found(ids).logits)
+
+
+def test_the_folder(save_pair, tmp_path, capsys):
+    adapter, out = save_pair(), tmp_path / "out"
+    save_prompt_format(adapter, PromptFormat("release", 32))
+    assert main(["--format", "hf", "--adapter", str(adapter), "--output_dir", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("loramoe_llama", ["LlamaForCausalLM"])
+    assert config["loramoe"]["lora_nums"] == 3
+    assert config["loramoe"]["layers"]["layers.1.self_attn.q_proj"] == {"r": 3, "scaling": 32 / 3**0.5}
+    assert str(tmp_path) not in "".join(file.read_text() for file in out.glob("*.json"))
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert (out / "loramoe_prompt.json").read_bytes() == (adapter / "loramoe_prompt.json").read_bytes()
+    assert (
+        AutoTokenizer.from_pretrained(out)("w1").input_ids
+        == AutoTokenizer.from_pretrained(tmp_path / "base")("w1").input_ids
+    )
+    again = ["--format", "hf", "--adapter", str(adapter), "--output_dir", str(out), "--link_base"]
+    assert main(again) == 1
+    assert "overwrite" in capsys.readouterr().err
+    assert main([*again, "--overwrite"]) == 0
+    assert not (out / "model.safetensors").exists()
+
+
+def test_linked_files_are_those_of_the_base_model(save_pair, tmp_path, monkeypatch):
+    adapter = save_pair(shard="20KB")
+    shards = sorted((tmp_path / "base").glob("*.safetensors"))
+    assert len(shards) > 1
+    for out in ("hard", "symbolic"):
+        export_model(str(adapter), tmp_path / out, link_base=True)
+        for shard in shards:
+            assert (tmp_path / out / f"base-{shard.name}").samefile(shard)
+        AutoModelForCausalLM.from_pretrained(tmp_path / out)
+
+        def other_disk(*_: object) -> None:
+            raise OSError
+
+        monkeypatch.setattr("os.link", other_disk)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']"),
+        ({"target_modules": ["up_proj", "lm_head"]}, "lm_head (Linear)"),
+    ],
+)
+def test_adapters_that_are_refused(save_pair, tmp_path, options, names):
+    adapter = save_pair(**{"rank_pattern": {}, "alpha_pattern": {}, **options})
+    with pytest.raises(ValueError, match="Use") as error:
+        export_model(str(adapter), tmp_path / "out")
+    assert names in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def plain_lora(adapter: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(adapter.parent / "base")
+    get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(adapter)
+
+
+def several_adapters(adapter: Path) -> None:
+    (adapter / "adapter_config.json").rename(adapter / "other.json")
+
+
+def edit_base(adapter: Path, **values: object) -> None:
+    file = adapter.parent / "base" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def without_safetensors(adapter: Path) -> None:
+    (adapter.parent / "base" / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "names"),
+    [
+        (plain_lora, "LORA"),
+        (several_adapters, "adapter_config.json"),
+        (lambda adapter: edit_base(adapter, model_type="mixtral"), "'mixtral'"),
+        (lambda adapter: edit_base(adapter, quantization_config={"quant_method": "fp8"}), "quantised"),
+        (without_safetensors, "--link_base"),
+    ],
+)
+def test_folders_that_are_refused_before_the_base_model_is_loaded(save_pair, tmp_path, monkeypatch, spoil, names):
+    adapter = save_pair()
+    spoil(adapter)
+    monkeypatch.setattr("loramoe.serving.export.load_base", lambda *_: pytest.fail("the base model was loaded"))
+    with pytest.raises((ValueError, *USER_ERRORS), match=names):
+        export_model(str(adapter), tmp_path / "out", link_base=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--format", "hf", "--calibration", "x"], "--calibration"),
+        (["--link_base", "--calibration", "x"], "--link_base"),
+        ([], "--calibration"),
+    ],
+)
+def test_flags_of_the_other_format(tmp_path, capsys, flags, names):
+    with pytest.raises(SystemExit):
+        main(["--adapter", "a", "--output_dir", str(tmp_path / "out"), *flags])
+    assert names in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_base_model_to_be_quantised(tmp_path, capsys):
+    assert main(["a", str(tmp_path / "out"), "--format", "hf", "--load_in_kbits", "4"]) == 1
+    assert "load_in_kbits=4" in capsys.readouterr().err
