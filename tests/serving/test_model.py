@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +67,13 @@ def test_what_vllm_asks_for():
     assert set(weights) == {"router", "A", "B", "base_layer.weight"}
     assert weights["router"].dtype == torch.float32
     assert weights["router"].is_meta
+
+
+def test_the_plug_in_of_vllm_is_register():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    group = "vllm.general_plugins"
+    assert EntryPoint("loramoe", project["entry-points"][group]["loramoe"], group).load() is register
 
 
 # Gemma 3's configuration imports AutoConfig while it is being imported itself.
