@@ -80,10 +80,10 @@ def run_sft(
         if args.should_log:
             print(dry_run_summary(prepared))
         return {"before": {}, "after": {}}
+    repository = open_repository(prepared.arguments)
     with contextlib.ExitStack() as stack:
         recipe, resume_from = _open_run(prepared, stack)
         _fit_evaluation(prepared, resume_from)
-        repository = open_repository(prepared.arguments)
         start_engine(args, bool(prepared.probes), prepared.arguments[0].load_in_kbits)
         set_seed(args.seed)
         trainer = _make_trainer(prepared, trainer_class, callbacks, compute_metrics)

@@ -102,11 +102,11 @@ def test_the_card_tells_what_was_measured_and_nobodys_name(pushed: Pushed):
     assert len(told) == 6
     assert card.data.base_model is None
     assert 'adapter = "user/mine"' in card.text
-    rows = ("| `learning_rate` | 0.01 |", "| rows to train on | 48 |", "| rows to evaluate on | 12 |", "| `r` | 4 |")
+    rows = ("| `learning_rate` | 0.01 |", "| samples to train on | 48 |", "| validation samples | 12 |", "| `r` | 4 |")
     for row in (*rows, "| steps | 6 (0.5 epochs) |", "| base model in | float32 |"):
         assert row in card.text
-    assert "| rows of task type 1 | 24 (questions answered from world knowledge; experts 0, 1, 2, 3) |" in card.text
-    assert json.loads((pushed.output_dir / "arguments.json").read_text())["training data"] in card.text
+    assert "| samples of task type 1 | 24 (knowledge; experts 0, 1, 2, 3) |" in card.text
+    assert json.loads((pushed.output_dir / "arguments.json").read_text())["training_data"] in card.text
     words = {word.strip("`|[](),.:;") for word in card.text.split()}
     assert not words & {getpass.getuser(), os.uname().nodename}
 

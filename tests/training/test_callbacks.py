@@ -84,7 +84,7 @@ GROUP = """
                 time.sleep(0.5)
     import loramoe.training.run as run
     run.StopAtSignal = AtStep4
-    sys.exit(train.main())
+    sys.exit(train.main(["train", *sys.argv[1:]]))
 """
 
 

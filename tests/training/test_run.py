@@ -258,7 +258,7 @@ def test_a_resumed_run_continues_its_tracker(train, tmp_path: Path, monkeypatch:
         {"attn_implementation": "eager"},
         {"pad_to_multiple_of": 8},
         {"early_stopping_patience": 1, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1},
-        pytest.param({"torch_compile": "true", "max_steps": 1}, marks=pytest.mark.slow),
+        pytest.param({"torch_compile": "true"}, marks=pytest.mark.slow),
     ],
     ids=lambda flags: next(iter(flags)),
 )
