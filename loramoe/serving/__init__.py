@@ -38,7 +38,9 @@ def announce(configuration_auto: ModuleType) -> None:
     Args:
         configuration_auto: `transformers.models.auto.configuration_auto`.
     """
+    shown_names = vars(configuration_auto).get("MODEL_NAMES_MAPPING", {})  # of transformers 4; 5 has none
     for family, (config, *_) in FAMILIES.items():
+        shown_names[TYPE_PREFIX + family] = f"LoRAMoE {family}"
         configuration_auto.CONFIG_MAPPING_NAMES[TYPE_PREFIX + family] = CLASS_PREFIX + config
         configuration_auto.CONFIG_MAPPING._modules[TYPE_PREFIX + family] = sys.modules[__name__]
 
