@@ -42,7 +42,7 @@ def add_task_types(rows: list[Sample], tokenised: DatasetDict, tokenizer: PreTra
         answer, learnt = _bare(row.output), _bare(_text(labels, tokenizer))
         if not learnt or not (answer.startswith(learnt) or learnt.startswith(answer)):  # either may have been cut
             raise DatasetError(
-                f"row {number} answers {row['output']!r}, but the tokenised row {number} trains on "
+                f"row {number} answers {row.output!r}, but the tokenised row {number} trains on "
                 f"{_text(labels, tokenizer)!r}. Tokenise this data again, without shuffling or mixing."
             )
     return DatasetDict({**tokenised, "train": train.add_column("task_types", [row.task_type for row in rows])})
