@@ -100,14 +100,13 @@ def direct_likelihood(model: Any, prompt: list[int], answer: list[int]) -> float
 
 def direct_likelihoods(model: Any, tokenizer: Any, samples: Any) -> list[float]:
     """The same for all choices of all samples, laid out by the template of the training."""
-    from loramoe.data import get_template
+    from loramoe.data import conversation, get_template
 
     template = get_template("release", tokenizer)
     scores = []
     for document in (sample["doc"] for sample in samples["loramoe_tiny_choice"]):
         for choice in document["choices"]:
-            row = {key: document[key] for key in ("instruction", "input", "task_type")} | {"output": choice}
-            encoded = template.encode([row])[0]
+            encoded = template.encode([conversation(document["instruction"], document["input"], choice)])[0]
             scores.append(direct_likelihood(model, encoded.prompt, encoded.target[:-1]))  # without the end of text
     return scores
 
