@@ -130,7 +130,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
 
     def _evaluation_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """The language model's own loss, summed by sample: the Trainer's would be smoothed, and a share of a step."""
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        # The Trainer has Liger leave the logits out, which are needed here.
+        outputs = model(**{name: value for name, value in inputs.items() if name not in ("labels", "skip_logits")})
         loss_M, tokens_M = sample_losses(outputs.logits, inputs["labels"], inputs.get("sample_lengths"))
         types = inputs["task_types"].tolist() if "task_types" in inputs else [None] * len(loss_M)
         real = self._real_samples(len(types))
