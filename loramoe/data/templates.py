@@ -237,17 +237,17 @@ def read_prompt_format(folder: str | os.PathLike[str]) -> PromptFormat | None:
 
 
 def choose_prompt_format(template: str | None, adapters: Sequence[str | os.PathLike[str]]) -> PromptFormat:
-    """Chooses the prompt format for adapters, and warns if a template is wished for that differs from theirs.
+    """Chooses the prompt format for adapters, and warns if a template is requested for that differs from theirs.
 
     Args:
-        template: The wish of the user; None takes the template of the adapters.
+        template: What the user asks for; None takes the template of the adapters.
         adapters: Folders of adapters.
 
     Returns:
         The format of the first adapter that has one, or the default, with the template that was wished for.
 
     Raises:
-        ValueError: If the adapters have different templates and none is wished for.
+        ValueError: If the adapters have different templates and none is requested for.
     """
     known = {os.fspath(folder): found for folder in adapters if (found := read_prompt_format(folder)) is not None}
     trained = {folder: found.template for folder, found in known.items()}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -254,9 +255,10 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
 
 
 def _is_higher_better(name: str) -> bool:
-    if any(word in name for word in LOWER_IS_BETTER):
+    words = set(re.split(r"[_/]", name))
+    if words & set(LOWER_IS_BETTER):
         return False
-    if any(word in name for word in HIGHER_IS_BETTER):
+    if words & set(HIGHER_IS_BETTER):
         return True
     raise ValueError(
         f"metric_for_best_model must be a metric of an evaluation ({', '.join(LOWER_IS_BETTER)}, …); got {name!r}. For "
@@ -275,11 +277,3 @@ def _what_to_do(train: bool | None, evaluate: bool | None) -> tuple[bool, bool]:
 
 
 Arguments = tuple[ModelArguments, DataArguments, TrainArguments]
-
-
-def flag_values(arguments: Arguments) -> dict[str, Any]:
-    """All flags of a run with their values, as plain JSON values."""
-    model_args, data_args, args = arguments
-    values = {**vars(model_args), **vars(data_args), **args.to_dict()}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain

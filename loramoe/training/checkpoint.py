@@ -82,27 +82,27 @@ def latest_complete(output_dir: Path) -> Path | None:
     return None
 
 
-def resume_point(output_dir: Path, wish: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
+def resume_point(output_dir: Path, requested: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
     """Decides where a run starts."""
-    start = _start(output_dir, wish, overwrite, recipe)
+    start = _start(output_dir, requested, overwrite, recipe)
     if start is not None:
         _check_optimizer_state(start, recipe)
     return start
 
 
-def _start(output_dir: Path, wish: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
-    if wish is not None and wish.lower() == "true":
+def _start(output_dir: Path, requested: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
+    if requested is not None and requested.lower() == "true":
         if latest := latest_complete(output_dir):
             return latest
         raise FileNotFoundError(f"no complete checkpoint in {output_dir}. Leave --resume_from_checkpoint out.")
-    start = None if wish is None or wish.lower() == "false" else _named_checkpoint(Path(wish))
+    start = None if requested is None or requested.lower() == "false" else _named_checkpoint(Path(requested))
     if overwrite:
         return start
     if start is None and (output_dir / METRICS).is_file():
         raise FileExistsError(
             f"{output_dir} holds a finished run. Set --overwrite_output_dir true, or another --output_dir."
         )
-    if wish is not None:
+    if requested is not None:
         newer = [folder.name for folder in _newer_than(output_dir, start) if (folder / COMPLETE).is_file()]
         if newer:
             raise FileExistsError(
@@ -178,12 +178,6 @@ def _check_optimizer_state(start: Path, recipe: dict[str, Any]) -> None:
         raise FileExistsError(
             f"{start} has no {OPTIMIZER}, the state of the optimizer: it {reason}. Resume with the same engine. {hint}"
         )
-
-
-def check_new(output_dir: Path) -> None:
-    """Raises FileExistsError if another run has filled a folder that was empty when this run was planned."""
-    if checkpoints(output_dir) or (output_dir / METRICS).is_file():
-        raise FileExistsError(f"another run has just filled {output_dir}. Start again to resume from what it left.")
 
 
 def clear(output_dir: Path, start: Path | None = None) -> None:

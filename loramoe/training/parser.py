@@ -6,7 +6,6 @@ A file is turned into a command line, so that its values pass the same checks. Y
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 import re
@@ -161,8 +160,3 @@ def _unknown_flag(word: str, options: list[str]) -> str:
     known = [option for option in options if option.startswith("--") and "-" not in option[2:]]
     close = difflib.get_close_matches(name, known, n=1)
     return f"unknown flag {name}.{f' Did you mean {close[0]}?' if close else ' See loramoe train --help for all.'}"
-
-
-def flag_names() -> list[str]:
-    """The names of all flags of `loramoe train`, without their aliases."""
-    return [f.name for group in GROUPS for f in dataclasses.fields(group)]

@@ -141,7 +141,13 @@ def test_the_global_batch_sets_the_accumulation():
 
 @pytest.mark.parametrize(
     ("metric", "greater"),
-    [("loss", False), ("perplexity", False), ("loss/knowledge", False), ("eval_share/type1/group1", True)],
+    [
+        ("loss", False),
+        ("perplexity", False),
+        ("loss/knowledge", False),
+        ("eval_share/type1/group1", True),
+        ("discovery_share", True),
+    ],
 )
 def test_every_metric_has_its_direction(metric: str, greater: bool):
     flags = ["--load_best_model_at_end", "--metric_for_best_model", metric]

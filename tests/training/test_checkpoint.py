@@ -18,7 +18,6 @@ from loramoe.training.checkpoint import (
     METRICS,
     KeepCheckpoints,
     as_save_error,
-    check_new,
     checkpoints,
     clear,
     damage,
@@ -206,13 +205,6 @@ def test_clear_keeps_what_leads_to_a_checkpoint(tmp_path: Path):
         make(tmp_path, step)
     clear(tmp_path, start=tmp_path / "checkpoint-10")
     assert names(checkpoints(tmp_path)) == ["checkpoint-5", "checkpoint-10"]
-
-
-def test_a_folder_that_another_run_has_filled_is_refused(tmp_path: Path):
-    check_new(tmp_path)
-    write_json(tmp_path / METRICS, {})
-    with pytest.raises(FileExistsError, match="another run has just filled"):
-        check_new(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -114,10 +114,10 @@ def _number(name: str, text: str, at_least: int = 0) -> int:
     return int(text)
 
 
-def _processes(wish: str, accelerators: Accelerators, environment: Mapping[str, str], plan: Plan) -> int:
+def _processes(requested: str, accelerators: Accelerators, environment: Mapping[str, str], plan: Plan) -> int:
     """Processes on this machine: one per device; devices without a process are hidden."""
     count = len(accelerators.bf16)
-    processes = _number("nproc_per_node", wish, at_least=1) if wish else max(1, count)
+    processes = _number("nproc_per_node", requested, at_least=1) if requested else max(1, count)
     if count and processes > count:
         raise UsageError(f"nproc_per_node={processes}, but torch sees {count} devices. Set nproc_per_node={count}.")
     if processes < count:  # the Trainer would share a lone process among all devices that it sees
