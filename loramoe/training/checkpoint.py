@@ -66,7 +66,7 @@ def damage(folder: Path) -> str | None:
 
 
 def mark_complete(folder: Path) -> None:
-    """Forces a checkpoint to disk and writes its marker; no process may write to it any more."""
+    """Forces a checkpoint to disk and writes its marker; no process may write to it afterwards."""
     sync_all(folder)
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".incomplete"))
     write_json(folder / COMPLETE, {str(f.relative_to(folder)): f.stat().st_size for f in files if f.name != COMPLETE})

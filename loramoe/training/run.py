@@ -194,7 +194,7 @@ def _make_trainer(
 
 
 def _continue_tracker(args: TrainArguments) -> None:
-    """A resumed run goes on in the same run of wandb: its id is kept in output_dir."""
+    """A resumed run continues the same run of wandb: its id is kept in output_dir."""
     if "wandb" not in (args.report_to or ()) or not args.should_save or "WANDB_RUN_ID" in os.environ:
         return
     file = Path(args.output_dir) / "wandb_run_id"
@@ -224,7 +224,7 @@ def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_fr
     if args.should_save:
         if args.overwrite_output_dir:
             checkpoint.clear(output_dir, resume_from)
-        # A finished run that is resumed is none any more; all_results.json is read by the Trainer, and may be cut off.
+        # A finished run that is resumed is unfinished again; all_results.json is read by the Trainer, and may be cut off.
         for name in (checkpoint.METRICS, checkpoint.FIGURE, checkpoint.SHARES, "all_results.json"):
             (output_dir / name).unlink(missing_ok=True)
         remove_pages(output_dir / checkpoint.PAGES)
