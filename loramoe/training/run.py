@@ -224,7 +224,7 @@ def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_fr
     if args.should_save:
         if args.overwrite_output_dir:
             checkpoint.clear(output_dir, resume_from)
-        # A finished run that is resumed is unfinished again; all_results.json is read by the Trainer, and may be cut off.
+        # A resumed run is unfinished again; all_results.json is read by the Trainer, and may be cut off.
         for name in (checkpoint.METRICS, checkpoint.FIGURE, checkpoint.SHARES, "all_results.json"):
             (output_dir / name).unlink(missing_ok=True)
         remove_pages(output_dir / checkpoint.PAGES)
