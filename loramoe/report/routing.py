@@ -14,7 +14,8 @@ tokens of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from loramoe.balance.constraint import rows_as_samples
-from loramoe.export.adapted import Adapted, in_evaluation, real_tokens
-from loramoe.export.gates import gates_kept
+from loramoe.export.adapter import ActiveAdapter
 from loramoe.report.layers import Layer, bands_of, layers_of
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.tuner.layer import LoraMoeLayer
@@ -154,13 +154,13 @@ def observe(model: Any, batches: Iterable[Mapping[str, Tensor]], *, progress: bo
     trunk = _trunk(base, adapter)
     vocabulary = base.config.get_text_config().vocab_size
     meter = RoutingMeter(tuple(adapter.layers), adapter.config.types_of_experts, vocabulary, model.device)
-    with in_evaluation(model), torch.no_grad():  # in inference mode ZeRO-3 would gather weights that no one can train
+    with _in_evaluation(model), torch.no_grad():  # in inference mode ZeRO-3 would gather weights that no one can train
         for batch in tqdm(batches, desc="observing the experts", disable=not progress, leave=False):
             _check_batch(batch)
             ids_BS, task_types = batch["input_ids"].to(model.device), batch["task_types"]
-            real_BS = real_tokens(batch).to(model.device)
+            real_BS = _real_tokens(batch).to(model.device)
             places_P = real_BS.flatten().nonzero().squeeze(-1)  # once: an accelerator has to be waited for
-            with gates_kept(adapter) as kept:
+            with _gates_kept(adapter) as kept:
                 trunk(input_ids=ids_BS, attention_mask=real_BS.long(), use_cache=False)
                 gates = [_gates_of(kept, linear, real_BS, places_P) for linear in adapter.layers]
             types_BS = task_types.to(model.device)[:, None].expand_as(ids_BS)
@@ -169,7 +169,7 @@ def observe(model: Any, batches: Iterable[Mapping[str, Tensor]], *, progress: bo
     return meter.result()
 
 
-def routed(model: Any) -> Adapted:
+def routed(model: Any) -> ActiveAdapter:
     """Finds the adapter whose routers are to be observed.
 
     Args:
@@ -203,12 +203,12 @@ def routed(model: Any) -> Adapted:
         )
     modules = model.get_base_model().named_modules()
     layers = {linear: module for linear, module in modules if isinstance(module, LoraMoeLayer)}
-    return Adapted(
+    return ActiveAdapter(
         model, name, config, {linear: each for linear, each in layers.items() if name in each.loramoe_experts}
     )
 
 
-def _trunk(base: nn.Module, adapter: Adapted) -> nn.Module:
+def _trunk(base: nn.Module, adapter: ActiveAdapter) -> nn.Module:
     """The model without its head, whose logits [B, S, V] nobody needs here, unless there is an adapted linear in it."""
     trunk: nn.Module = base.base_model  # type: ignore[assignment]  # so transformers calls it
     return trunk if set(adapter.layers.values()) <= set(trunk.modules()) else base
@@ -232,3 +232,33 @@ def _gates_of(kept: Mapping[str, Tensor], linear: str, real_BS: Tensor, places_P
             "row, can be reported on, and no others."
         )
     return gates.flatten(0, -2).index_select(0, places_P.to(gates.device))
+
+
+@contextmanager
+def _in_evaluation(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _real_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    return batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+
+
+@contextmanager
+def _gates_kept(adapter: ActiveAdapter) -> Iterator[dict[str, Tensor]]:
+    kept: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        return lambda module, args, output: kept.__setitem__(name, output[1])
+
+    modules = {name: layer.loramoe_experts[adapter.name] for name, layer in adapter.layers.items()}
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
