@@ -128,3 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(f"wrote {arguments.target}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

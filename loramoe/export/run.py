@@ -83,12 +83,12 @@ def _describe(adapter: ActiveAdapter, factors: Factors, source: str) -> dict[str
 def _write(
     folder: Path, adapter: ActiveAdapter, factors: Factors, report: Mapping[str, Any], tokenizer: Any, prompt: Path
 ) -> None:
-    merged, base = report["format"] == "merged", adapter.config.base_model_name_or_path
+    merged, base = report["format"] == "merged", adapter.config.base_model_name_or_path or ""
+    relation = {"base_model": hub_name(base), "base_model_relation": "merge" if merged else "adapter"}
     data = ModelCardData(
-        base_model=hub_name(base) if base else None,
-        base_model_relation="merge" if merged else "adapter",
         library_name="transformers" if merged else "peft",
         tags=["lora", "loramoe", "approximation"],
+        **(relation if relation["base_model"] else {}),
     )
     card = ModelCard.from_template(data, template_path=str(TEMPLATE), version=loramoe.__version__, **report)
     save_lora(adapter, factors, folder)

@@ -22,22 +22,16 @@ from loramoe.tuner.layer import MERGE_REFUSED
 # Flags of axolotl and the fields of LoraMoeConfig that they set.
 FIELDS = {"lora_r": "r", "lora_modules_to_save": "modules_to_save", "lora_exclude_modules": "exclude_modules"}
 FIELDS |= {f"lora_{name}": name for name in ("target_modules", "rank_pattern", "alpha_pattern")}
-FIELDS |= {
-    f"peft_{name}": name for name in ("layers_to_transform", "layers_pattern", "use_rslora", "init_lora_weights")
-}
+FIELDS |= {f"peft_{name}": name for name in ("layers_to_transform", "layers_pattern", "use_rslora")}
+FIELDS |= {"peft_init_lora_weights": "init_lora_weights"}
 OWN = ("lora_nums", "blc_alpha", "blc_weight", "blc_target", "blc_importance", "expert_types")
 FIELDS |= {name: name for name in (*OWN, "lora_alpha", "lora_dropout")}
 
-# Flags of LoRA's that LoRAMoE does not have, and of losses that leave the constraint out.
-FOREIGN = (
-    "peft_use_dora",
-    "peft_layer_replication",
-    "peft_trainable_token_indices",
-    "peft_ensure_weight_tying",
-    "peft",
-)
-FOREIGN += ("peft_autocast_adapter_dtype", "loftq_config", "lora_target_parameters", "lora_fan_in_fan_out", "relora")
-LOSSES = ("rl", "use_eaft", "use_dynamic_finetuning", "kd_trainer", "trainer_cls", "reward_model")
+# Flags of LoRA that LoRAMoE does not have, with the value that changes nothing; and flags of other losses.
+UNSUPPORTED = dict.fromkeys(("peft", "loftq_config", "lora_target_parameters", "lora_fan_in_fan_out", "relora"), False)
+UNSUPPORTED |= dict.fromkeys(("peft_use_dora", "peft_layer_replication", "peft_trainable_token_indices"), False)
+UNSUPPORTED |= {"peft_ensure_weight_tying": False, "peft_autocast_adapter_dtype": True}
+LOSSES = ("rl", "use_eaft", "kd_trainer", "reward_model", "process_reward_model")
 
 
 class LoraMoeArgs(BaseModel):  # type: ignore[misc]  # nor pydantic here
@@ -117,7 +111,7 @@ def adapter_config(cfg: Mapping[str, Any]) -> LoraMoeConfig:
     Raises:
         ValueError: If a flag asks for what LoRAMoE does not have, or would leave the constraint out of the loss.
     """
-    if foreign := [f"{name}={cfg[name]!r}" for name in FOREIGN if cfg[name] is not None]:
+    if foreign := [f"{name}={cfg[name]!r}" for name, same in UNSUPPORTED.items() if cfg[name] not in (None, same)]:
         raise ValueError(f"adapter: loramoe does not support {', '.join(foreign)}. Leave it out, or set adapter: lora.")
     given = {field: cfg[name] for name, field in FIELDS.items() if cfg[name] is not None}
     if cfg["lora_target_linear"]:
@@ -153,8 +147,8 @@ class TypedStrategy(PromptTokenizingStrategy):  # type: ignore[misc]  # axolotl 
         return {**self.inner.tokenize_prompt(dict(prompt)), "task_types": prompt["task_type"]}
 
 
-def load_typed(tokenizer: Any, cfg: Any, ds_cfg: Mapping[str, Any]) -> TypedStrategy:
-    """Makes the strategy of a data set with `type: loramoe.integrations.axolotl.load_typed`.
+def load(tokenizer: Any, cfg: Any, ds_cfg: Mapping[str, Any]) -> TypedStrategy:
+    """Makes the strategy of a data set with `type: loramoe.integrations.axolotl`.
 
     Its `input_transform` names the strategy of `axolotl.prompt_strategies` that tokenises; default: `chat_template`.
     """

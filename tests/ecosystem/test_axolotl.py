@@ -15,7 +15,7 @@ from axolotl.utils.dict import DictDefault
 from datasets import load_from_disk
 from transformers import AutoTokenizer
 
-from loramoe.integrations.axolotl import LoraMoePlugin, adapter_config, load_typed
+from loramoe.integrations.axolotl import LoraMoePlugin, adapter_config, load
 from tests.ecosystem.reference import BASE, EXAMPLES, assert_trained, first_samples, logged_losses, losses, run
 
 FIRST_STEP = {"max_steps": 1, "learning_rate": 0, "lora_dropout": 0, "blc_alpha": 0.5, "blc_weight": 0.5}
@@ -71,10 +71,20 @@ def test_every_flag_reaches_the_adapter() -> None:
     assert adapter_config(DictDefault(lora_target_linear=True)).target_modules == "all-linear"
 
 
-@pytest.mark.parametrize("flag", ["peft_use_dora", "lora_target_parameters", "peft_layer_replication", "relora"])
-def test_what_loramoe_does_not_have_is_refused(flag: str) -> None:
-    with pytest.raises(ValueError, match=flag):
-        adapter_config(DictDefault({"adapter": "loramoe", flag: True}))
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("peft_use_dora", True),
+        ("lora_target_parameters", ["experts"]),
+        ("peft_autocast_adapter_dtype", False),
+        ("peft_init_lora_weights", "false"),
+        ("peft_init_lora_weights", "pissa"),
+    ],
+)
+def test_what_loramoe_does_not_have_is_refused(flag: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=flag.removeprefix("peft_")):
+        adapter_config(DictDefault({"adapter": "loramoe", flag: value}))
+    assert adapter_config(DictDefault({"adapter": "loramoe", "peft_use_dora": False})).init_lora_weights
 
 
 @pytest.mark.parametrize("lost", [{"use_eaft": True}, {"context_parallel_size": 2}, {"rl": "dpo"}])
@@ -88,8 +98,8 @@ def test_samples_without_a_type_and_merging_are_refused() -> None:
     cfg = DictDefault(sequence_len=256, train_on_inputs=False)
     entry = DictDefault(input_transform="alpaca_chat.load_no_prompt")
     with pytest.raises(ValueError, match="'task_type'"):
-        load_typed(AutoTokenizer.from_pretrained(BASE), cfg, entry).tokenize_prompt({"instruction": "a", "output": "b"})
+        load(AutoTokenizer.from_pretrained(BASE), cfg, entry).tokenize_prompt({"instruction": "a", "output": "b"})
     with pytest.raises(ValueError, match="'mine'"):
-        load_typed(AutoTokenizer.from_pretrained(BASE), cfg, DictDefault(input_transform="mine"))
+        load(AutoTokenizer.from_pretrained(BASE), cfg, DictDefault(input_transform="mine"))
     with pytest.raises(NotImplementedError):
         LoraMoePlugin().register(DictDefault(adapter="loramoe", merge_lora=True))
