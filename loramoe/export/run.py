@@ -84,7 +84,7 @@ def _write(
     folder: Path, adapter: ActiveAdapter, factors: Factors, report: Mapping[str, Any], tokenizer: Any, prompt: Path
 ) -> None:
     merged, base = report["format"] == "merged", adapter.config.base_model_name_or_path or ""
-    relation = {"base_model": hub_name(base), "base_model_relation": "merge" if merged else "adapter"}
+    relation: dict[str, Any] = {"base_model": hub_name(base), "base_model_relation": "merge" if merged else "adapter"}
     data = ModelCardData(
         library_name="transformers" if merged else "peft",
         tags=["lora", "loramoe", "approximation"],

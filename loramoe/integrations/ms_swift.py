@@ -19,10 +19,15 @@ from loramoe import LoraMoeConfig
 
 OWN = ("lora_nums", "blc_alpha", "blc_weight", "blc_target", "blc_importance", "expert_types")
 # Values of swift's flags with which samples keep their task type and the loss is the model's.
-KEEPS_CONSTRAINT = {"remove_unused_columns": False, "packing": False, "padding_free": False, "loss_type": None}
+KEEPS_CONSTRAINT: dict[str, Any] = {
+    "remove_unused_columns": False,
+    "packing": False,
+    "padding_free": False,
+    "loss_type": None,
+}
 KEEPS_CONSTRAINT |= {"sequence_parallel_size": 1, "enable_dft_loss": False, "enable_channel_loss": False}
 # Values of swift's flags of LoRA that LoRAMoE has.
-SUPPORTED = {"use_dora": False, "target_parameters": None, "lora_bias": "none"}
+SUPPORTED: dict[str, Any] = {"use_dora": False, "target_parameters": None, "lora_bias": "none"}
 
 
 class LoraMoeTuner(PeftTuner):  # type: ignore[misc]  # swift is not typed
