@@ -1,13 +1,13 @@
-"""Mutation score of the heart: faults are put into ops, balance, tuner and compat one by one, and the default suite must fail.
+"""Mutation score of the heart: faults are put into ops, balance, tuner and compat, and the default suite must fail.
 
-The faults are those of cosmic-ray (an operator replaced, a number changed, a condition negated, …). They are drawn with a seed,
-spread evenly over the files. A fault in an annotation or a docstring changes nothing and is left out. Each fault is tried in a process
-that is forked from one that has torch and transformers imported; the tests that mirror its file run first, and the first failure ends it.
+The faults are those of cosmic-ray (an operator replaced, a number changed, a condition negated, …). They are drawn with
+a seed, spread evenly over the files. A fault in an annotation or a docstring changes nothing and is left out. Each is
+tried in a process that is forked from one that has torch and transformers imported; the tests that mirror its file run
+first, and the first failure ends it.
 
-    python -m tools.mutants [--count 300] [--seed 0] [--jobs 2]
+    python -m tools.mutants [--count 300] [--seed 0] [--jobs 2]     # needs `pip install cosmic-ray==8.7.0`
 
-A run that was interrupted goes on. Results: tools/mutants.json, with the survivors, each to get a test or a reason
-(tools/survivors.md).
+A run that was interrupted goes on. Results: tools/mutants.json. tools/survivors.md says why those that survive may.
 """
 
 from __future__ import annotations
