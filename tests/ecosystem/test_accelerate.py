@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraMoeConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loramoe.data import SftCollator, tokenise_dataset
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,5 +48,20 @@ def test_two_processes_equal_one_process_that_accumulates(tiny_task: Any, tmp_pa
     assert adapter.keys() == two_adapter.keys()
     for name, weight in adapter.items():
         torch.testing.assert_close(two_adapter[name], weight, rtol=1e-4, atol=1e-5)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_task.base), tmp_path / "one")
-    assert all(weight.abs().sum() > 0 for name, weight in model.named_parameters() if name.endswith(".B"))
+    assert losses[0] == pytest.approx(first_loss(tiny_task, tmp_path / "one"), abs=6e-5)
+
+
+def first_loss(tiny_task: Any, adapter: Path) -> float:
+    """The loss of the first step without accelerate: micro-batches count by their share of the step's label tokens."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    names = ("r", "lora_alpha", "lora_nums", "blc_weight", "blc_alpha", "lora_dropout", "task_type")
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    model = get_peft_model(base, LoraMoeConfig(**{name: config[name] for name in names})).train()
+    samples, _ = tokenise_dataset(
+        tiny_task.train_dir, AutoTokenizer.from_pretrained(tiny_task.base), max_seq_length=128
+    )
+    samples = samples.shuffle(seed=0, keep_in_memory=True)
+    batches = [SftCollator(0)([samples[i + k] for k in range(3)]) for i in range(0, 12, 3)]
+    items = torch.stack([(batch["labels"][:, 1:] != -100).sum() for batch in batches])
+    return float(torch.stack([model(**batch).loss for batch in batches]) @ (items / items.sum()))
