@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,10 +20,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
+from loramoe.analysis.log import totals
 from loramoe.data import IGNORE_INDEX
-from loramoe.report.live import totals
 from loramoe.training.distributed import max_over_ranks
 from loramoe.utils import STOP_SIGNALS, UsageError, write_json
 
@@ -232,3 +233,19 @@ def print_totals_only(trainer: Trainer) -> None:
     for installed, ours in ((PrinterCallback, TotalsPrinter), (ProgressCallback, TotalsProgress)):
         if trainer.pop_callback(installed) is not None:
             trainer.add_callback(ours)
+
+
+def log_figures(trainer: Trainer, files: Sequence[Path]) -> None:
+    """Sends figures to TensorBoard and Weights & Biases, where the run logs to them."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            from matplotlib.image import imread
+            from torch.utils.tensorboard import SummaryWriter
+
+            with SummaryWriter(callback.logging_dir) as writer:
+                for file in files:
+                    writer.add_image(file.stem, imread(file), trainer.state.global_step, dataformats="HWC")
+        elif isinstance(callback, WandbCallback):
+            import wandb
+
+            wandb.log({file.stem: wandb.Image(str(file)) for file in files})

@@ -31,12 +31,11 @@ logger = logging.getLogger(__name__)
 ADAPTER: Final = "sft_lora_model"  # name of the adapter, and so of its folder, as in the original release
 ARGUMENTS: Final = "arguments.json"
 COMPLETE: Final = "complete"
-FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
 LOCK: Final = ".lock"
 METRICS: Final = "metrics.json"
 OPTIMIZER: Final = "optimizer.pt"  # as the Trainer names it
-PAGES: Final = "report"  # folder of the page about the experts
-_RESULTS = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+REPORT: Final = "report"  # folder of the report on the experts
+_RESULTS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 # Errors of torch's writer have no class of their own; these words name them.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
 

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loramoe.report import draw_shares, write_shares
-from loramoe.report.shares import Shares
-from loramoe.report.write import PAGE
+from loramoe.analysis.report import FIGURES, PAGE, ReportInfo, write_report
+from loramoe.analysis.target import conclude
 from loramoe.training.arguments import Arguments
-from loramoe.training.checkpoint import ADAPTER, FIGURE, PAGES, SHARES
-from loramoe.tuner.config import LoraMoeConfig
+from loramoe.training.callbacks import log_figures
+from loramoe.training.checkpoint import ADAPTER, REPORT
+from loramoe.training.samples import type_names
+from loramoe.utils import public_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,29 +34,38 @@ def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float
     return found
 
 
-def write_shares_report(shares: Shares, output_dir: Path, config: LoraMoeConfig) -> None:
-    """Writes the JSON of the experts' shares and its figure; a run whose figure cannot be drawn is finished too."""
+def report_experts(trainer: Any, arguments: Arguments, folder: Path) -> str:
+    """Writes the report on the experts, and sends its figures to the trackers; a run whose report fails is finished.
+
+    Returns:
+        What the report concludes; empty without an evaluation, or with a single expert.
+    """
+    stats, config = trainer.eval_routing, trainer.model.peft_config[ADAPTER]
+    if stats is None:
+        return ""
+    model_args, data_args, args = arguments
+    data = public_name(data_args.validation_file) if data_args.validation_file else "the validation samples"
+    names = type_names(config, data_args.config().type_names)
     try:
-        write_shares(shares, output_dir / SHARES, blc_target=config.blc_target, blc_weight=config.blc_weight)
-        draw_shares(shares, output_dir / FIGURE, config.blc_target, config.blc_weight)
+        if args.experts_page:
+            write_report(stats, ReportInfo(ADAPTER, public_name(model_args.base_model), data, config, names), folder)
+            log_figures(trainer, [folder / name for name in FIGURES])
     except Exception as error:  # of a drawing library, too
-        (output_dir / FIGURE).unlink(missing_ok=True)  # it may be half a figure
-        logger.warning("no figure of the experts' shares: %s: %s", type(error).__name__, error)
+        logger.warning("no report on the experts: %s: %s; loramoe report can write it.", type(error).__name__, error)
+    return conclude(stats, config, names)
 
 
-def final_summary(arguments: Arguments, metrics: dict[str, dict[str, float]], shares: Shares | None = None) -> str:
+def final_summary(arguments: Arguments, metrics: dict[str, dict[str, float]], conclusion: str = "") -> str:
     """The summary that ends a run."""
     model, data, training = arguments
     output_dir = Path(training.output_dir)
     adapter = output_dir / ADAPTER
     lines = ["", "Finished.", f"  adapter   {adapter}"]
-    if (output_dir / FIGURE).is_file():
-        lines.append(f"  figure    {output_dir / FIGURE}   which expert served which task type")
-    if (output_dir / PAGES / PAGE).is_file():
-        lines.append(f"  page      {output_dir / PAGES / PAGE}   what each expert does")
+    if (output_dir / REPORT / PAGE).is_file():
+        lines.append(f"  report    {output_dir / REPORT / PAGE}   which expert serves which task type")
     lines += [f"  {line}" for line in table(metrics)]
-    if shares is not None and set(shares.task_types) <= set(shares.groups):
-        lines.append(f"  gate weight of the experts of a sample's own type: {_own_shares(shares)}")
+    if conclusion:
+        lines.append(f"  experts   {conclusion}")
     lines += [
         "",
         "Load it in Python (from this folder, or after pip install):",
@@ -80,12 +90,6 @@ def _label(name: str) -> str:
     kind, slash, part = name.partition("/")
     label = _NAMES.get(kind, kind.replace("_", " "))
     return f"{label} ({part})" if slash else label
-
-
-def _own_shares(shares: Shares) -> str:
-    share_TG = shares.group_share().mean(dim=1)
-    own = {t: share_TG[row, shares.groups.index(t)].item() for row, t in enumerate(shares.task_types)}
-    return ", ".join(f"{100 * share:.1f} % (type {task_type})" for task_type, share in own.items())
 
 
 def _python(base: str, adapter: Path) -> list[str]:
