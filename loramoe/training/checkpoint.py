@@ -34,7 +34,7 @@ COMPLETE: Final = "complete"
 LOCK: Final = ".lock"
 METRICS: Final = "metrics.json"
 OPTIMIZER: Final = "optimizer.pt"  # as the Trainer names it
-REPORT: Final = "report"  # folder of the report on the experts
+PAGES: Final = "report"  # folder of the report on the experts
 _RESULTS = ("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 # Errors of torch's writer have no class of their own; these words name them.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")

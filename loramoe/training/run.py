@@ -225,7 +225,7 @@ def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_fr
         # A resumed run is unfinished again; all_results.json is read by the Trainer, and may be cut off.
         for name in (checkpoint.METRICS, "all_results.json"):
             (output_dir / name).unlink(missing_ok=True)
-        remove_report(output_dir / checkpoint.REPORT)
+        remove_report(output_dir / checkpoint.PAGES)
         write_json(output_dir / checkpoint.ARGUMENTS, recipe)
     if args.should_log:
         trainer.model.print_trainable_parameters()
@@ -259,7 +259,7 @@ def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:
 def _finish(trainer: LoraMoeTrainer, prepared: Prepared, repository: str | None) -> Metrics:
     args = prepared.arguments[2]
     output_dir = Path(args.output_dir)
-    adapter, report = output_dir / checkpoint.ADAPTER, output_dir / checkpoint.REPORT
+    adapter, report = output_dir / checkpoint.ADAPTER, output_dir / checkpoint.PAGES
     if args.do_eval:
         trainer.save_metrics("eval", _final_evaluation(trainer))
     trainer.measure_recall()

@@ -12,7 +12,7 @@ from loramoe.analysis.report import FIGURES, PAGE, ReportInfo, write_report
 from loramoe.analysis.target import conclude
 from loramoe.training.arguments import Arguments
 from loramoe.training.callbacks import log_figures
-from loramoe.training.checkpoint import ADAPTER, REPORT
+from loramoe.training.checkpoint import ADAPTER, PAGES
 from loramoe.training.samples import type_names
 from loramoe.utils import public_name
 
@@ -61,8 +61,8 @@ def final_summary(arguments: Arguments, metrics: dict[str, dict[str, float]], co
     output_dir = Path(training.output_dir)
     adapter = output_dir / ADAPTER
     lines = ["", "Finished.", f"  adapter   {adapter}"]
-    if (output_dir / REPORT / PAGE).is_file():
-        lines.append(f"  report    {output_dir / REPORT / PAGE}   which expert serves which task type")
+    if (output_dir / PAGES / PAGE).is_file():
+        lines.append(f"  report    {output_dir / PAGES / PAGE}   which expert serves which task type")
     lines += [f"  {line}" for line in table(metrics)]
     if conclusion:
         lines.append(f"  experts   {conclusion}")

@@ -194,7 +194,7 @@ def test_clear_removes_a_run_and_nothing_else(tmp_path: Path):
     make(tmp_path, 10)
     write_json(tmp_path / METRICS, {})
     kept = ["notes.txt", ADAPTER]
-    for name in ("expert_shares.png", "expert_shares.json", "trainer_state.json", "all_results.json", *kept):
+    for name in ("trainer_state.json", "all_results.json", *kept):
         (tmp_path / name).write_text("mine")
     clear(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == kept

@@ -189,8 +189,6 @@ def test_a_run_leaves_numbers_and_a_figure(train, tiny_task, tmp_path: Path, cap
     metrics = train(tmp_path, recall_file=tiny_task.recall_file)
     assert json.loads((tmp_path / METRICS).read_text()) == metrics
     assert metrics["before"].keys() == metrics["after"].keys() >= {"loss", "perplexity", "recall", "loss/knowledge"}
-    assert (tmp_path / "expert_shares.png").stat().st_size > 10_000
-    assert json.loads((tmp_path / "expert_shares.json").read_text())["blc_target"] == "match"
     printed = capsys.readouterr().out
     assert f"adapter   {tmp_path / ADAPTER}" in printed
 

@@ -6,9 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from loramoe.report import Shares
 from loramoe.training.parser import parse
 from loramoe.training.summary import before_and_after, final_summary
 
@@ -45,23 +43,20 @@ def test_the_words_say_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "evaluation loss: 2 before, 1 after" in said
     assert "evaluation loss (knowledge): 0.5 after" in said
     assert "recall: 0.9 before, 0.8 after" in said
-    assert "figure" not in said
+    assert "experts.html" not in said
 
 
-def test_what_the_experts_of_a_type_get_of_its_samples(tmp_path: Path):
-    gate_TLE = torch.tensor([[[0.1, 0.3, 0.6]], [[0.5, 0.3, 0.2]]], dtype=torch.float64)
-    two = {"tokens_T": torch.ones(2), "constraint": 0.0, "constraint_L": torch.zeros(1), "linears": ("up_proj",)}
-    shares = Shares(gate_TLE=gate_TLE, task_types=(0, 1), expert_types=(1, 1, 0), **two)
+def test_the_conclusion_on_the_experts(tmp_path: Path):
     needed = ["--model_name_or_path", "base", "--dataset_dir", "rows", "--output_dir", str(tmp_path)]
-    said = final_summary(parse(needed), before_and_after(HISTORY), shares)
-    assert "the experts of a sample's own type: 60.0 % (type 0), 80.0 % (type 1)" in said
+    assert "experts   Separation 9" in final_summary(parse(needed), before_and_after(HISTORY), "Separation 9")
 
 
 def test_without_facts_an_evaluation_tool_is_named(tmp_path: Path):
-    (tmp_path / "expert_shares.png").touch()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "experts.html").touch()
     said = words(tmp_path)
     assert "-m lm_eval --model hf" in said
-    assert f"figure    {tmp_path / 'expert_shares.png'}" in said
+    assert f"report    {tmp_path / 'report' / 'experts.html'}" in said
 
 
 def test_the_interpreter_is_named_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -201,7 +201,6 @@ def test_several_validation_sets_have_losses_of_their_own(train, tiny_task, tmp_
     assert {"easy_loss", "hard_loss", "easy_loss/knowledge", "hard_perplexity/tasks"} <= metrics["after"].keys()
     limited = train(tmp_path / "few", **flags, max_eval_samples=2)
     assert limited["after"]["easy_loss"] != metrics["after"]["easy_loss"]
-    assert (tmp_path / "two" / "expert_shares.png").is_file()
 
 
 def test_learning_rates_of_the_router_and_of_b(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
