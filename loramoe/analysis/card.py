@@ -31,21 +31,24 @@ def write_card(
     config: LoraMoeConfig,
     base_model: str,
     results: Mapping[str, Mapping[str, float]],
-    training: Mapping[str, object],
+    args: Any,
+    state: Any,
     *,
+    data: object = "",
     conclusion: str = "",
     figure: Path | None = None,
     repository: str | None = None,
 ) -> None:
-    """Writes the card into the folder of an adapter; each file is there whole or not.
+    """Writes the card into the folder of an adapter.
 
     Args:
         folder: The adapter's folder.
         config: The adapter's configuration.
-        base_model: What `from_pretrained` was given for the base model. The metadata name it only if it is on the hub,
-            which would take a path for a name.
+        base_model: The base model's folder, or its name on the hub; the hub would take a folder for a name.
         results: `before` and `after` the training, each with those of loss, perplexity and recall that were measured.
-        training: How the adapter was trained and on what, by name.
+        args: TrainingArguments of the run.
+        state: TrainerState of the run.
+        data: What the run was trained on, in words.
         conclusion: What the report on the experts concludes.
         figure: A figure to copy beside the card and to show in it.
         repository: The adapter's name on the hub.
@@ -64,7 +67,10 @@ def write_card(
         conclusion=conclusion,
         results=[(label, before.get(name), after[name]) for name, label in _RESULTS.items() if name in after],
         figure=figure and figure.name,
-        training=training,
+        args=args,
+        state=state,
+        data=data,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         cell=_cell,
         versions={name: module.__version__ for name, module in versions.items()},
     )
@@ -74,21 +80,7 @@ def write_card(
         ModelCard(text).save(draft / CARD)
 
 
-def training_facts(args: Any, state: Any) -> dict[str, object]:
-    """What a card contains of a run, given its TrainingArguments and TrainerState."""
-    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else platform.machine()
-    flags = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm", "warmup_steps", "seed")
-    values = {name: getattr(args, name) for name in flags}
-    batch = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
-    return {
-        **{f"`{name}`": getattr(value, "value", value) for name, value in values.items()},
-        "steps": f"{state.global_step:,} ({state.epoch or 0:.4g} epochs)",
-        "samples per step": "{} per device × {} accumulated × {} devices".format(*batch),
-        "mixed precision": "bfloat16" if args.bf16 else "float16" if args.fp16 else "none",
-        "device": f"{args.device.type} ({device})",
-    }
-
-
 def _cell(value: object) -> str:
+    value = getattr(value, "value", value)  # of an Enum
     items = sorted(value) if isinstance(value, set) else value if isinstance(value, list) else str(value).splitlines()
     return ", ".join(map(str, items)).replace("|", "\\|")

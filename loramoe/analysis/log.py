@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,9 +15,8 @@ PARTS_PREFIX = "routing/"
 def log_values(stats: RoutingStats) -> dict[str, float]:
     """What is logged of a window of steps, or of an evaluation.
 
-    Returns:
-        `blc`, the constraint; `cov`, the load imbalance; `share/type1/group0`, …; `entropy` where it is known. The
-        same for each part of the model, as `routing/blc/early`; the thirds of `blc` add up to `blc`.
+    It is `blc`, the constraint; `cov`, the load imbalance; `share/type1/group0`, …; `entropy` where it is known; and
+    the same for each part of the model, as `routing/blc/early`.
     """
     values = _values(stats, range(len(stats.layers)))
     for part, layers in split_parts(stats.layers).items():
@@ -34,11 +33,6 @@ def _values(stats: RoutingStats, layers: Iterable[int]) -> dict[str, float]:
     if stats.entropy_TL is not None:
         values["entropy"] = float(np.average(stats.entropy_TL[:, chosen].mean(axis=1), weights=stats.tokens_T))
     return values
-
-
-def totals(values: Mapping[str, float]) -> dict[str, float]:
-    """A log without the values of the model's parts."""
-    return {name: value for name, value in values.items() if PARTS_PREFIX not in name}
 
 
 def group_layers(layers: Iterable[str]) -> dict[str, list[int]]:

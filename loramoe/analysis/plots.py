@@ -29,82 +29,60 @@ def by_decoder_layer(values: Array, layers: Iterable[str], axis: int = 1) -> Arr
 
 
 def plot_groups(stats: RoutingStats, target_TG: Array | None, names: Mapping[int, str], title: str) -> Figure:
-    """Draws the weight of each group of experts by layer and task type, as difference from an even share.
-
-    Args:
-        stats: The statistics.
-        target_TG: Share of each group that the constraint aims at, dashed; None for none.
-        names: Name of each type.
-        title: What the figure shows.
-
-    Returns:
-        The figure: one panel for each group.
-    """
+    """The weight of each group by layer and task type, as difference from an even share; targets are dashed."""
     even_G = stats.of_group_EG.mean(axis=0)
     points_TNG = 100 * (by_decoder_layer(stats.share_TLG, stats.layers) - even_G)
-    labels = list(group_layers(stats.layers))
-    figure, axes = _panels(len(stats.groups), 3.4, sharey=True)
-    for g, (axis, group) in enumerate(zip(axes, stats.groups, strict=True)):
-        axis.axhline(0, color="0.6", linewidth=1)
+    figure, panels = _panels(len(stats.groups), 3.4)
+    for g, (panel, group) in enumerate(zip(panels, stats.groups, strict=True)):
+        panel.axhline(0, color="0.6", linewidth=1)
         for t, task_type in enumerate(stats.task_types):
-            colour = COLOURS[t % len(COLOURS)]
-            marker = {"marker": MARKERS[t % len(MARKERS)], "markersize": 5}
-            axis.plot(points_TNG[t, :, g], color=colour, **marker, label=f"{names[task_type]} samples")
+            colour, marker = COLOURS[t % len(COLOURS)], MARKERS[t % len(MARKERS)]
+            panel.plot(points_TNG[t, :, g], marker, linestyle="-", color=colour, label=f"{names[task_type]} samples")
             if target_TG is not None:
                 aim = 100 * (target_TG[t, g] - even_G[g])
-                axis.axhline(aim, color=colour, linestyle="--", linewidth=1, label=f"target, {names[task_type]}")
-        axis.set_title(f"{names[group]} experts", fontsize=10)
-        _label_layers(axis.xaxis, labels)
-        axis.grid(alpha=0.25)
+                panel.axhline(aim, color=colour, linestyle="--", linewidth=1, label=f"target, {names[task_type]}")
+        panel.set_title(f"{names[group]} experts", fontsize=10)
+        _label_layers(panel.xaxis, stats)
+        panel.grid(alpha=0.25)
     figure.suptitle(title, fontsize=11)
-    axes[0].set_ylabel("difference from an even share, points")
-    handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower center", ncols=2, fontsize=8, handlelength=3)
+    panels[0].set_ylabel("difference from an even share, points")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8, handlelength=3)
     return figure
 
 
 def plot_experts(stats: RoutingStats, names: Mapping[int, str]) -> Figure:
-    """Draws the mean gate of each expert by layer, task types side by side, in colours that diverge around 1/E.
-
-    Args:
-        stats: The statistics.
-        names: Name of each type.
-
-    Returns:
-        The figure.
-    """
-    points_TNE = 100 * (by_decoder_layer(stats.gate_TLE, stats.layers) - 1 / len(stats.expert_types))
+    """The mean gate of each expert by layer, task types side by side, in colours that diverge around 1/E."""
     order = np.argsort(stats.expert_types, kind="stable")  # experts of one group stand together
-    points_TNE, types = points_TNE[..., order], [stats.expert_types[e] for e in order]
+    points_TNE = 100 * (by_decoder_layer(stats.gate_TLE, stats.layers)[..., order] - 1 / len(order))
     most = max(float(np.abs(points_TNE).max()), 0.1)
-    labels = list(group_layers(stats.layers))
-    figure, axes = _panels(len(stats.task_types), min(9.0, 1.9 + 0.24 * len(labels)), sharey=True)
-    for points_NE, axis, task_type in zip(points_TNE, axes, stats.task_types, strict=True):
-        image = axis.imshow(points_NE, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
-        if points_NE.size <= MOST_NUMBERS:
-            for (n, e), value in np.ndenumerate(points_NE):
-                ink = "white" if abs(value) > 0.6 * most else "black"
-                axis.text(e, n, f"{value:+.1f}", color=ink, fontsize=7, ha="center", va="center")
-        axis.set_title(f"{names[task_type]} samples", fontsize=10)
-        axis.set_xticks(range(len(order)), order, fontsize=7)
-        axis.set_xlabel("   |   ".join(f"{names[group]} experts" for group in stats.groups), fontsize=8)
-        for e in np.flatnonzero(np.diff(types)):
-            axis.axvline(e + 0.5, color="black", linewidth=1.5)
-    _label_layers(axes[0].yaxis, labels)
-    figure.colorbar(image, ax=list(axes), label=f"difference from 1/{len(order)}, points")
+    figure, panels = _panels(len(stats.task_types), min(9.0, 1.9 + 0.24 * points_TNE.shape[1]))
+    for points_NE, panel, task_type in zip(points_TNE, panels, stats.task_types, strict=True):
+        image = panel.imshow(points_NE, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+        for (n, e), value in np.ndenumerate(points_NE if points_NE.size <= MOST_NUMBERS else points_NE[:0]):
+            ink = "white" if abs(value) > 0.6 * most else "black"
+            panel.text(e, n, f"{value:+.1f}", color=ink, fontsize=7, ha="center", va="center")
+        for e in np.flatnonzero(np.diff(np.array(stats.expert_types)[order])):
+            panel.axvline(e + 0.5, color="black", linewidth=1.5)
+        panel.set_title(f"{names[task_type]} samples", fontsize=10)
+        panel.set_xticks(range(len(order)), order, fontsize=7)
+        panel.set_xlabel("   |   ".join(f"{names[group]} experts" for group in stats.groups), fontsize=8)
+    _label_layers(panels[0].yaxis, stats)
+    figure.colorbar(image, ax=list(panels), label=f"difference from 1/{len(order)}, points")
     return figure
 
 
-def _panels(count: int, height: float, **options: Any) -> tuple[Figure, Any]:
+def _panels(count: int, height: float) -> tuple[Figure, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no global state, no display
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1 + 3.2 * count, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, count, squeeze=False, **options)[0]
+    return figure, figure.subplots(1, count, squeeze=False, sharey=True)[0]
 
 
-def _label_layers(axis: Any, labels: list[str]) -> None:
+def _label_layers(axis: Any, stats: RoutingStats) -> None:
+    labels = list(group_layers(stats.layers))
     step = -(-len(labels) // MOST_TICKS)
     axis.set_ticks(range(0, len(labels), step), labels[::step], fontsize=7)
     axis.set_label_text("layer")

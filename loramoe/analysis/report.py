@@ -26,36 +26,20 @@ FIGURES: Final = ("experts_groups.png", "experts_gates.png")
 
 @dataclass(frozen=True)
 class ReportInfo:
-    """What was observed, in names without paths: a report can be published as it is.
-
-    Attributes:
-        adapter: Name of the adapter.
-        base_model: Name of the base model.
-        data: Name of the samples.
-        config: Configuration of the adapter.
-        type_names: Names of the task types; others are called `type2`.
-    """
+    """What was observed, in names without paths: a report can be published as it is."""
 
     adapter: str
     base_model: str
     data: str
     config: LoraMoeConfig
-    type_names: Mapping[int, str] = field(default_factory=dict)
+    type_names: Mapping[int, str] = field(default_factory=dict)  # a type without a name is called `type2`
 
 
 def write_report(stats: RoutingStats, info: ReportInfo, folder: Path) -> str:
-    """Writes the report; each file is there whole or not, and files of other names in the folder stay.
-
-    Args:
-        stats: The routing statistics.
-        info: What was observed.
-        folder: Where to.
-
-    Returns:
-        The sentence that concludes.
+    """Writes the report into a folder, and returns the sentence that concludes.
 
     Raises:
-        OSError: If the files cannot be written; what was there before stays.
+        OSError: If the files cannot be written; those of an earlier report stay.
     """
     names = {t: info.type_names.get(t, f"type{t}") for t in stats.groups}
     target_TG, conclusion = target_shares(stats, info.config), conclude(stats, info.config, names)

@@ -45,10 +45,7 @@ def target_gates(
 
 
 def target_shares(stats: RoutingStats, config: LoraMoeConfig) -> Array | None:
-    """The share of each group [T, G] that the constraint aims at.
-
-    It is None without a constraint, and with importance "sum", whose minimum depends on the lengths of the samples.
-    """
+    """The share of each group [T, G] that the constraint aims at; None without one, or one that depends on lengths."""
     if config.blc_weight == 0 or config.blc_importance == "sum":
         return None
     types = stats.expert_types, stats.task_types
@@ -56,10 +53,7 @@ def target_shares(stats: RoutingStats, config: LoraMoeConfig) -> Array | None:
 
 
 def separation(share_TG: Array, stats: RoutingStats) -> float | None:
-    """How much more weight the groups get from samples of their own type than from others, mean over the task types.
-
-    It is None for samples of a single type.
-    """
+    """Weight that groups get from samples of their own type, minus that from others; None for a single task type."""
     if len(stats.task_types) < 2:
         return None
     share_TT = share_TG[:, [stats.groups.index(task_type) for task_type in stats.task_types]]
@@ -68,13 +62,7 @@ def separation(share_TG: Array, stats: RoutingStats) -> float | None:
 
 
 def conclude(stats: RoutingStats, config: LoraMoeConfig, names: Mapping[int, str]) -> str:
-    """The sentence that opens a report: how far the groups specialise, of how much, and what to try if they do not.
-
-    Args:
-        stats: The statistics.
-        config: Configuration of the adapter.
-        names: Name of each type.
-    """
+    """The sentence that opens a report: how far the groups specialise, of how much, and what to try if they do not."""
     found, target_TG = separation(stats.share_TG, stats), target_shares(stats, config)
     if found is None:
         only = names[stats.task_types[0]]
@@ -94,16 +82,12 @@ def conclude(stats: RoutingStats, config: LoraMoeConfig, names: Mapping[int, str
 
 
 def _weights(stats: RoutingStats, names: Mapping[int, str]) -> str:
-    share_TG = stats.share_TG
-    if stats.task_types == stats.groups and len(stats.groups) == 2:
-        low, high = (names[group] for group in stats.groups)
-        other, own = 100 * share_TG[:, 1]
-        return f"{high} samples give {own:.1f} % of their weight to the {high} experts, {low} samples {other:.1f} %"
-    parts = []
-    for t, task_type in enumerate(stats.task_types):
-        name, percent_T = names[task_type], 100 * share_TG[:, stats.groups.index(task_type)]
-        own, others = percent_T[t], np.delete(percent_T, t).mean()
-        parts.append(f"{name} samples give {own:.1f} % of their weight to the {name} experts, others {others:.1f} %")
+    parts, two = [], stats.task_types == stats.groups and len(stats.groups) == 2
+    others = f"{names[stats.task_types[0]]} samples" if two else "others"
+    for t in [1] if two else range(len(stats.task_types)):  # of two groups, one has what the other has not
+        name, percent_T = names[stats.task_types[t]], 100 * stats.share_TG[:, stats.groups.index(stats.task_types[t])]
+        own, other = percent_T[t], np.delete(percent_T, t).mean()
+        parts.append(f"{name} samples give {own:.1f} % of their weight to the {name} experts, {others} {other:.1f} %")
     return "; ".join(parts)
 
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
-from loramoe.analysis.log import totals
+from loramoe.analysis.log import PARTS_PREFIX
 from loramoe.data import IGNORE_INDEX
 from loramoe.training.distributed import max_over_ranks
 from loramoe.utils import STOP_SIGNALS, UsageError, write_json
@@ -217,7 +217,8 @@ class _TotalsOnly(TrainerCallback):  # type: ignore[misc]  # transformers is not
         **kwargs: Any,
     ) -> None:
         """Prints the totals; values of the model's parts are in the trackers and in `trainer_state.json` by now."""
-        super().on_log(args, state, control, logs=totals(logs or {}), **kwargs)
+        totals = {name: value for name, value in (logs or {}).items() if PARTS_PREFIX not in name}
+        super().on_log(args, state, control, logs=totals, **kwargs)
 
 
 class TotalsPrinter(_TotalsOnly, PrinterCallback):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy
 
-from loramoe.analysis.card import training_facts, write_card
+from loramoe.analysis.card import write_card
 from loramoe.analysis.report import FIGURES, remove_report
 from loramoe.data import PromptFormat
 from loramoe.training import checkpoint
@@ -272,7 +272,9 @@ def _finish(trainer: LoraMoeTrainer, prepared: Prepared, repository: str | None)
             trainer.model.peft_config[checkpoint.ADAPTER],
             prepared.arguments[0].base_model,
             metrics,
-            training_facts(args, trainer.state) | {"training data": prepared.splits.report},
+            args,
+            trainer.state,
+            data=prepared.splits.report,
             conclusion=conclusion,
             figure=report / FIGURES[0] if (report / FIGURES[0]).is_file() else None,
             repository=repository,

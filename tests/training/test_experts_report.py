@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from loramoe.analysis.__main__ import main
+from loramoe.analysis.command import main
 from loramoe.training import summary
 
 ROOT = Path(__file__).parents[2]

@@ -18,11 +18,10 @@ from loramoe.utils import check_output_dir, positive, public_name
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="loramoe report", description="Report which expert of a LoRAMoE adapter serves which task type."
-    )
+    parser = argparse.ArgumentParser(prog="loramoe report", description=__doc__)
     add = parser.add_argument
-    add_model_flags(parser)
+    add("--adapter", required=True, help="adapter folder or hub name")
+    add_model_flags(parser, adapter=False)
     add("--file", "--data", required=True, help="file or folder of samples")
     add("--output_dir", default="output/experts", help="folder of the report; default: %(default)s")
     add("--overwrite", action="store_true", help="replace a report that is in output_dir")
@@ -61,7 +60,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"loramoe report: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
