@@ -1,4 +1,4 @@
-"""The report in a real browser, Chromium: each look is drawn, fits, and runs nothing. `bash scripts/browser.sh` installs it."""
+"""The report in a real browser: each look is drawn, fits, and runs nothing. `bash scripts/browser.sh` installs it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_the_page_is_one_well_formed_file_and_opens_with_the_conclusion(make_sta
     images = page.findall(".//img")
     assert [image.get("src").startswith("data:image/png;base64,") for image in images] == [True, True]
     assert all(image.get("alt") for image in images)
-    text = " ".join(page.getroot().itertext())
+    text = " ".join(page.getroot().itertext()).replace("\N{NO-BREAK SPACE}", " ")
     for part in ("55.0 % (55.0 %)", "10 tasks samples of 1,000 tokens", "4 of rank 4 in each of 6 linear layers"):
         assert part in text
 
