@@ -34,6 +34,7 @@ def finished(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow  # wandb starts a process
 def test_log_report_command_and_card_have_the_same_numbers(
     finished: Path, tiny_task, capsys: pytest.CaptureFixture[str]
 ):
