@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 
 from loramoe.cli import main
 from loramoe.compat.tokenizer import save_tokenizer
-from loramoe.training import main as program
+from loramoe.training import run as program
 from loramoe.training import parse, run_sft
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,7 +18,7 @@ from loramoe.data import Splits
 from loramoe.report.card import Card
 from loramoe.training.arguments import Arguments, DataArguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
-from loramoe.training.samples import type_names, types_of_samples
+from loramoe.training.prepare import type_names, types_of_samples
 
 _SCHEDULE = ("learning_rate", "lr_scheduler_type", "optim", "weight_decay", "max_grad_norm", "label_smoothing_factor")
 _LIBRARIES = {"PEFT": "peft", "Transformers": "transformers", "Pytorch": "torch", "Accelerate": "accelerate"}

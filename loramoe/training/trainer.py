@@ -1,13 +1,12 @@
 """transformers' Trainer with what LoRAMoE adds: expert shares, loss per task type, atomic saves, recall.
 
-Only documented extension points are overridden, but for two. `_load_best_model` looks for an adapter at the top of a
-checkpoint only. `_save_checkpoint` writes all parts of a checkpoint, which must begin in an empty folder.
+Two private methods are overridden: `_load_best_model` looks for an adapter only at the top of a checkpoint, and
+`_save_checkpoint` must begin in an empty folder.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from loramoe.training.callbacks import FiniteGuard, ignore_stop_signals, print_t
 from loramoe.training.checkpoint import ADAPTER, COMPLETE, KeepCheckpoints, as_save_error, remove_checkpoint
 from loramoe.training.distributed import whole_adapter
 from loramoe.training.metrics import LossSums, first_samples, loss_metrics, sample_losses
-from loramoe.training.packing import check_packing
+from loramoe.training.model import check_packing
 from loramoe.tuner.hooks import last_balance
 from loramoe.utils import as_usage_error, atomic_save_dir
 
@@ -40,8 +39,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         tokenizer: Saved beside each adapter.
         prompt_format: Template, length and names of the task types, saved beside each adapter.
         probes: Facts to ask for when the training begins, and by `measure_recall`.
-        on_nonfinite: What to do about a loss that is NaN or infinite: `"stop"` or `"skip"`, as FiniteGuard has it.
-        learning_rates: Learning rates of the routers (`"router"`) and of B (`"B"`) that differ from learning_rate.
+        on_nonfinite: Whether a loss that is NaN or infinite stops the run, or the batch is skipped.
+        learning_rates: Those of the routers (`"router"`) and of B (`"B"`) that differ from learning_rate.
         kwargs: As for Trainer.
     """
 
@@ -64,7 +63,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self._packing_checked = False
         self.guard = FiniteGuard(tokenizer, on_nonfinite, lambda: self.deepspeed if self.is_deepspeed_enabled else None)
         self.add_callback(self.guard)
-        self.add_callback(_EndAtTheEnd())
+        self.add_callback(_BeforeFirstStep(self.measure_recall))
         self.add_callback(KeepCheckpoints(self.args.save_total_limit))
         self.args.save_total_limit = None
         print_totals_only(self)
@@ -75,7 +74,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         return ShareMeter.sum(self._evaluated.values()).result()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As the Trainer's, but for a checkpoint of the last step: the Trainer would go one step beyond it."""
+        """As the Trainer's; a run that resumes at its last step ends there."""
         try:
             return super().train(*args, **kwargs)
         except _NothingLeftError:
@@ -93,15 +92,14 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with the learning rates of the routers and of B (LoRA+, arXiv 2402.12354)."""
         optimizer = super().create_optimizer(*args, **kwargs)
-        if not self.learning_rates:
-            return optimizer
         kinds = {weight: name.rpartition(".")[2] for name, weight in self.model.named_parameters()}
-        groups, optimizer.param_groups = optimizer.param_groups, []
-        for group in groups:
-            for kind in ("router", "B", None):
-                chosen = [w for w in group["params"] if (kinds[w] if kinds[w] in self.learning_rates else None) == kind]
-                if chosen:
-                    rate = self.learning_rates.get(kind or "", group["lr"])
+        if self.learning_rates:
+            groups, optimizer.param_groups = optimizer.param_groups, []
+            for group in groups:
+                weights: dict[float, list[Any]] = {}
+                for weight in group["params"]:
+                    weights.setdefault(self.learning_rates.get(kinds[weight], group["lr"]), []).append(weight)
+                for rate, chosen in weights.items():
                     optimizer.add_param_group({**group, "params": chosen, "lr": rate})
         return optimizer
 
@@ -142,7 +140,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         return (loss, outputs) if return_outputs else loss
 
     def _real_samples(self, count: int) -> int:
-        """How many samples of this process's batch are no repetitions, with which accelerate fills the last batches."""
+        """How many samples of this process's batch count: accelerate fills up the last batches with repetitions."""
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return count
@@ -158,19 +156,14 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         meter = ShareMeter.sum(gather_object([self._eval_meter.on_cpu()]))
-        if prefix in ("eval", self._first_prefix()):
+        if prefix == "eval" or prefix == f"eval_{next(iter(self.eval_dataset))}":  # the first of several sets
             self._evaluated = {}
         self._evaluated[prefix] = meter
         sums = gather_object([self._eval_sums])
-        metrics = {**loss_metrics(sums, self._type_names()), **_figures(meter.result())}
+        names = {} if self.prompt_format is None else self.prompt_format.type_names
+        metrics = {**loss_metrics(sums, names), **_figures(meter.result())}
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
-
-    def _first_prefix(self) -> str:
-        return f"eval_{next(iter(self.eval_dataset))}" if isinstance(self.eval_dataset, dict) else "eval"
-
-    def _type_names(self) -> dict[int, str]:
-        return {} if self.prompt_format is None else self.prompt_format.type_names
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's, with what the experts did since the last log of the training loss."""
@@ -185,12 +178,13 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         """Asks for all probes, divided among the processes, and logs the share that was recalled."""
         if not self.probes:
             return None
-        mine = assign(len(self.probes), self.args.process_index, self.args.world_size)
-        asked = [self.probes[index] for index in mine]
         is_chat = self.prompt_format is not None and self.prompt_format.template == "chat"
         end_ids = get_template("chat", self.tokenizer_to_save).end_ids if is_chat else ()
-        progress = self.is_world_process_zero()
-        hits = recall(self.model, self.tokenizer_to_save, asked, progress=progress, end_ids=end_ids)
+        indices, progress = list(range(len(self.probes))), self.is_world_process_zero()
+        # Padded, so that all processes call the model equally often.
+        with PartialState().split_between_processes(indices, apply_padding=True) as mine:
+            asked = [self.probes[index] for index in mine]
+            hits = recall(self.model, self.tokenizer_to_save, asked, progress=progress, end_ids=end_ids)
         everyone = dict(gather_object(list(zip(mine, hits, strict=True))))
         share: float = sum(everyone.values()) / len(self.probes)
         self.log({"recall": share})
@@ -232,20 +226,23 @@ class _NothingLeftError(Exception):
     """The checkpoint that a run resumes from is that of its last step."""
 
 
-class _EndAtTheEnd(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Ends a resumed run that has nothing left to do before it begins an epoch; the Trainer looks after steps only."""
+class _BeforeFirstStep(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Measures the recall of a new run, and ends a resumed run without steps left: the Trainer would do one more."""
+
+    def __init__(self, measure: Callable[[], Any]) -> None:
+        self.measure = measure
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:  # the model is wrapped and on its device now
+            self.measure()
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.global_step >= state.max_steps:
             raise _NothingLeftError
-
-
-def assign(count: int, rank: int, world_size: int) -> list[int]:
-    """Divides things among processes, equally many for each, where all have to call the model equally often."""
-    rounds = math.ceil(count / world_size)
-    return [index % count for index in range(rank, rounds * world_size, world_size)]
 
 
 def _figures(shares: Shares | None) -> dict[str, float]:

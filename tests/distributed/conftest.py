@@ -117,7 +117,7 @@ class Runs:
 
     def alone(self, name: str, **changes: object) -> Finished:
         """A run in this process."""
-        from loramoe.training.parser import parse
+        from loramoe.training import parse
         from loramoe.training.run import run_sft
 
         out = self.folder / name

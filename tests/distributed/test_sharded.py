@@ -62,7 +62,7 @@ def test_it_leaves_the_page_unless_the_model_is_sharded(zero_run: tuple[Finished
 
 def test_it_loads_anywhere(zero_run: tuple[Finished, Any], runs: Any) -> None:
     """One process without DeepSpeed measures what the run measured."""
-    from loramoe.training.parser import parse
+    from loramoe.training import parse
     from loramoe.training.run import run_sft as evaluate
 
     finished, _ = zero_run

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import DatasetError
-from loramoe.training.parser import parse
-from loramoe.training.prepare import build_recipe, dry_run_summary, prepare
+from loramoe.training import parse
+from loramoe.training.prepare import build_recipe, prepare
+from loramoe.training.summary import dry_run_summary
 from loramoe.utils import UsageError
 
 

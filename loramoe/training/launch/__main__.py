@@ -3,8 +3,8 @@
     python -m loramoe.training.launch [--dry] [name=value …] train.py [flags …]
 
 `run_loramoe.sh` passes its variables as name=value. Those of the machine (`plan.MACHINE`) decide how many processes are
-started and with which engine; the others become flags. `--dry` prints the command. A single process needs no launcher:
-this one becomes train.py.
+started and with which engine; the others become flags before the user's, so that the user's win. `--dry` prints the
+command. A single process needs no launcher: this one becomes train.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loramoe.utils import FAILED, UsageError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Plans and starts a run."""
+    """Plans and starts a run; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     dry = words[:1] == ["--dry"]
     words = words[dry:]
