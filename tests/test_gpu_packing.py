@@ -10,7 +10,7 @@ import torch
 
 import loramoe
 from loramoe.data import PackedCollator, SftCollator
-from loramoe.training.model import enable_varlen_attention, check_packing
+from loramoe.training.model import check_packing, enable_varlen_attention
 from tests.constrained import adapted, llama
 
 pytestmark = [

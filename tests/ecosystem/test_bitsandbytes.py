@@ -12,9 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import loading
-from loramoe.training.model import adapter_config, add_adapter, load_base
-from loramoe.training.arguments import ModelArguments
 from loramoe.training import parse, run_sft
+from loramoe.training.arguments import ModelArguments
+from loramoe.training.model import adapter_config, add_adapter, load_base
 from tests.helpers import layers_of
 from tests.plain_loop import weights
 
