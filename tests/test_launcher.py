@@ -42,7 +42,7 @@ def test_it_trains_evaluates_saves_and_prints_where(tmp_path: Path):
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
     assert metrics["before"]["recall"] >= 0.95
-    assert (out / "expert_shares.png").stat().st_size > 10_000
+    assert (out / "report" / "experts_groups.png").stat().st_size > 10_000
     assert list(out.glob("runs/*/events.out.tfevents.*"))
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     assert any("blc" in entry and "share/type1/group0" in entry for entry in history)

@@ -31,12 +31,11 @@ logger = logging.getLogger(__name__)
 ADAPTER: Final = "sft_lora_model"  # name of the adapter, and so of its folder, as in the original release
 ARGUMENTS: Final = "arguments.json"
 COMPLETE: Final = "complete"
-FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
 LOCK: Final = ".lock"
 METRICS: Final = "metrics.json"
-PAGES: Final = "report"  # folder of the page about the experts
+PAGES: Final = "report"  # folder of the report on the experts
 # Removed when a run starts anew. METRICS comes first: a run that is half removed must not look finished.
-RESULTS = (METRICS, FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+RESULTS = (METRICS, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 # torch's writer raises RuntimeError for a full disk; these words name it.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
 

@@ -64,6 +64,7 @@ def first_samples(balance: BalanceStats, count: int) -> BalanceStats:
     return dataclasses.replace(
         balance,
         importance_LME=balance.importance_LME[:, :count],
+        entropy_LM=None if balance.entropy_LM is None else balance.entropy_LM[:, :count],
         tokens_M=balance.tokens_M[:count],
         task_types_M=balance.task_types_M[:count],
     )

@@ -15,16 +15,14 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from loramoe.analysis.card import write_card
+from loramoe.analysis.report import FIGURES, remove_report
 from loramoe.data import DatasetError, PromptFormat
-from loramoe.report.card import write_card
-from loramoe.report.write import remove_pages
 from loramoe.training import checkpoint
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.arguments.parser import parse
 from loramoe.training.callbacks import NonFiniteError, StopAtSignal, StoppedError
-from loramoe.training.card import RunInfo, describe
 from loramoe.training.distributed import decide_on_rank_0, exit_process, exit_with_launcher, start_engine
-from loramoe.training.experts_page import write_experts_page
 from loramoe.training.model import add_adapter, enable_varlen_attention, load_base
 from loramoe.training.prepare import Prepared, build_recipe, prepare
 from loramoe.training.summary import (
@@ -34,8 +32,8 @@ from loramoe.training.summary import (
     dry_run_summary,
     final_summary,
     push,
+    report_experts,
     table,
-    write_shares_report,
 )
 from loramoe.training.trainer import LoraMoeTrainer
 from loramoe.utils import FAILED, TRY_AGAIN, USER_ERRORS, UsageError, as_usage_error, write_json
@@ -143,7 +141,7 @@ def run_sft(
         if result.metrics:  # none where an earlier start had done all the steps
             trainer.save_metrics("train", result.metrics)
         trainer.save_model(args.output_dir)
-        return _finish(trainer, prepared, RunInfo(prepared.splits, resume_from, repository))
+        return _finish(trainer, prepared, repository)
 
 
 def _open_run(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[dict[str, Any], Path | None]:
@@ -244,9 +242,9 @@ def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_fr
         if args.overwrite_output_dir:
             checkpoint.clear(output_dir, resume_from)
         # A resumed run is unfinished again; all_results.json is read by the Trainer, and may be cut off.
-        for name in (checkpoint.METRICS, checkpoint.FIGURE, checkpoint.SHARES, "all_results.json"):
+        for name in (checkpoint.METRICS, "all_results.json"):
             (output_dir / name).unlink(missing_ok=True)
-        remove_pages(output_dir / checkpoint.PAGES)
+        remove_report(output_dir / checkpoint.PAGES)
         write_json(output_dir / checkpoint.ARGUMENTS, recipe)
     if args.should_log:
         trainer.model.print_trainable_parameters()
@@ -271,31 +269,37 @@ def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:
     """Evaluates, unless the last step of the training has just been evaluated."""
     evaluations = [entry for entry in trainer.state.log_history if any(n.startswith("eval_") for n in entry)]
     at_last_step = [entry for entry in evaluations if entry["step"] == trainer.state.global_step > 0]
-    if at_last_step and trainer.eval_shares is not None and not trainer.args.load_best_model_at_end:
+    if at_last_step and trainer.evaluated and not trainer.args.load_best_model_at_end:
         return {name: value for entry in at_last_step for name, value in entry.items()}
     metrics: dict[str, float] = trainer.evaluate()
     return metrics
 
 
-def _finish(trainer: LoraMoeTrainer, prepared: Prepared, info: RunInfo) -> Metrics:
+def _finish(trainer: LoraMoeTrainer, prepared: Prepared, repository: str | None) -> Metrics:
     args = prepared.arguments[2]
     output_dir = Path(args.output_dir)
-    adapter, figure = output_dir / checkpoint.ADAPTER, output_dir / checkpoint.FIGURE
+    adapter, report = output_dir / checkpoint.ADAPTER, output_dir / checkpoint.PAGES
     if args.do_eval:
         trainer.save_metrics("eval", _final_evaluation(trainer))
     trainer.measure_recall()
     trainer.save_state()
     metrics = before_and_after(trainer.state.log_history)
-    shares = trainer.eval_shares
     if args.should_save:
-        if shares is not None:
-            write_shares_report(shares, output_dir, prepared.config)
-        write_card(describe(trainer, prepared.arguments, metrics, info), adapter, figure if figure.is_file() else None)
+        conclusion = report_experts(trainer, prepared, report)
+        write_card(
+            adapter,
+            trainer.model.peft_config[checkpoint.ADAPTER],
+            prepared.arguments[0].base_model,
+            metrics,
+            args,
+            trainer.state,
+            data=prepared.splits.report,
+            conclusion=conclusion,
+            figure=report / FIGURES[0] if (report / FIGURES[0]).is_file() else None,
+            repository=repository,
+        )
         write_json(output_dir / checkpoint.METRICS, metrics)
-    if args.do_eval and args.experts_page:  # the run is finished, with a page or without
-        write_experts_page(trainer, prepared.arguments)
-    if args.should_save:
-        print(final_summary(prepared.arguments, metrics, shares))
-        if info.repository is not None:
-            print(f"Pushed: {push(info.repository, adapter, args.hub_revision)}")
+        print(final_summary(prepared.arguments, metrics, conclusion))
+        if repository is not None:
+            print(f"Pushed: {push(repository, adapter, args.hub_revision)}")
     return metrics

@@ -10,16 +10,15 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi
 
-from loramoe.report import draw_shares, write_shares
-from loramoe.report.shares import Shares
-from loramoe.report.write import PAGE
+from loramoe.analysis.report import FIGURES, PAGE, ReportInfo, write_report
+from loramoe.analysis.target import conclude
 from loramoe.training.arguments import Arguments, TrainArguments
-from loramoe.training.checkpoint import ADAPTER, FIGURE, PAGES, SHARES
+from loramoe.training.callbacks import log_figures
+from loramoe.training.checkpoint import ADAPTER, PAGES
 from loramoe.training.distributed import decide_on_rank_0
 from loramoe.training.launch.memory import GIB, Engine, Parameters, Plan, memory_per_gpu
 from loramoe.training.prepare import Prepared
-from loramoe.tuner.config import LoraMoeConfig
-from loramoe.utils import SaveError, UsageError, as_usage_error
+from loramoe.utils import SaveError, UsageError, as_usage_error, public_name
 
 logger = logging.getLogger(__name__)
 
@@ -105,28 +104,37 @@ def _label(name: str) -> str:
     return f"{label} ({part})" if slash else label
 
 
-def write_shares_report(shares: Shares, output_dir: Path, config: LoraMoeConfig) -> None:
-    """Writes the JSON of the experts' shares and its figure; a run whose figure cannot be drawn is finished too."""
+def report_experts(trainer: Any, prepared: Prepared, folder: Path) -> str:
+    """Writes the report on the experts, and sends its figures to the trackers; a run whose report fails is finished.
+
+    Returns:
+        What the report concludes; empty without an evaluation, or with a single expert.
+    """
+    stats, config, names = trainer.eval_routing, trainer.model.peft_config[ADAPTER], prepared.type_names
+    if stats is None:
+        return ""
+    model_args, data_args, args = prepared.arguments
+    data = public_name(data_args.validation_file) if data_args.validation_file else "the validation samples"
     try:
-        write_shares(shares, output_dir / SHARES, blc_target=config.blc_target, blc_weight=config.blc_weight)
-        draw_shares(shares, output_dir / FIGURE, config.blc_target, config.blc_weight)
+        if args.experts_page:
+            write_report(stats, ReportInfo(ADAPTER, public_name(model_args.base_model), data, config, names), folder)
+            log_figures(trainer, [folder / name for name in FIGURES])
     except Exception as error:  # of a drawing library, too
-        (output_dir / FIGURE).unlink(missing_ok=True)  # it may be half a figure
-        logger.warning("no figure of the experts' shares: %s: %s", type(error).__name__, error)
+        logger.warning("no report on the experts: %s: %s; loramoe report can write it.", type(error).__name__, error)
+    return conclude(stats, config, names)
 
 
-def final_summary(arguments: Arguments, metrics: Metrics, shares: Shares | None = None) -> str:
+def final_summary(arguments: Arguments, metrics: Metrics, conclusion: str = "") -> str:
     """What a finished run has made and measured, and the commands that use it."""
     model_args, data_args, args = arguments
     output_dir = Path(args.output_dir)
     adapter = output_dir / ADAPTER
-    made = {"figure": (output_dir / FIGURE, "which expert served which task type")}
-    made["page"] = (output_dir / PAGES / PAGE, "what each expert does")
     lines = ["", "Finished.", f"  adapter   {adapter}"]
-    lines += [f"  {name:9} {file}   {what}" for name, (file, what) in made.items() if file.is_file()]
+    if (output_dir / PAGES / PAGE).is_file():
+        lines.append(f"  report    {output_dir / PAGES / PAGE}   which expert serves which task type")
     lines += [f"  {line}" for line in table(metrics)]
-    if shares is not None and set(shares.task_types) <= set(shares.groups):
-        lines.append(f"  gate weight of the experts of a sample's own type: {_own_shares(shares)}")
+    if conclusion:
+        lines.append(f"  experts   {conclusion}")
     python, here = Path(sys.executable), Path.cwd()
     python = python.relative_to(here) if python.is_relative_to(here) else python  # as the user would type it
     lm_eval = f"--model hf --model_args pretrained={model_args.base_model},peft={adapter} --tasks …"
@@ -150,12 +158,6 @@ def final_summary(arguments: Arguments, metrics: Metrics, shares: Shares | None 
             "",
         ]
     )
-
-
-def _own_shares(shares: Shares) -> str:
-    share_TG = shares.group_share().mean(dim=1)
-    own = {t: share_TG[row, shares.groups.index(t)].item() for row, t in enumerate(shares.task_types)}
-    return ", ".join(f"{100 * share:.1f} % (type {task_type})" for task_type, share in own.items())
 
 
 def create_repository(args: TrainArguments) -> str | None:

@@ -1,4 +1,4 @@
-"""transformers' Trainer with what LoRAMoE adds: expert shares, loss per task type, atomic saves, recall.
+"""transformers' Trainer with what LoRAMoE adds: routing statistics, loss per task type, atomic saves, recall.
 
 Two private methods are overridden: `_load_best_model` looks for an adapter only at the top of a checkpoint, and
 `_save_checkpoint` must begin in an empty folder.
@@ -16,11 +16,11 @@ from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from loramoe.analysis import RoutingCollector, RoutingStats
+from loramoe.analysis.log import log_values
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import PromptFormat, get_template, save_prompt_format
 from loramoe.recall import Probe, recall
-from loramoe.report.live import live_figures
-from loramoe.report.shares import ShareMeter, Shares
 from loramoe.training.callbacks import FiniteGuard, ignore_stop_signals, print_totals_only
 from loramoe.training.checkpoint import ADAPTER, COMPLETE, KeepCheckpoints, as_save_error, remove_checkpoint
 from loramoe.training.distributed import whole_adapter
@@ -57,8 +57,8 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         super().__init__(**kwargs)
         self.tokenizer_to_save, self.prompt_format, self.probes = tokenizer, prompt_format, probes
         self.learning_rates = learning_rates or {}
-        self._train_meter, self._eval_meter = ShareMeter(), ShareMeter()
-        self._evaluated: dict[str, ShareMeter] = {}
+        self._train_routing, self._eval_routing = RoutingCollector(), RoutingCollector()
+        self.evaluated: dict[str, RoutingCollector] = {}
         self._eval_sums: LossSums = {}
         self._packing_checked = False
         self.guard = FiniteGuard(tokenizer, on_nonfinite, lambda: self.deepspeed if self.is_deepspeed_enabled else None)
@@ -69,9 +69,9 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         print_totals_only(self)
 
     @property
-    def eval_shares(self) -> Shares | None:
-        """Which expert served which task type in the last evaluation, over all validation sets."""
-        return ShareMeter.sum(self._evaluated.values()).result()
+    def eval_routing(self) -> RoutingStats | None:
+        """The routing statistics of the last evaluation, over all validation sets."""
+        return RoutingCollector.merge(self.evaluated.values()).result()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As the Trainer's; a run that resumes at its last step ends there."""
@@ -106,7 +106,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
-        """As the Trainer's; the batch's balance goes into the meter of the logging window, or of the evaluation."""
+        """As the Trainer's; its routing statistics go to the log, or to the evaluation."""
         if "cu_seq_lens_q" in inputs and not self._packing_checked:  # here the model is on its device, and wrapped
             with as_usage_error(ValueError):
                 check_packing(model, self.model.config, inputs["input_ids"].device)
@@ -121,9 +121,9 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             result = self._evaluation_loss(model, inputs, return_outputs)
         balance = last_balance(model)
         if balance is not None and training and not self.guard.skips:
-            self._train_meter.add(balance)
+            self._train_routing.add(balance)
         elif balance is not None and not training and (real := self._real_samples(len(balance.tokens_M))):
-            self._eval_meter.add(first_samples(balance, real))
+            self._eval_routing.add(first_samples(balance, real))
         return result
 
     def _evaluation_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
@@ -152,24 +152,24 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
 
         The Trainer's own loss is a mean of batches' means, which changes with the batch size.
         """
-        self._eval_sums, self._eval_meter = {}, ShareMeter()
+        self._eval_sums, self._eval_routing = {}, RoutingCollector()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        meter = ShareMeter.sum(gather_object([self._eval_meter.on_cpu()]))
+        routing = _gather(self._eval_routing)
         if prefix == "eval" or prefix == f"eval_{next(iter(self.eval_dataset))}":  # the first of several sets
-            self._evaluated = {}
-        self._evaluated[prefix] = meter
+            self.evaluated = {}
+        self.evaluated[prefix] = routing
         sums = gather_object([self._eval_sums])
         names = {} if self.prompt_format is None else self.prompt_format.type_names
-        metrics = {**loss_metrics(sums, names), **_figures(meter.result())}
+        metrics = {**loss_metrics(sums, names), **_log_values(routing)}
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As the Trainer's, with what the experts did since the last log of the training loss."""
         if "loss" in logs:
-            meter, self._train_meter = self._train_meter.on_cpu(), ShareMeter()
-            logs |= _figures(ShareMeter.sum(gather_object([meter])).result())
+            logs |= _log_values(_gather(self._train_routing))
+            self._train_routing = RoutingCollector()
             if self.guard.action == "skip":
                 logs["skipped"] = sum(gather_object([self.guard.skipped]))
         super().log(logs, *args, **kwargs)
@@ -245,5 +245,10 @@ class _BeforeFirstStep(TrainerCallback):  # type: ignore[misc]  # transformers i
             raise _NothingLeftError
 
 
-def _figures(shares: Shares | None) -> dict[str, float]:
-    return {} if shares is None else live_figures(shares)
+def _gather(collector: RoutingCollector) -> RoutingCollector:
+    return RoutingCollector.merge(gather_object([RoutingCollector.merge([collector])]))  # on the CPU, of all processes
+
+
+def _log_values(collector: RoutingCollector) -> dict[str, float]:
+    stats = collector.result()
+    return {} if stats is None else log_values(stats)

@@ -54,10 +54,9 @@ def test_an_adapter_of_zero_is_whole(zero_run: tuple[Finished, Any]) -> None:
     assert all(torch.equal(last[name], trained[name]) for name in trained)
 
 
-def test_it_leaves_the_page_unless_the_model_is_sharded(zero_run: tuple[Finished, Any]) -> None:
+def test_it_leaves_the_report(zero_run: tuple[Finished, Any]) -> None:
     run, _ = zero_run
-    assert (run.folder / "expert_shares.json").is_file()
-    assert (run.folder / "report" / "experts.html").is_file() == ("zero3" not in run.folder.name)
+    assert (run.folder / "report" / "experts.html").is_file()
 
 
 def test_it_loads_anywhere(zero_run: tuple[Finished, Any], runs: Any) -> None:

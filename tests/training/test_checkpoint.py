@@ -183,7 +183,7 @@ def test_clear_removes_a_run_and_what_comes_after_a_checkpoint(tmp_path: Path):
     for step in (5, 10, 20):
         make(tmp_path, step)
     kept = ["notes.txt", ADAPTER]
-    for name in (METRICS, "expert_shares.json", "trainer_state.json", "all_results.json", *kept):
+    for name in (METRICS, "trainer_state.json", "all_results.json", *kept):
         (tmp_path / name).write_text("mine")
     clear(tmp_path, start=tmp_path / "checkpoint-10")
     assert names(checkpoints(tmp_path)) == ["checkpoint-5", "checkpoint-10"]

@@ -23,12 +23,10 @@ from loramoe.utils import SaveError, UsageError
 from tests.training.conftest import FLAGS, Finished, assert_same_weights, history
 
 
-def test_a_run_leaves_numbers_and_a_figure(finished: Finished):
+def test_a_run_leaves_its_numbers(finished: Finished):
     metrics = finished.metrics
     assert json.loads((finished.folder / METRICS).read_text()) == metrics
     assert metrics["before"].keys() == metrics["after"].keys() >= {"loss", "perplexity", "recall", "loss/knowledge"}
-    assert (finished.folder / "expert_shares.png").stat().st_size > 10_000
-    assert json.loads((finished.folder / "expert_shares.json").read_text())["blc_target"] == "match"
 
 
 def test_an_interrupted_run_resumes_by_itself_on_the_same_trajectory(

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import torch
 
-from loramoe.report import Shares
 from loramoe.training import parse
 from loramoe.training.arguments import Arguments
 from loramoe.training.summary import before_and_after, create_repository, final_summary, push
@@ -48,19 +46,13 @@ def test_the_summary_names_files_results_and_commands(tmp_path: Path, monkeypatc
     assert f"  .venv/bin/python -m loramoe.recall --adapter {adapter} --file facts.json" in printed
     assert "evaluation loss: 2 before, 1 after" in printed
     assert "evaluation loss (knowledge): 0.5 after" in printed
-    assert "figure" not in printed
-    (tmp_path / "expert_shares.png").touch()
-    printed = final_summary(arguments(tmp_path), before_and_after(HISTORY))
+    assert "experts" not in printed
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "experts.html").touch()
+    printed = final_summary(arguments(tmp_path), before_and_after(HISTORY), "Separation 9")
     assert "PYTHONPATH=. .venv/bin/python -m lm_eval --model hf" in printed
-    assert f"figure    {tmp_path / 'expert_shares.png'}" in printed
-
-
-def test_the_weight_of_the_experts_of_a_samples_own_type(tmp_path: Path):
-    gate_TLE = torch.tensor([[[0.1, 0.3, 0.6]], [[0.5, 0.3, 0.2]]], dtype=torch.float64)
-    two = {"tokens_T": torch.ones(2), "constraint": 0.0, "constraint_L": torch.zeros(1), "linears": ("up_proj",)}
-    shares = Shares(gate_TLE=gate_TLE, task_types=(0, 1), expert_types=(1, 1, 0), **two)
-    printed = final_summary(arguments(tmp_path), before_and_after(HISTORY), shares)
-    assert "60.0 % (type 0), 80.0 % (type 1)" in printed
+    assert f"report    {tmp_path / 'report' / 'experts.html'}" in printed
+    assert "experts   Separation 9" in printed
 
 
 @pytest.fixture
