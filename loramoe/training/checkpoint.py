@@ -106,12 +106,15 @@ def resume_point(output_dir: Path, requested: str | None, overwrite: bool, recip
         raise FileExistsError(
             f"{output_dir} holds a finished run. Set --overwrite_output_dir true, or another --output_dir."
         )
-    if not overwrite and wish == "":
-        start = latest_complete(output_dir)
-        if start is not None:
-            _check_recipe(output_dir, recipe)
-    elif not overwrite and wish != "true":
-        _refuse_newer(output_dir, start)
+    latest = None if overwrite or wish == "true" else latest_complete(output_dir)
+    if latest is not None and wish == "":
+        start = latest
+        _check_recipe(output_dir, recipe)
+    elif latest is not None and (start is None or latest.resolve() != start.resolve()):
+        raise FileExistsError(
+            f"{output_dir} holds {latest.name}: a later start would resume from there, not from what this run makes of "
+            f"{start or 'a new adapter'}. Set --overwrite_output_dir true, or another --output_dir."
+        )
     if start is not None:
         _check_optimizer_state(start, recipe)
     return start
@@ -124,22 +127,6 @@ def _named_checkpoint(folder: Path) -> Path:
     complete = [str(found) for found in checkpoints(folder.parent) if damage(found) is None]
     hint = f"Complete ones: {', '.join(complete)}." if complete else "There is no complete one beside it."
     raise FileNotFoundError(f"{folder} is no complete checkpoint: {fault}. {hint}")
-
-
-def _refuse_newer(output_dir: Path, start: Path | None) -> None:
-    newer = [folder.name for folder in _newer_than(output_dir, start) if (folder / COMPLETE).is_file()]
-    if newer:
-        raise FileExistsError(
-            f"{output_dir} holds {', '.join(newer)}: a later start would resume from there, not from what this run "
-            f"makes of {start or 'a new adapter'}. Set --overwrite_output_dir true, or another --output_dir."
-        )
-
-
-def _newer_than(output_dir: Path, start: Path | None) -> list[Path]:
-    """The checkpoints of output_dir that a run from `start` would make again: newer ones, or all."""
-    found = checkpoints(output_dir)
-    same = [place for place, folder in enumerate(found) if start is not None and folder.resolve() == start.resolve()]
-    return found[same[0] + 1 :] if same else found
 
 
 def _check_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
@@ -179,7 +166,10 @@ def clear(output_dir: Path, start: Path | None = None) -> None:
     """Removes what an earlier run left, but for its adapter, and checkpoints up to `start`, from which to resume."""
     for name in RESULTS:
         (output_dir / name).unlink(missing_ok=True)
-    for folder in _newer_than(output_dir, start):
+    found = checkpoints(output_dir)
+    paths = [folder.resolve() for folder in found]
+    kept = paths.index(start.resolve()) + 1 if start is not None and start.resolve() in paths else 0
+    for folder in found[kept:]:
         remove_checkpoint(folder)
 
 

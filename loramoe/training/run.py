@@ -106,12 +106,10 @@ def run_sft(
         compute_metrics: As the Trainer takes it.
 
     Returns:
-        `before` and `after`, each with those of `loss`, `perplexity` (of the language model alone) and `recall` that
-        were measured.
+        `before` and `after`, each with what was measured of `loss`, `perplexity` and `recall`.
 
     Raises:
-        UsageError: If flags cannot be used; see the message.
-        DatasetError: If the data cannot.
+        UsageError, DatasetError: If flags or data cannot be used; see the message.
         FileExistsError: If output_dir holds a finished run, or an interrupted one with other arguments, or is in use.
         FileNotFoundError: If a file or checkpoint does not exist.
         SaveError: If a checkpoint cannot be written, or a finished adapter cannot be pushed.
@@ -271,8 +269,7 @@ def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:
     at_last_step = [entry for entry in evaluations if entry["step"] == trainer.state.global_step > 0]
     if at_last_step and trainer.evaluated and not trainer.args.load_best_model_at_end:
         return {name: value for entry in at_last_step for name, value in entry.items()}
-    metrics: dict[str, float] = trainer.evaluate()
-    return metrics
+    return dict(trainer.evaluate())
 
 
 def _finish(trainer: LoraMoeTrainer, prepared: Prepared, repository: str | None) -> Metrics:

@@ -166,12 +166,8 @@ class TestResumePoint:
     def test_checkpoints_of_two_runs_never_stand_together(self, tmp_path: Path):
         first, second = make(tmp_path, 10), make(tmp_path, 20)
         elsewhere = make(tmp_path / "elsewhere", 5)
-        for wish, newer in (
-            ("false", "-10, checkpoint-20"),
-            (str(first), "t-20"),
-            (str(elsewhere), "-10, checkpoint-20"),
-        ):
-            with pytest.raises(FileExistsError, match=rf"holds .*{newer}: .*--overwrite_output_dir true"):
+        for wish in ("false", str(first), str(elsewhere)):
+            with pytest.raises(FileExistsError, match=r"holds checkpoint-20: .*--overwrite_output_dir true"):
                 resume_point(tmp_path, wish, False, {})
         assert resume_point(tmp_path, "false", True, {}) is None
         assert resume_point(tmp_path, str(first), True, {}) == first

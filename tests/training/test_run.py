@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tm
     train(tmp_path, save_steps=2)
     for step in (2, 4):
         (tmp_path / f"checkpoint-{step}" / "of_the_first_run").touch()
-    with pytest.raises(FileExistsError, match=r"holds checkpoint-4, checkpoint-6: a later start"):
+    with pytest.raises(FileExistsError, match=r"holds checkpoint-6: a later start"):
         train(tmp_path, **older)
     train(tmp_path, **older, overwrite_output_dir="true")
     assert [mark.parent.name for mark in tmp_path.rglob("of_the_first_run")] == ["checkpoint-2"]

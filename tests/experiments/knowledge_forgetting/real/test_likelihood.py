@@ -93,7 +93,7 @@ def test_agrees_with_one_pass_for_each(model, adapter, implementation):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_the_attention_of_packed_training_gives_the_same(model, adapter):
-    """A run trains with `enable_varlen_attention` and scores the same model, so the mask must mean the same as in SDPA."""
+    """A run trains with `enable_varlen_attention` and scores it: the mask must mean what it does in SDPA."""
     model.set_attn_implementation("sdpa")
     asked = made_up()
     expected = likelihoods(with_adapter(model, adapter), asked, tokens_per_batch=100, progress=False)
