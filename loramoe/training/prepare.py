@@ -89,6 +89,8 @@ def prepare(
         collator = PackedCollator()
     collator = collator or SftCollator(pad_id(tokenizer), data_args.pad_to_multiple_of)
     names = type_names(config, data_args.config().type_names)
+    if splits.validation:
+        _check_best_metric(args.metric_for_best_model, list(splits.validation), list(names.values()))
     return Prepared(arguments, config, tokenizer, splits, names, model_config, model, probes, collator)
 
 
@@ -202,6 +204,18 @@ def _check_samples(splits: Splits, model_config: Any, args: TrainArguments) -> N
             f"{len(train)} samples make no whole batch of {at_once} (per_device_train_batch_size x processes), and "
             "dataloader_drop_last drops what is left. Lower the batch size, or leave it out."
         )
+
+
+def _check_best_metric(metric: str | None, sets: list[str], types: list[str]) -> None:
+    """The Trainer would end in a KeyError at its first checkpoint."""
+    name = (metric or "").removeprefix("eval_")
+    prefixes = [f"{one}_" for one in sets] if len(sets) > 1 else [""]
+    parts = ["", *(f"/{name}" for name in types)]
+    logged = [f"{prefix}{kind}{part}" for prefix in prefixes for kind in ("loss", "perplexity") for part in parts]
+    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    is_loss = prefix is not None and name.removeprefix(prefix).startswith(("loss", "perplexity"))
+    if name and (prefix is None or (is_loss and name not in logged)):
+        raise UsageError(f"metric_for_best_model={name} is not logged. Set for example one of {', '.join(logged)}.")
 
 
 def build_recipe(prepared: Prepared) -> dict[str, Any]:

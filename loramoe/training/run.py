@@ -174,19 +174,6 @@ def _set_evaluation(prepared: Prepared, resume_from: Path | None) -> None:
             )
         args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on samples
     args.eval_on_start = args.eval_on_start and bool(args.do_eval) and resume_from is None
-    _check_best_metric(args.metric_for_best_model, list(sets), list(prepared.type_names.values()))
-
-
-def _check_best_metric(metric: str | None, sets: list[str], types: list[str]) -> None:
-    """The Trainer would end in a KeyError at its first checkpoint."""
-    name = (metric or "").removeprefix("eval_")
-    prefixes = [f"{one}_" for one in sets] if len(sets) > 1 else [""]
-    parts = ["", *(f"/{name}" for name in types)]
-    logged = [f"{prefix}{kind}{part}" for prefix in prefixes for kind in ("loss", "perplexity") for part in parts]
-    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-    is_loss = prefix is not None and name.removeprefix(prefix).startswith(("loss", "perplexity"))
-    if name and (prefix is None or (is_loss and name not in logged)):
-        raise UsageError(f"metric_for_best_model={name} is not logged. Set for example one of {', '.join(logged)}.")
 
 
 def _make_trainer(

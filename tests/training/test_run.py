@@ -106,7 +106,6 @@ EVALUATING = {"eval_strategy": "steps", "eval_steps": 3}
     [
         ({"do_eval": "true"}, r"no adapter to evaluate.*Set --adapter"),
         ({**NO_SAMPLES, **EVALUATING, "load_best_model_at_end": "true"}, "load_best_model_at_end needs samples"),
-        ({**EVALUATING, "metric_for_best_model": "loss/knowlege"}, "knowlege is not logged.* loss, loss/tasks"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_weights_are_loaded(
@@ -120,14 +119,6 @@ def test_a_run_that_cannot_be_is_refused_before_weights_are_loaded(
 def test_evaluation_alone_needs_something_to_ask(finished: Finished, train, tmp_path: Path):
     with pytest.raises(UsageError, match=r"no samples to evaluate on. Set --validation_file, or --recall_file"):
         train(tmp_path, do_eval="true", adapter=finished.folder / ADAPTER, **NO_SAMPLES)
-
-
-@pytest.mark.parametrize("metric", ["loss", "second_loss/facts", "third_loss"])
-def test_a_best_metric_begins_with_the_name_of_one_of_several_sets(metric: str):
-    module._check_best_metric("second_loss/tasks", ["first", "second"], ["tasks", "knowledge"])
-    module._check_best_metric("second_accuracy", ["first", "second"], ["tasks", "knowledge"])
-    with pytest.raises(UsageError, match=f"{metric} is not logged.*first_loss"):
-        module._check_best_metric(metric, ["first", "second"], ["tasks", "knowledge"])
 
 
 @pytest.fixture(scope="module")
