@@ -6,28 +6,40 @@ Two private methods are overridden: `_load_best_model` looks for an adapter only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from loramoe.analysis import RoutingCollector, RoutingStats
 from loramoe.analysis.log import log_values
 from loramoe.compat.tokenizer import save_tokenizer
-from loramoe.data import PromptFormat, get_template, save_prompt_format
+from loramoe.data import IGNORE_INDEX, PromptFormat, get_template, save_prompt_format
 from loramoe.recall import Probe, recall
-from loramoe.training.callbacks import FiniteGuard, ignore_stop_signals, print_totals_only
+from loramoe.training.callbacks import (
+    BeforeFirstStep,
+    FiniteGuard,
+    NothingLeftError,
+    ignore_stop_signals,
+    print_totals_only,
+)
 from loramoe.training.checkpoint import ADAPTER, COMPLETE, KeepCheckpoints, as_save_error, remove_checkpoint
 from loramoe.training.distributed import whole_adapter
-from loramoe.training.metrics import LossSums, first_samples, loss_metrics, sample_losses
 from loramoe.training.model import check_packing
-from loramoe.tuner.hooks import last_balance
+from loramoe.tuner.hooks import BalanceStats, last_balance
 from loramoe.utils import as_usage_error, atomic_save_dir
+
+CHUNK = 512  # positions of which float32 log-probabilities are made at once
+LossSums = dict[int | None, tuple[float, int]]
 
 
 class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
@@ -63,7 +75,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self._packing_checked = False
         self.guard = FiniteGuard(tokenizer, on_nonfinite, lambda: self.deepspeed if self.is_deepspeed_enabled else None)
         self.add_callback(self.guard)
-        self.add_callback(_BeforeFirstStep(self.measure_recall))
+        self.add_callback(BeforeFirstStep(self.measure_recall))
         self.add_callback(KeepCheckpoints(self.args.save_total_limit))
         self.args.save_total_limit = None
         print_totals_only(self)
@@ -77,7 +89,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         """As the Trainer's; a run that resumes at its last step ends there."""
         try:
             return super().train(*args, **kwargs)
-        except _NothingLeftError:
+        except NothingLeftError:
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
                 self._load_best_model()
             self.callback_handler.on_train_end(self.args, self.state, self.control)
@@ -222,29 +234,6 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             self.model.load_adapter(str(Path(self.state.best_model_checkpoint) / ADAPTER), ADAPTER)
 
 
-class _NothingLeftError(Exception):
-    """The checkpoint that a run resumes from is that of its last step."""
-
-
-class _BeforeFirstStep(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Measures the recall of a new run, and ends a resumed run without steps left: the Trainer would do one more."""
-
-    def __init__(self, measure: Callable[[], Any]) -> None:
-        self.measure = measure
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step == 0:  # the model is wrapped and on its device now
-            self.measure()
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step >= state.max_steps:
-            raise _NothingLeftError
-
-
 def _gather(collector: RoutingCollector) -> RoutingCollector:
     return RoutingCollector.merge(gather_object([RoutingCollector.merge([collector])]))  # on the CPU, of all processes
 
@@ -252,3 +241,57 @@ def _gather(collector: RoutingCollector) -> RoutingCollector:
 def _log_values(collector: RoutingCollector) -> dict[str, float]:
     stats = collector.result()
     return {} if stats is None else log_values(stats)
+
+
+@torch.no_grad()
+def sample_losses(logits_BSV: Tensor, labels_BS: Tensor, lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the learnt tokens, summed by sample."""
+    row_K, position_K = (labels_BS[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+    samples, sample_K = len(labels_BS), row_K
+    if lengths is not None:
+        samples = len(lengths)
+        ends_M = torch.tensor(lengths, device=labels_BS.device).cumsum(0)
+        sample_K = torch.searchsorted(ends_M, position_K + 1, right=True)
+    loss_M, tokens_M = torch.zeros(2, samples, dtype=torch.float64)  # on the CPU: MPS has no float64
+    for rows, positions, owners in zip(*(torch.split(t, CHUNK) for t in (row_K, position_K, sample_K)), strict=True):
+        targets = labels_BS[rows, positions + 1]
+        loss = torch.nn.functional.cross_entropy(logits_BSV[rows, positions].float(), targets, reduction="none")
+        loss_M.index_add_(0, owners.cpu(), loss.cpu().double())
+        tokens_M += torch.bincount(owners.cpu(), minlength=samples)
+    return loss_M, tokens_M
+
+
+def loss_metrics(sums: Sequence[LossSums], type_names: Mapping[int, str]) -> dict[str, float]:
+    """Loss and perplexity over all tokens, and of each task type by its name."""
+    total: LossSums = {}
+    for task_type, (loss, tokens) in (item for part in sums for item in part.items()):
+        before = total.get(task_type, (0.0, 0))
+        total[task_type] = before[0] + loss, before[1] + tokens
+    named = {"": (sum(loss for loss, _ in total.values()), sum(tokens for _, tokens in total.values()))}
+    if len(total) > 1:
+        named |= {f"/{type_names.get(t, f'type{t}')}": total[t] for t in sorted(t for t in total if t is not None)}
+    metrics = {}
+    for name, (loss, tokens) in named.items():
+        if tokens:
+            metrics[f"loss{name}"] = loss / tokens
+            metrics[f"perplexity{name}"] = perplexity(loss / tokens)
+    return metrics
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def first_samples(balance: BalanceStats, count: int) -> BalanceStats:
+    """What the constraint saw of the first samples of a batch."""
+    return dataclasses.replace(
+        balance,
+        importance_LME=balance.importance_LME[:, :count],
+        entropy_LM=None if balance.entropy_LM is None else balance.entropy_LM[:, :count],
+        tokens_M=balance.tokens_M[:count],
+        task_types_M=balance.task_types_M[:count],
+    )

@@ -79,3 +79,7 @@ def _is_worker(process: psutil.Process) -> bool:
         return "TORCHELASTIC_RUN_ID" in process.environ()
     except psutil.Error:  # it has just ended
         return False
+
+
+if __name__ == "__main__":
+    sys.exit(run_workers(sys.argv[1:]))
