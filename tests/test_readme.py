@@ -154,7 +154,7 @@ def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch, request: pyte
         request.getfixturevalue("zero")
     monkeypatch.setenv("master_port", free_port())
     run_in_order(checkout, downloads=False)
-    assert (checkout / "output/tiny_llama/report/experts_groups.png").is_file()
+    assert (checkout / "output/tiny_llama/expert_shares.png").is_file()
 
 
 @pytest.mark.slow(minutes=2)

@@ -54,8 +54,10 @@ def write_card(
         repository: The adapter's name on the hub.
     """
     base, after, before = hub_name(base_model), results.get("after", {}), results.get("before", {})
-    linked = {"base_model": base, "base_model_relation": "adapter"} if base else {}
-    metadata = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=TAGS, **linked)
+    relation = "adapter" if base else None
+    metadata = ModelCardData(
+        library_name="peft", pipeline_tag="text-generation", tags=TAGS, base_model=base, base_model_relation=relation
+    )
     versions = {"PEFT": peft, "Transformers": transformers, "Pytorch": torch, "LoRAMoE": loramoe}
     text = render(
         "card.md.j2",

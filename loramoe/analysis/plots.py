@@ -1,4 +1,4 @@
-"""The two figures of a report: the weight of each group by layer, and the mean gate of each expert.
+"""The two figures of a report, without pyplot's global state: the weight of each group, the mean gate of each expert.
 
 Lines differ in dash and marker as well as in colour (Okabe and Ito's), so they can be read without colour.
 """
@@ -6,15 +6,13 @@ Lines differ in dash and marker as well as in colour (Okabe and Ito's), so they 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from loramoe.analysis.log import group_layers
 from loramoe.analysis.routing import Array, RoutingStats
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS: Final = "osD^vPX"
@@ -47,7 +45,7 @@ def plot_groups(stats: RoutingStats, target_TG: Array | None, names: Mapping[int
     figure.suptitle(title, fontsize=11)
     panels[0].set_ylabel("difference from an even share, points")
     handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, fontsize=8, handlelength=3)
+    figure.legend(*handles, loc="outside lower center", ncols=len(points_TNG), fontsize=8, handlelength=3)
     return figure
 
 
@@ -66,18 +64,14 @@ def plot_experts(stats: RoutingStats, names: Mapping[int, str]) -> Figure:
             panel.axvline(e + 0.5, color="black", linewidth=1.5)
         panel.set_title(f"{names[task_type]} samples", fontsize=10)
         panel.set_xticks(range(len(order)), order, fontsize=7)
-        panel.set_xlabel("   |   ".join(f"{names[group]} experts" for group in stats.groups), fontsize=8)
+        panel.set_xlabel(" | ".join(names[group] for group in stats.groups) + " experts", fontsize=8)
     _label_layers(panels[0].yaxis, stats)
     figure.colorbar(image, ax=list(panels), label=f"difference from 1/{len(order)}, points")
     return figure
 
 
 def _panels(count: int, height: float) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # without pyplot: no global state, no display
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(1 + 3.2 * count, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(1, count, squeeze=False, sharey=True)[0]
 
 

@@ -167,11 +167,10 @@ def collect_routing(model: Any, batches: Iterable[Mapping[str, Any]], *, progres
         ValueError: If no active adapter is a LoRAMoE of several experts, a batch lacks task types, there is no token,
             or gates are not finite.
     """
-    if not getattr(model.active_peft_config, "lora_nums", 1) > 1:
-        raise ValueError(
-            "routing is collected of a LoRAMoE of several experts; the active adapter is "
-            f"{model.active_peft_config.peft_type.value} with a single one. Give another adapter."
-        )
+    config = model.active_peft_config
+    if getattr(config, "lora_nums", 1) < 2:
+        kind = config.peft_type.value
+        raise ValueError(f"routing needs an adapter of several experts; got {kind} of a single one. Give a LoRAMoE.")
     collector, training = RoutingCollector(), model.training
     base, options = model.get_base_model(), dict[str, Any](use_cache=False)
     has_option = "logits_to_keep" in inspect.signature(base.forward).parameters

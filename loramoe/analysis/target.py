@@ -84,7 +84,7 @@ def conclude(stats: RoutingStats, config: LoraMoeConfig, names: Mapping[int, str
 def _weights(stats: RoutingStats, names: Mapping[int, str]) -> str:
     parts, two = [], stats.task_types == stats.groups and len(stats.groups) == 2
     others = f"{names[stats.task_types[0]]} samples" if two else "others"
-    for t in [1] if two else range(len(stats.task_types)):  # of two groups, one has what the other has not
+    for t in [1] if two else range(len(stats.task_types)):  # the shares of two groups mirror each other
         name, percent_T = names[stats.task_types[t]], 100 * stats.share_TG[:, stats.groups.index(stats.task_types[t])]
         own, other = percent_T[t], np.delete(percent_T, t).mean()
         parts.append(f"{name} samples give {own:.1f} % of their weight to the {name} experts, {others} {other:.1f} %")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from peft import LoraConfig, LoraMoeConfig, get_peft_model
+from peft import LoraMoeConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from loramoe import cli
@@ -25,33 +25,27 @@ def adapter(tiny_task, perturb, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def report(own_dataset_cache, tiny_task, adapter: Path, tmp_path: Path) -> Any:
-    """Runs the command; flags without a value replace those that are given."""
+    """Runs the command; later flags replace earlier ones."""
 
-    def run(*flags: str, adapter: Path = adapter) -> int:
+    def run(*flags: str) -> int:
         known = ["--adapter", str(adapter), "--file", str(tiny_task.test_file), "--output_dir", str(tmp_path / "out")]
         return cli.main(["report", *known, *flags])
 
     return run
 
 
-def test_the_report_is_written_and_concludes(report, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_report_concludes_and_is_not_overwritten(report, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert report() == 0
     numbers = json.loads((tmp_path / "out" / "experts.json").read_text())
     assert numbers["conclusion"] in capsys.readouterr().out
     assert "knowledge" in numbers["conclusion"]
     assert (numbers["samples_T"], numbers["data"]) == ([6, 6], "test.json")
+    assert report() == 1
+    assert "--overwrite" in capsys.readouterr().err
     assert report("--overwrite", "--limit", "4", "--batch_size", "3") == 0
     limited = json.loads((tmp_path / "out" / "experts.json").read_text())
     assert sum(limited["samples_T"]) == 4
     np.testing.assert_allclose(np.sum(limited["gate_TLE"], axis=-1), 1, rtol=1e-6)
-
-
-def test_another_report_is_not_overwritten(report, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "experts.json").write_text(json.dumps({"files": ["experts.json"], "adapter": "another"}))
-    assert report() == 1
-    assert "--overwrite" in capsys.readouterr().err
-    assert json.loads((tmp_path / "out" / "experts.json").read_text())["adapter"] == "another"
 
 
 @pytest.mark.parametrize(
@@ -70,10 +64,3 @@ def test_errors_of_one_line(report, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert error.startswith("loramoe report: ")
     assert word in error
     assert not (tmp_path / "out").exists()
-
-
-def test_an_adapter_without_experts(report, tiny_task, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path / "plain")
-    assert report(adapter=tmp_path / "plain") == 1
-    assert "LORA" in capsys.readouterr().err

@@ -38,10 +38,6 @@ def test_values_by_known_answer(make_stats):
     }
 
 
-def test_without_entropy_there_is_none(make_stats):
-    assert not any("entropy" in name for name in log_values(dataclasses.replace(make_stats(), entropy_TL=None)))
-
-
 def test_thirds_hold_whole_decoder_layers_and_all_of_them():
     names = [f"model.layers.{layer}.mlp.{kind}" for layer in range(32) for kind in ("gate_proj", "up_proj")]
     parts = split_parts([*names, "lm_head"])

@@ -29,11 +29,6 @@ def test_groups_are_lines_around_the_even_share_with_dashed_targets(make_stats):
     assert figure.get_suptitle() == "the title"
 
 
-def test_without_a_target_no_line_is_dashed(make_stats):
-    figure = plot_groups(make_stats(), None, NAMES, "")
-    assert not [line for axes in figure.axes for line in axes.lines if line.get_linestyle() == "--"]
-
-
 def test_experts_diverge_around_an_even_gate(make_stats):
     stats = make_stats(task_types=(0, 1, 2), expert_types=(2, 0, 1), own=0.5)
     figure = plot_experts(stats, NAMES)

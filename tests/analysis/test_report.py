@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loramoe import LoraMoeConfig
-from loramoe.analysis import ReportInfo, report, write_report
+from loramoe.analysis import ReportInfo, write_report
 from loramoe.analysis.report import FIGURES, NUMBERS, PAGE, remove_report
 
 HOSTILE = "<script>window.injected=1</script>\"'&"
@@ -23,7 +23,8 @@ def info(name: str = "adapter", **options: object) -> ReportInfo:
 
 
 def test_the_page_is_one_well_formed_file_and_opens_with_the_conclusion(make_stats, tmp_path: Path):
-    conclusion = write_report(make_stats(), info(), tmp_path)
+    stats = make_stats()
+    conclusion = write_report(stats, info(), tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {PAGE, NUMBERS, *FIGURES}
     page = ElementTree.parse(tmp_path / PAGE)
     first = page.find(".//main/p")
@@ -32,14 +33,9 @@ def test_the_page_is_one_well_formed_file_and_opens_with_the_conclusion(make_sta
     images = page.findall(".//img")
     assert [image.get("src").startswith("data:image/png;base64,") for image in images] == [True, True]
     assert all(image.get("alt") for image in images)
-    text = " ".join(page.getroot().itertext())
+    text = " ".join(page.getroot().itertext()).replace("\N{NO-BREAK SPACE}", " ")
     for part in ("55.0 % (55.0 %)", "10 tasks samples of 1,000 tokens", "4 of rank 4 in each of 6 linear layers"):
         assert part in text
-
-
-def test_numbers_are_those_of_the_statistics(make_stats, tmp_path: Path):
-    stats = make_stats()
-    write_report(stats, info(), tmp_path)
     numbers = json.loads((tmp_path / NUMBERS).read_text())
     np.testing.assert_allclose(numbers["gate_TLE"], stats.gate_TLE)
     assert numbers["separation"] == pytest.approx(0.1)
@@ -61,15 +57,6 @@ def test_markup_in_names_stays_text(make_stats, tmp_path: Path):
 def test_pages_without_a_part(make_stats, tmp_path: Path, options: dict[str, object], changes: dict[str, object]):
     write_report(dataclasses.replace(make_stats(**options), **changes), info(blc_weight=0), tmp_path)
     assert "none (blc_weight=0)" in (tmp_path / PAGE).read_text(encoding="utf-8")
-
-
-def test_a_report_that_fails_leaves_the_earlier_one(make_stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_report(make_stats(), info("first"), tmp_path)
-    monkeypatch.setattr(report, "render", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_report(make_stats(), info("second"), tmp_path)
-    assert json.loads((tmp_path / NUMBERS).read_text())["adapter"] == "first"
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_removing_leaves_other_files(make_stats, tmp_path: Path):

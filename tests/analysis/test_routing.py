@@ -69,17 +69,21 @@ def assert_same(one: RoutingStats, other: RoutingStats) -> None:
 @pytest.mark.parametrize("importance", ["mean", "sum"])
 @pytest.mark.parametrize(("size", "options"), [(4, {}), (1, {}), (13, {"pad_to_multiple_of": 16})])
 def test_statistics_equal_a_loop_over_tokens(adapted, importance: str, size: int, options: dict[str, int]):
-    model = adapted(blc_importance=importance, **EXPERTS).double()
-    assert_same(collect_routing(model.train(), batches(size, **options), progress=False), naive(model.eval()))
+    model = adapted(blc_importance=importance, **EXPERTS).double().train()
+    stats = collect_routing(model, batches(size, **options), progress=False)
+    assert model.training
+    assert_same(stats, naive(model.eval()))
 
 
-def test_the_constraint_is_a_mean_over_batches(adapted):
-    model, constraints = adapted(**EXPERTS), []
+def test_training_steps_have_the_constraint_and_no_entropy(adapted):
+    model, collector, constraints = adapted(**EXPERTS).train(), RoutingCollector(), []
     for batch in batches(4):
         model(**batch)
+        collector.add(last_balance(model))
         constraints.append(last_balance(model).constraint_L.detach().numpy())
-    stats = collect_routing(model, batches(4), progress=False)
+    stats = collector.result()
     np.testing.assert_allclose(stats.constraint_L, np.mean(constraints, axis=0), rtol=1e-5)
+    assert stats.entropy_TL is None
 
 
 def test_merged_collectors_equal_one_and_do_not_grow(adapted):
@@ -105,26 +109,10 @@ def test_a_type_without_a_token_is_left_out(adapted):
     assert stats.share_TG.shape == (2, 3)
 
 
-def test_the_model_is_left_as_it_was(adapted):
-    model = adapted(**EXPERTS).train()
-    trained = [weight.requires_grad for weight in model.parameters()]
-    collect_routing(model, batches(4), progress=False)
-    assert model.training
-    assert [weight.requires_grad for weight in model.parameters()] == trained
-
-
 def test_an_adapted_head_is_observed_too(adapted):
     stats = collect_routing(adapted(target_modules=["lm_head"], **EXPERTS), batches(4), progress=False)
     assert stats.layers == ("lm_head",)
     assert stats.tokens_T.sum() == sum(len(sample["input_ids"]) for sample in make_samples())
-
-
-def test_training_steps_have_no_entropy(adapted):
-    model, collector = adapted(**EXPERTS).train(), RoutingCollector()
-    for batch in batches(4):
-        model(**batch)
-        collector.add(last_balance(model))
-    assert collector.result().entropy_TL is None
 
 
 def test_shares_and_load_imbalance_by_known_answer(make_stats):
@@ -134,23 +122,17 @@ def test_shares_and_load_imbalance_by_known_answer(make_stats):
     np.testing.assert_allclose(stats.load_imbalance_L, (250**2 * 4 / 3) ** 0.5 / 750)
 
 
-class TestErrors:
-    def test_other_adapters_have_no_experts(self, adapted, tiny_llama):
-        plain = get_peft_model(tiny_llama(), LoraConfig(target_modules=["up_proj"]))
-        for model in (plain, adapted(lora_nums=1, blc_weight=0)):
-            with pytest.raises(ValueError, match="several experts"):
-                collect_routing(model, batches(4), progress=False)
-
-    def test_no_token(self, adapted):
-        with pytest.raises(ValueError, match="no token"):
-            collect_routing(adapted(), [], progress=False)
-
-    def test_a_batch_without_task_types(self, adapted):
-        with pytest.raises(ValueError, match="must hold task_types; got"):
-            collect_routing(adapted(), [{"input_ids": torch.ones(1, 2, dtype=torch.long)}], progress=False)
-
-    def test_gates_that_are_not_finite(self, adapted):
-        model = adapted(**EXPERTS)
-        next(m for m in model.modules() if isinstance(m, LoraMoeLayer)).weights("default")[0].data.fill_(math.inf)
-        with pytest.raises(ValueError, match="not finite"):
+def test_other_adapters_and_no_token_are_refused(adapted, tiny_llama):
+    plain = get_peft_model(tiny_llama(), LoraConfig(target_modules=["up_proj"]))
+    for model in (plain, adapted(lora_nums=1, blc_weight=0)):
+        with pytest.raises(ValueError, match="several experts"):
             collect_routing(model, batches(4), progress=False)
+    with pytest.raises(ValueError, match="no token"):
+        collect_routing(adapted(), [], progress=False)
+
+
+def test_gates_that_are_not_finite_are_refused(adapted):
+    model = adapted(**EXPERTS)
+    next(m for m in model.modules() if isinstance(m, LoraMoeLayer)).weights("default")[0].data.fill_(math.inf)
+    with pytest.raises(ValueError, match="not finite"):
+        collect_routing(model, batches(4), progress=False)

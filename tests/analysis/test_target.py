@@ -40,12 +40,6 @@ def test_the_closed_form_is_the_minimum(expert_types: tuple[int, ...], types_M: 
     np.testing.assert_allclose(found, minimise(expert_types, types_M, 0.3, target), atol=1e-5)
 
 
-def test_groups_of_equal_size_reach_the_ratio_of_the_paper():
-    match, paper = (target_gates((1, 1, 0, 0), (0, 1), 0.1, target) for target in ("match", "paper"))
-    np.testing.assert_allclose(match, [[0.225, 0.225, 0.275, 0.275], [0.275, 0.275, 0.225, 0.225]])
-    np.testing.assert_allclose(paper, match[::-1])
-
-
 def test_separation(make_stats):
     stats = make_stats(own=0.55)
     assert separation(stats.share_TG, stats) == pytest.approx(0.1)
