@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 COMMANDS: Final = {
-    "train": ("loramoe.training.main", "fine-tune a model"),
+    "train": ("loramoe.training.run", "fine-tune a model"),
     "generate": ("loramoe.generate", "answer prompts with an adapter"),
     "chat": ("loramoe.chat", "talk with an adapter"),
     "evaluate": ("loramoe.evaluate", "score adapters on samples with answers, side by side"),

@@ -2,7 +2,7 @@
 
 `PackedCollator` sets `use_cache=False` for a reason: transformers (4.57 to 5.23) derives from `position_ids` that
 samples must not see each other only if there is neither an attention mask nor a cache, and models make a cache by
-default. Architectures that do not derive it at all are refused where the model is (`loramoe.training.packing`).
+default. Architectures that do not derive it at all are refused where the model is (`loramoe.training.model`).
 """
 
 from __future__ import annotations

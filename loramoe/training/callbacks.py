@@ -89,6 +89,31 @@ class StopAtSignal(TrainerCallback):  # type: ignore[misc]  # transformers is no
             )
 
 
+class NothingLeftError(Exception):
+    """The checkpoint that a run resumes from is that of its last step."""
+
+
+class BeforeFirstStep(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Measures the recall of a new run, and ends a resumed run without steps left: the Trainer would do one more."""
+
+    def __init__(self, measure: Callable[[], Any]) -> None:
+        self.measure = measure
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs when the training begins or resumes."""
+        if state.global_step == 0:  # the model is wrapped and on its device now
+            self.measure()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs before each epoch."""
+        if state.global_step >= state.max_steps:
+            raise NothingLeftError
+
+
 def ignore_stop_signals(start: Callable[[int], None] | None, worker: int) -> None:
     """`worker_init_fn` of a DataLoader: a signal to the process group must not end workers before the run has saved."""
     for number in STOP_SIGNALS:
