@@ -129,8 +129,6 @@ def test_a_percentage_out_of_range(load, numbered, percentage):
 def test_data_that_cannot_be_divided(load, numbered):
     with pytest.raises(DatasetError, match="at least 2 samples"):
         load(numbered("a.json", 1), validation_percentage=5)
-    with pytest.raises(ValueError, match="both"):
-        load(numbered("a.json", 9), validation=[numbered("b.json", 9)], validation_percentage=5)
 
 
 def test_training_data_is_no_validation_data(load, numbered, tmp_path):

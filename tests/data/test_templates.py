@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer
 
-from loramoe.data import TEMPLATES, Encoded, TemplateError, conversation, get_template
+from loramoe.data import Encoded, TemplateError, conversation, get_template
 
 BOS, EOS = 0, 1
 FRAMES = {"<s> $A": [BOS], "$A": [], "<s> $A </s>": [BOS]}
@@ -29,7 +30,6 @@ COLON = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 PARTS = "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
-SELECTED = "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}"
 
 
 def turns(before: str, after: str) -> str:
@@ -164,51 +164,38 @@ def test_what_ends_an_answer_in_training_ends_generation(make_tokenizer, after, 
     assert template.end_ids == (() if after.strip() == "" else tuple(encoded.target[-1:]))
 
 
-@pytest.mark.parametrize("loop", [PARTS, SELECTED])
-def test_a_template_that_wants_content_in_parts_gets_parts(chat, loop):
-    template = chat("{% for m in messages %}<|{{ m.role }}|>" + loop + "</s>{% endfor %}" + PROMPT)
-    (encoded,) = encode(template, [SYSTEM, *ONE])
-    assert template.tokenizer.decode(encoded.input_ids) == "<|system|>Be brief.</s><|user|>Who?</s><|assistant|>Me.</s>"
-    assert template.prompt_ids("Who?") == encode(template, ONE)[0].prompt
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "divided"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}" + PROMPT, "divided"),
-        ("{{ messages[0].content }}", "leaves out .* assistant: 'a</think>Me"),
+        ("{{ messages[0].content }}", "divided"),
         ("{% for m in messages %}{{ m.content.split('</think>')[-1] }}</s>{% endfor %}", "assistant: 'a</think>Me"),
-        ("{{ messages[-1].content }}</s>", "divided"),
-        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "leaves out .* user: 'Who"),
+        ("{% if 'a' in messages[-1].content %}odd{% endif %}" + PLAIN, "user: 'Who"),
+        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "divided"),
+        ("{% for m in messages %}" + PARTS + "</s>{% endfor %}" + PROMPT, "divided"),
         ("{% if messages[0].role != 'system' %}{{ raise_exception('System\nfirst.') }}{% endif %}", r"System first\.$"),
         ("{{ messages[0].content + 1 }}", "refuses"),
     ],
 )
 def test_a_conversation_that_cannot_be_rendered_is_refused(chat, text, words):
-    (error,) = chat(text).encode([conversation("Who?", "", "a</think>Me.")])
-    assert isinstance(error, TemplateError)
-    with pytest.raises(TemplateError, match=words):
-        raise error
-    assert "\n" not in str(error)
+    refused, same = chat(text).encode([conversation("Who?", "", "a</think>Me.")] * 2)
+    assert isinstance(refused, TemplateError)
+    assert re.search(words, str(refused))
+    assert "\n" not in str(refused)
+    assert str(same) == str(refused)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_the_others_are_encoded_all_the_same(chat_tokenizer, name):
-    template = get_template(name, chat_tokenizer)
-    found = template.encode([[], ONE, [SYSTEM], TWO[1:], [SYSTEM, *ONE]])
-    assert [isinstance(one, TemplateError) for one in found] == [True, False, True, True, False]
-    assert [found[1], found[4]] == encode(template, ONE, [SYSTEM, *ONE])
+def test_the_others_are_encoded_all_the_same(chat):
+    template = chat("{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}" + PLAIN)
+    first, refused, last = template.encode([ONE, conversation("no", "", "Me."), [SYSTEM, *ONE]])
+    assert isinstance(refused, TemplateError)
+    assert [first, last] == encode(template, ONE, [SYSTEM, *ONE])
     assert template.encode([]) == []
 
 
-def test_a_last_question_is_no_answer(chat):
-    template = chat("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
-    assert encode(template, [*ONE, TWO[0]])[0].target == encode(template, ONE)[0].target
-
-
 def test_a_template_that_does_not_compile_is_refused_at_once(chat):
-    with pytest.raises(TemplateError, match="does not compile: unexpected '}'"):
+    with pytest.raises(ValueError, match="does not compile: unexpected '}'"):
         chat("{% for m in messages %}{{ m.content }{% endfor %}")
 
 
@@ -223,15 +210,17 @@ def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokeni
     assert (plain.special, marked.special) == (False, True)
 
 
-def test_a_sample_of_one_answer_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
-    """So that `chat` is about half as fast as `release` or faster."""
+def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
+    """So that `chat` is at least half as fast as `release`."""
     template, rendered, tokenised = chat(PLAIN), [], []
-    tokenizer, render = template.tokenizer, template.tokenizer.apply_chat_template
+    encode(template, ONE, [SYSTEM, *ONE])
+    render, ids = template.tokenizer.apply_chat_template, template._ids
     monkeypatch.setattr(
-        tokenizer, "apply_chat_template", lambda chats, **options: rendered.extend(chats) or render(chats, **options)
+        template.tokenizer,
+        "apply_chat_template",
+        lambda chats, **options: rendered.extend(chats) or render(chats, **options),
     )
-    ids = template._ids
-    monkeypatch.setattr(template, "_ids", lambda texts: tokenised.append(texts) or ids(texts))
+    monkeypatch.setattr(template, "_ids", lambda texts, *options: tokenised.append(texts) or ids(texts, *options))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
 
@@ -249,7 +238,7 @@ def test_a_conversation_is_cut_at_its_end():
 def test_what_a_tokenizer_lacks_is_named(tokenizer, make_tokenizer):
     with pytest.raises(ValueError, match=r"'release' .*eos_token, which is not set\. Set it"):
         get_template("release", make_tokenizer(eos_token=None))
-    with pytest.raises(TemplateError, match=r"chat_template, which is not set .*Set it, or use .*'release'"):
+    with pytest.raises(ValueError, match=r"chat_template, which is not set .*Set it, or use .*'release'"):
         get_template("chat", tokenizer)
     with pytest.raises(ValueError, match=r"one of 'release', 'chat'; got 'alpaca'\. Choose one\."):
         get_template("alpaca", tokenizer)
