@@ -6,6 +6,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from datetime import date
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +16,7 @@ from loramoe.data.templates import TEMPLATES, Encoded, ReleaseTemplate, Template
 
 Span = tuple[int, int]
 
+_DIVIDED: Final = "writes a prompt differently once its answer follows, so that they cannot be divided"
 _INSTEAD: Final = "Use a chat template that writes texts whole, or 'release'."
 
 
@@ -42,7 +44,7 @@ class ChatTemplate:
                 "Set it, or use the prompt template 'release'."
             )
         self.tokenizer = tokenizer
-        self._frames: dict[tuple[str, ...], _Frame] = {}
+        self._frames: dict[tuple[date, tuple[str, ...]], _Frame] = {}  # some templates write the date
         added = tokenizer.added_tokens_decoder
         ids = {token.content.strip(): index for index, token in added.items() if token.content.strip()}
         self._added = _any_of(ids)
@@ -63,8 +65,8 @@ class ChatTemplate:
         with suppress(TemplateError):  # a template may leave the thoughts of earlier answers out
             frame = self._frame((*(turn["role"] for turn in messages), "assistant"))
             lead = frame.leads[len(messages)]
-            spans = _find_answers(messages, prompt + lead, frame)
-            prompt += lead if lead.strip() else ""
+            text, prompt = prompt + lead, prompt + lead if lead.strip() else prompt
+            spans = _find_answers(messages, text, frame)
         return self._tokenise([(prompt, spans)])[0].input_ids
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
@@ -84,22 +86,20 @@ class ChatTemplate:
         ]
 
     def _frame(self, roles: tuple[str, ...]) -> _Frame:
-        if roles not in self._frames:
+        key = date.today(), roles
+        if key not in self._frames:
             chat = [Message(role=role, content=f"Kq{number}zv") for number, role in enumerate(roles)]
             text = self._render(chat)
-            words, texts = re.findall(r"Kq\d+zv", text), re.split(r"Kq\d+zv", text)
-            leads = {}
-            for index in (index for index, role in enumerate(roles) if role == "assistant"):
-                prompt, before = self._render(chat[:index], is_prompt=True), text.partition(f"Kq{index}zv")[0]
-                if not before.startswith(prompt) or len(words) != len(roles):
-                    raise TemplateError(
-                        "the chat template writes a prompt differently once its answer follows, so that they cannot be "
-                        f"divided. {_INSTEAD}"
-                    )
-                leads[index] = before[len(prompt) :]
+            texts, leads = re.split(r"Kq\d+zv", text), {}
+            for index, turn in enumerate(chat):
+                if turn["role"] == "assistant":
+                    prompt, before = self._render(chat[:index], is_prompt=True), text.partition(turn["content"])[0]
+                    if not before.startswith(prompt) or len(texts) != len(chat) + 1:
+                        raise TemplateError(f"the chat template {_DIVIDED}. {_INSTEAD}")
+                    leads[index] = before[len(prompt) :]
             end = self._added.search(texts[-1])
-            self._frames[roles] = _Frame(texts, leads, texts[-1][: end.end()] if end else texts[-1])
-        return self._frames[roles]
+            self._frames[key] = _Frame(texts, leads, texts[-1][: end.end()] if end else texts[-1])
+        return self._frames[key]
 
     def _render_all(self, chats: Sequence[Sequence[Message]]) -> Sequence[str | None]:
         """Renders conversations together, which is faster; None for each if one of them cannot be rendered."""
