@@ -114,14 +114,14 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Tokeniser:
-    """How data sets are tokenised; the attributes are the arguments of `tokenise_dataset`."""
+    """How data sets are tokenised."""
 
     tokenizer: Any
     template: str = "release"
-    max_seq_length: int = 1024
-    task_types: Collection[int] | None = None
-    num_proc: int = 1
-    cache_dir: str | os.PathLike[str] | None = None
+    max_seq_length: int = 1024  # what is longer is cut; a sample with no token left to learn is dropped
+    task_types: Collection[int] | None = None  # of the experts; None accepts any integer
+    num_proc: int = 1  # processes that tokenise; the result does not depend on it
+    cache_dir: str | os.PathLike[str] | None = None  # default: `loramoe` in the cache of the `datasets` library
 
     def __post_init__(self) -> None:
         for name, least in (("max_seq_length", 2), ("num_proc", 1)):

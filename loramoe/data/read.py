@@ -30,7 +30,7 @@ Values = Iterator[tuple[str, object]]
 def read_samples(
     path: str | os.PathLike[str], task_types: Collection[int] | None = None, default_task_type: int | None = None
 ) -> Iterator[Sample]:
-    """Reads and checks the samples of a file or folder.
+    """Reads and checks the samples of a file or folder, in the order of files and samples.
 
     Read to the end before using any: faults are reported together, after the last good sample.
 
@@ -38,9 +38,6 @@ def read_samples(
         path: A file or folder, as `data_files` takes it.
         task_types: The types of the experts; None accepts any integer.
         default_task_type: Type of the samples that have none.
-
-    Yields:
-        The samples, in the order of the files and of the samples in them.
 
     Raises:
         DatasetError: If a file cannot be read or is empty, or samples are faulty. Up to ten faults are named.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -31,28 +31,15 @@ class Splits(NamedTuple):
 
 
 def tokenise_dataset(
-    path: str | os.PathLike[str],
-    tokenizer: Any,
-    *,
-    template: str = "release",
-    max_seq_length: int = 1024,
-    task_types: Collection[int] | None = None,
-    default_task_type: int | None = None,
-    num_proc: int = 1,
-    cache_dir: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str], tokenizer: Any, *, default_task_type: int | None = None, **options: Any
 ) -> tuple[Any, DataReport]:
     """Tokenises a file, a folder or a data set of the hub, or finds the result of having done so.
 
     Args:
         path: The data.
         tokenizer: The model's tokenizer.
-        template: Name of the prompt template.
-        max_seq_length: Most tokens of a sample, at least 2. What is longer is cut; a sample with no token left to learn
-            is dropped.
-        task_types: The types of the experts; None accepts any integer.
         default_task_type: Type of the samples that have none.
-        num_proc: Processes that tokenise; the result does not depend on it.
-        cache_dir: Folder for finished data sets. Default: `loramoe` in the cache of the `datasets` library.
+        options: The further attributes of `Tokeniser`, such as `template` and `max_seq_length`.
 
     Returns:
         The `Dataset` with the columns `input_ids`, `labels` (-100 where nothing is learnt), `task_types` and `length`,
@@ -62,8 +49,8 @@ def tokenise_dataset(
         DatasetError: If samples are faulty, or none has a token to learn within max_seq_length.
         ValueError: If an argument is out of range or the tokenizer does not suit the template.
     """
-    tokeniser = Tokeniser(tokenizer, template, max_seq_length, task_types, num_proc, cache_dir)
-    return tokeniser.store(DataSource(os.fspath(path), default_task_type=default_task_type))[:2]
+    source = DataSource(os.fspath(path), default_task_type=default_task_type)
+    return Tokeniser(tokenizer, **options).store(source)[:2]
 
 
 def evenly_spaced(dataset: Any, most: int | None) -> Any:
@@ -95,7 +82,7 @@ def load_splits(
         seed: Seed of the draws.
         streaming: Tokenise while training; validation data is stored all the same.
         packing: Fill rows of max_seq_length tokens with whole samples.
-        options: `template`, `max_seq_length`, `task_types`, `num_proc` and `cache_dir` of `tokenise_dataset`.
+        options: The further attributes of `Tokeniser`, such as `template` and `max_seq_length`.
 
     Returns:
         The data.
@@ -167,12 +154,9 @@ def _divide(datasets: list[Any], percentage: float, seed: int) -> tuple[list[Any
     aside = np.zeros(total, dtype=bool)
     aside[random.Random(seed).sample(range(total), min(max(1, round(total * percentage / 100)), total - 1))] = True
     # In memory, because processes that start together would otherwise write the same files of indices.
+    pairs = list(zip(datasets, np.split(aside, np.cumsum(sizes)[:-1]), strict=True))
     train, held_out = (
-        [
-            one.select(np.flatnonzero(mask == keep), keep_in_memory=True)
-            for one, mask in zip(datasets, np.split(aside, np.cumsum(sizes)[:-1]), strict=True)
-        ]
-        for keep in (False, True)
+        [one.select(np.flatnonzero(mask == keep), keep_in_memory=True) for one, mask in pairs] for keep in (False, True)
     )
     return train, {"validation": concatenate_datasets(held_out)}
 
