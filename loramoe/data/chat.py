@@ -91,10 +91,12 @@ class ChatTemplate:
             chat = [Message(role=role, content=f"Kq{number}zv") for number, role in enumerate(roles)]
             text = self._render(chat)
             texts, leads = re.split(r"Kq\d+zv", text), {}
+            if len(texts) != len(chat) + 1:
+                raise TemplateError(f"the chat template leaves out or repeats the words of a turn. {_INSTEAD}")
             for index, turn in enumerate(chat):
                 if turn["role"] == "assistant":
                     prompt, before = self._render(chat[:index], is_prompt=True), text.partition(turn["content"])[0]
-                    if not before.startswith(prompt) or len(texts) != len(chat) + 1:
+                    if not before.startswith(prompt):
                         raise TemplateError(f"the chat template {_DIVIDED}. {_INSTEAD}")
                     leads[index] = before[len(prompt) :]
             end = self._added.search(texts[-1])

@@ -54,9 +54,6 @@ def chat(make_tokenizer):
     return lambda text: get_template("chat", make_tokenizer(chat_template=text))
 
 
-# --- release ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("frame", FRAMES)
 def test_release_adds_each_special_token_once(make_tokenizer, frame):
     tokenizer = make_tokenizer(frame)
@@ -89,9 +86,6 @@ def test_release_does_so_with_a_tokenizer_written_in_python():
     tokenizer = ByT5Tokenizer()
     (encoded,) = encode(get_template("release", tokenizer), conversation("a</s>b", "", "</s>c"))
     assert encoded.prompt == [3 + byte for byte in b"a</s>b"] + [tokenizer.eos_token_id]
-
-
-# --- chat -------------------------------------------------------------------------------------------------------------
 
 
 def test_chat_learns_answers_and_their_ends_alone(chat):
@@ -129,6 +123,12 @@ def test_generation_gets_the_prompt_of_training(make_tokenizer, make, text, answ
     assert asked == several.input_ids[: len(asked)]
     assert tokenizer.decode(single.target, skip_special_tokens=True).strip() == answer.strip()
     assert [label for label in several.labels[len(asked) :] if label != -100][:1] == several.labels[len(asked) :][:1]
+
+
+def test_a_chat_goes_on_though_the_template_drops_earlier_thoughts(chat):
+    template = chat(turns(THINK, "</s>").replace("m.content", "m.content.split('</think>')[-1]") + PROMPT)
+    ids = template.chat_ids([ONE[0], {"role": "assistant", "content": "a</think>Me."}, TWO[0]])
+    assert template.tokenizer.decode(ids).endswith("Me.</s><|user|>Why?</s><|assistant|><think></think>")
 
 
 def test_chat_with_a_tokenizer_written_in_python():
@@ -193,9 +193,9 @@ def test_a_template_that_does_not_compile_is_refused_at_once(chat):
 def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokenizer, position, token):
     chat_tokenizer.add_tokens([AddedToken("<|reserved|>", special=True)])
     assert "<|reserved|>" not in chat_tokenizer.all_special_tokens
-    marked_turns = [dict(turn) for turn in (SYSTEM, *ONE)]
-    marked_turns[position]["content"] += f"{token} b"
-    plain, marked = encode(get_template("chat", chat_tokenizer), [SYSTEM, *ONE], marked_turns)
+    turns = [dict(turn) for turn in (SYSTEM, *ONE)]
+    turns[position]["content"] += f"{token} b"
+    plain, marked = encode(get_template("chat", chat_tokenizer), [SYSTEM, *ONE], turns)
     assert (plain.special, marked.special) == (False, True)
 
 
@@ -203,18 +203,13 @@ def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypa
     """So that `chat` is at least half as fast as `release`."""
     template, rendered, tokenised = chat(PLAIN), [], []
     encode(template, ONE, [SYSTEM, *ONE])
-    render, ids = template.tokenizer.apply_chat_template, template._ids
+    tokenizer, render, ids = template.tokenizer, template.tokenizer.apply_chat_template, template._ids
     monkeypatch.setattr(
-        template.tokenizer,
-        "apply_chat_template",
-        lambda chats, **options: rendered.extend(chats) or render(chats, **options),
+        tokenizer, "apply_chat_template", lambda chats, **more: rendered.extend(chats) or render(chats, **more)
     )
-    monkeypatch.setattr(template, "_ids", lambda texts, *options: tokenised.append(texts) or ids(texts, *options))
+    monkeypatch.setattr(template, "_ids", lambda texts, *more: tokenised.append(texts) or ids(texts, *more))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
-
-
-# --- both -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_conversation_is_cut_at_its_end():
