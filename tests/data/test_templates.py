@@ -158,11 +158,11 @@ def test_what_ends_an_answer_in_training_ends_generation(make_tokenizer, after, 
     [
         ("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "divided"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}" + PROMPT, "divided"),
-        ("{{ messages[0].content }}", "divided"),
+        ("{{ messages[0].content }}", "leaves out"),
         ("{% for m in messages %}{{ m.content.split('</think>')[-1] }}</s>{% endfor %}", "assistant: 'a</think>Me"),
         ("{% if 'a' in messages[-1].content %}odd{% endif %}" + PLAIN, "user: 'Who"),
-        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "divided"),
-        ("{% for m in messages %}" + PARTS + "</s>{% endfor %}" + PROMPT, "divided"),
+        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "leaves out"),
+        ("{% for m in messages %}" + PARTS + "</s>{% endfor %}" + PROMPT, "leaves out"),
         ("{% if messages[0].role != 'system' %}{{ raise_exception('System\nfirst.') }}{% endif %}", r"System first\.$"),
         ("{{ messages[0].content + 1 }}", "refuses"),
     ],
@@ -204,9 +204,7 @@ def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypa
     template, rendered, tokenised = chat(PLAIN), [], []
     encode(template, ONE, [SYSTEM, *ONE])
     tokenizer, render, ids = template.tokenizer, template.tokenizer.apply_chat_template, template._ids
-    monkeypatch.setattr(
-        tokenizer, "apply_chat_template", lambda chats, **more: rendered.extend(chats) or render(chats, **more)
-    )
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda c, **more: rendered.extend(c) or render(c, **more))
     monkeypatch.setattr(template, "_ids", lambda texts, *more: tokenised.append(texts) or ids(texts, *more))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
