@@ -48,7 +48,7 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder
         ids = {token.content.strip(): index for index, token in added.items() if token.content.strip()}
         self._added = _any_of(ids)
-        self._special = _any_of({token.content for token in added.values() if token.special})
+        self._special = _any_of({*tokenizer.all_special_tokens, *(t.content for t in added.values() if t.special)})
         self.end_ids: tuple[int, ...] = ()
         for roles in (("user", "assistant"), ("system", "user", "assistant")):  # some templates need a system prompt
             with suppress(TemplateError):

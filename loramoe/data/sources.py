@@ -72,8 +72,8 @@ class DataSource:
 
     def recipe(self) -> dict[str, Any]:
         """What decides the samples beside the content of the data, for a hash."""
-        names = ("task_type", "default_task_type", "max_samples", "format")
-        return {"columns": dict(self.columns or {}), **{name: getattr(self, name) for name in names}}
+        names = ("task_type", "default_task_type", "max_samples", "format", "columns")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _divide(datasets: list[Any], percentage: float, seed: int) -> tuple[list[Any
 def _mix(datasets: list[Any], weights: list[float | None], seed: int) -> Any:
     from datasets import concatenate_datasets, interleave_datasets
 
-    shares = [weight for weight in weights if weight]
+    shares = [weight for weight in weights if weight]  # all data sets have one, or none
     if len(datasets) == 1 or not shares:
         return concatenate_datasets(datasets)
     probabilities = [share / sum(shares) for share in shares]
