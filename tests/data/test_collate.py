@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramoe.data import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator, pack
@@ -18,6 +18,7 @@ def feature(ids, **more):
     return {"input_ids": ids, "labels": [IGNORE_INDEX, *ids[1:]], **more}
 
 
+@settings(deadline=None)
 @given(rows=st.lists(IDS, min_size=1, max_size=6), pad=st.integers(0, 9), multiple=st.sampled_from([None, 1, 8]))
 def test_padding_changes_nothing(rows, pad, multiple):
     features = [feature(ids, task_types=index) for index, ids in enumerate(rows)]
@@ -33,6 +34,7 @@ def test_padding_changes_nothing(rows, pad, multiple):
     assert batch["task_types"].tolist() == list(range(len(rows)))
 
 
+@settings(deadline=None)
 @given(rows=st.lists(IDS, min_size=1, max_size=6), cut=st.integers(0, 6))
 def test_every_sample_is_found_again_in_a_packed_row(rows, cut):
     features = [{"input_ids": ids, "labels": ids, "task_types": index} for index, ids in enumerate(rows)]
@@ -84,6 +86,7 @@ def test_a_padding_token_is_needed():
         SftCollator(None)
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 20), max_size=60), seed=st.integers(0, 3))
 def test_rows_hold_every_sample_once_and_no_more_than_they_may(lengths, seed):
     rows = pack(np.array(lengths, dtype=np.int64), 20, seed)

@@ -7,7 +7,7 @@ import json
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramoe.data import DatasetError, read, read_samples
@@ -27,6 +27,7 @@ def fields(sample):
     return {name: getattr(sample, name) for name in ("instruction", "input", "output", "task_type")}
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     rows=st.lists(ROWS, min_size=1, max_size=5),
     ascii_only=st.booleans(),
