@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from typing import Final
 
 COMMANDS: Final = {
-    "train": ("loramoe.training.main", "fine-tune a model"),
+    "train": ("loramoe.training.run", "fine-tune a model"),
     "generate": ("loramoe.generate", "answer prompts with an adapter"),
     "chat": ("loramoe.chat", "talk with an adapter"),
     "evaluate": ("loramoe.evaluate", "score adapters on samples with answers, side by side"),
-    "report": ("loramoe.report.__main__", "draw what each expert does"),
-    "export": ("loramoe.export.__main__", "write an adapter for other tools: plain LoRA, merged, stand-alone or original"),
+    "report": ("loramoe.analysis.command", "report which expert serves which task type"),
+    "export": (
+        "loramoe.export.__main__",
+        "write an adapter as plain LoRA, merged, stand-alone or original",
+    ),
     "convert": ("loramoe.export.original", "convert from and to the original release's format"),
 }
 
