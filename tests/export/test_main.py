@@ -83,8 +83,9 @@ def test_the_original_format(adapter, tmp_path):
     }
 
 
-def test_the_card(adapter, tiny_task, tmp_path):
+def test_the_card(adapter, tiny_task, tmp_path, monkeypatch):
     """It names the base model on the hub, and no path of this machine."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else PEFT looks there for the vocabulary
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_task.base), adapter)
     batches = [{"input_ids": torch.arange(3, 13)[None], "labels": torch.arange(3, 13)[None]}]
     for base, named in ((str(tiny_task.base), None), ("someone/base", "someone/base")):
