@@ -143,6 +143,7 @@ def test_errors_come_before_the_base_model_is_loaded(export, adapter, capsys, mo
     [
         (["--calibration", "x", "--rank", "0"], "--rank"),
         (["--format", "hf", "--rank", "2"], "--rank"),
+        (["--format", "hf", "--load_in_kbits", "4"], "--load_in_kbits"),
         (["--format", "original", "--calibration", "x"], "--calibration"),
         (["--calibration", "x", "--link_base"], "--link_base"),
         (["--calibration", "x", "--format", "merged", "--load_in_kbits", "4"], "--load_in_kbits"),
