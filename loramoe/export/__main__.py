@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
 from loramoe.evaluation.adapters import load_adapter_on
+from loramoe.evaluation.recall import read_probes
 from loramoe.export.run import export_lora, refuse_used
 from loramoe.loading import (
     BaseArguments,
@@ -24,7 +25,6 @@ from loramoe.loading import (
     load_base,
     load_tokenizer,
 )
-from loramoe.recall import read_probes
 
 
 def _parser() -> argparse.ArgumentParser:

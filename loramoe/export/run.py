@@ -19,6 +19,7 @@ from torch import Tensor
 
 import loramoe
 from loramoe.compat.tokenizer import save_tokenizer
+from loramoe.evaluation.recall import Probe, recall
 from loramoe.export.adapted import Adapted, ExportError, adapted, in_evaluation
 from loramoe.export.card import model_card
 from loramoe.export.distance import BASE, EXPORT, MIXTURE, Distance, distance
@@ -26,7 +27,6 @@ from loramoe.export.figure import FIGURE, draw_linears
 from loramoe.export.gates import GateStatistics, mean_gates
 from loramoe.export.lora import as_plain_lora, plain_lora
 from loramoe.export.report import REPORT, ExportReport, LinearReport
-from loramoe.recall import Probe, recall
 from loramoe.report.card import hub_name, public_name
 from loramoe.utils import sync, sync_all
 
@@ -59,7 +59,7 @@ def export_lora(
         test: Batches of held-out rows, with `labels` [B, S] too, and maybe `task_types` [B]. Default: the distance is
             measured on the calibration rows, which flatters it, and the report says so.
         tokenizer: Saved beside the adapter; needed for `probes`.
-        probes: Facts whose recall is measured, as `loramoe.recall` does.
+        probes: Facts whose recall is measured, as `loramoe.evaluation.recall` does.
         source: What the adapter is called in the model card, of a path its last part; default: its name in the model.
         overwrite: Replace an earlier export in that folder, unless anything else is there too.
         progress: Show progress bars.

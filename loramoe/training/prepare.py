@@ -15,8 +15,8 @@ from transformers import SchedulerType, Trainer, get_scheduler, set_seed
 from transformers.training_args import OptimizerNames
 
 from loramoe.data import Splits
+from loramoe.evaluation.recall import Probe, read_probes
 from loramoe.loading import check_positions, load_config
-from loramoe.recall import Probe, read_probes
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.memory import GIB, Engine, Parameters, Plan, memory_per_gpu

@@ -109,7 +109,7 @@ def _generate(data: Any, adapter: Path) -> str:
 
 def _evaluate(data: Any, base: str, adapter: Path) -> str:
     if data.recall_file:
-        return f"{_interpreter()} -m loramoe.recall --adapter {adapter} --file {data.recall_file}"
+        return f"{_interpreter()} -m loramoe.evaluate --adapter {adapter} --file {data.recall_file}"
     return (
         f"PYTHONPATH=. {_interpreter()} -m lm_eval --model hf --model_args pretrained={base},peft={adapter} --tasks …"
     )

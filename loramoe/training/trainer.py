@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import PromptFormat, get_template, save_prompt_format
-from loramoe.recall import Probe, recall
+from loramoe.evaluation.recall import Probe, recall
 from loramoe.report.live import live_figures
 from loramoe.report.shares import ShareMeter, Shares
 from loramoe.training.callbacks import FiniteGuard, ignore_stop_signals, print_totals_only

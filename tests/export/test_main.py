@@ -64,7 +64,7 @@ def test_calibration_rows_are_spread_over_the_file(adapter, tiny_task, tmp_path)
             "must be at least 1; got batch_size=0. Raise it.",
         ),
         (["--calibration", "{train}", "--calibration_rows", "0"], "calibration_rows must be at least 1"),
-        (["--calibration", "{train}", "--recall_file", "nowhere.json"], "no file of recall probes at nowhere.json"),
+        (["--calibration", "{train}", "--recall_file", "nowhere.json"], "nowhere.json"),
         (["--calibration", "{train}", "--template", "chat"], "needs tokenizer.chat_template"),
         (["--calibration", "{train}", "--max_seq_length", "1"], "max_seq_length must be at least 2"),
         (["--calibration", "{train}", "--load_in_kbits", "3"], "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),

@@ -15,9 +15,9 @@ import torch
 from transformers import AutoTokenizer
 
 import loramoe
+from loramoe.evaluation.recall import Probe
 from loramoe.export import ExportError, as_plain_lora
 from loramoe.export.original import CONFIG
-from loramoe.recall import Probe
 from tests.helpers import layers_of, trainable
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -41,7 +41,7 @@ def test_the_words_say_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyP
     adapter = tmp_path / "sft_lora_model"
     assert f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "{adapter}")' in said
     assert f"{sys.executable} -m loramoe.generate --adapter {adapter} --prompt" in said
-    assert f"{sys.executable} -m loramoe.recall --adapter {adapter} --file facts.json" in said
+    assert f"{sys.executable} -m loramoe.evaluate --adapter {adapter} --file facts.json" in said
     assert "evaluation loss: 2 before, 1 after" in said
     assert "evaluation loss (knowledge): 0.5 after" in said
     assert "recall: 0.9 before, 0.8 after" in said
