@@ -45,6 +45,7 @@ def evaluate(
     tokenizer: Any,
     batch_size: int | str = 32,
     limit: float | None = None,
+    gen_kwargs: Mapping[str, Any] | None = None,
     **loading: Any,
 ) -> dict[str, Any]:
     """Asks the base model, then each adapter on it, and writes the result of each as soon as it is there.
@@ -57,6 +58,7 @@ def evaluate(
         tokenizer: The tokenizer.
         batch_size: Requests that are asked at once; "auto": as many as fit.
         limit: The number of samples of each task, or a share of them. Default: all.
+        gen_kwargs: Settings of generation that replace those of lm-eval's own tasks.
         **loading: `device`, `dtype` and `load_in_kbits`, as the flags.
 
     Returns:
@@ -76,7 +78,13 @@ def evaluate(
             base_model, peft=adapter, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **loading
         )
         cache = str(folder / "cache" / f"{name}-{_fingerprint(base_model, adapter, loading)}")
-        options = {"limit": limit, "use_cache": cache, "bootstrap_iters": 0, "task_manager": manager}
+        options = {
+            "limit": limit,
+            "use_cache": cache,
+            "bootstrap_iters": 0,
+            "task_manager": manager,
+            "gen_kwargs": gen_kwargs,
+        }
         found = simple_evaluate(model, tasks=list(tasks), **options)
         if found is not None:
             write_json(folder / f"{name}.json", json.loads(json.dumps(found, default=str)))
@@ -111,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         tasks = _tasks(flags, prompt.template, tokenizer, base)
         loading = {"device": choose_device(flags.device), "dtype": flags.dtype, "load_in_kbits": flags.load_in_kbits}
         options = {"batch_size": flags.batch_size, "limit": flags.limit, **loading}
+        options["gen_kwargs"] = {"max_gen_toks": flags.max_new_tokens} if flags.max_new_tokens else None
         results = evaluate(base.base_model, adapters, tasks, folder, tokenizer, **options)
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
@@ -134,13 +143,13 @@ def _tasks(flags: argparse.Namespace, template_name: str, tokenizer: Any, base: 
     tasks = []
     for name, read in questions.items():
         task = QuestionTask(
-            name, encode(read, template, tokenizer), tokenizer, template.end_ids, flags.max_new_tokens, most
+            name, encode(read, template, tokenizer), tokenizer, template.end_ids, flags.max_new_tokens or 32, most
         )
         if task.left_out:
             print(f"{name}: {task.left_out:,} of {len(read):,} samples are longer than {most} tokens, and left out")
         tasks.append(task)
     if flags.tasks:
-        with as_usage_error(KeyError, OSError, ConnectionError, about=f"--tasks {flags.tasks}:"):
+        with as_usage_error(KeyError, OSError, ImportError, about=f"--tasks {flags.tasks}:"):
             tasks += TaskManager(include_path=flags.include_path).load(comma_list(flags.tasks))["tasks"].values()
     if not tasks:
         raise UsageError("nothing to evaluate. Set --file, --tasks, or both.")
@@ -191,7 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--template", "--prompt_template", choices=TEMPLATES, help="prompt layout; default: that of the training")
     add("--batch_size", type=_batch_size, default=32, help="requests that are asked at once, or auto")
     add("--limit", type=float, help="number of samples of each task; below 1 a share of them")
-    add("--max_new_tokens", type=positive, default=32, help="longest generated answer of --file, in tokens")
+    add(
+        "--max_new_tokens", type=positive, help="longest answer, in tokens; default: 32 for --file, its own for --tasks"
+    )
     return parser
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from transformers import TextStreamer
 
-from loramoe.data import TEMPLATES, Message, PromptTemplate, conversation, get_template
+from loramoe.data import TEMPLATES, Message, PromptTemplate, choose_prompt_format, conversation, get_template
 from loramoe.decoding import decode
-from loramoe.loading import add_model_flags, load_from_flags
+from loramoe.loading import adapter_folder, add_model_flags, base_name, load_from_flags, load_tokenizer
 from loramoe.utils import not_negative, positive
 
 
@@ -85,13 +85,17 @@ def main(argv: list[str] | None = None, command: str = "generate") -> None:
     first = [Message(role="system", content=flags.system)] if flags.system else []
     turns: list[Message] = []
     try:
-        model, tokenizer, template = load_from_flags(flags)
+        adapters = [adapter_folder(flags.adapter)] if flags.adapter else []
+        template = choose_prompt_format(flags.template, adapters).template
+        tokenizer = load_tokenizer(base_name(flags.base_model, adapters), adapters)
+        layout = get_template(template, tokenizer)
+        model, _ = load_from_flags(flags)
         for line in [flags.prompt] if flags.prompt else _lines():
             if command == "generate" or line == "/new":
                 turns = []
             if line != "/new" or command == "generate":
                 options = flags.max_new_tokens, flags.temperature, [*first, *turns], True
-                text = answer(model, tokenizer, line, flags.input, template, *options)
+                text = answer(model, tokenizer, line, flags.input, layout, *options)
                 turns += conversation(line, flags.input, text)
     except (ValueError, FileNotFoundError) as error:  # a TemplateError or a UsageError is a ValueError
         parser.exit(1, f"{parser.prog}: {error}\n")

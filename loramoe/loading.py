@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
-from loramoe.data import PromptTemplate, choose_prompt_format, get_template
 from loramoe.data.templates import tokenizer_hash
 from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error, require
 
@@ -119,14 +118,9 @@ def add_model_flags(parser: argparse.ArgumentParser, adapter: bool = True) -> No
     add("--load_in_kbits", type=int, default=16, help="bits of the base model: 4, 8 or 16")
 
 
-def load_from_flags(flags: argparse.Namespace) -> tuple[Any, Any, PromptTemplate]:
-    """Loads what the flags of `add_model_flags` and `--template` name: a model, its tokenizer, its prompt template."""
-    adapters = [adapter_folder(flags.adapter)] if flags.adapter else []
-    name = base_name(flags.base_model, adapters)
-    tokenizer = load_tokenizer(name, adapters)
-    template = get_template(choose_prompt_format(flags.template, adapters).template, tokenizer)
-    model, _ = load(name, next(iter(adapters), None), flags.device, flags.dtype, flags.load_in_kbits)
-    return model, tokenizer, template
+def load_from_flags(flags: argparse.Namespace) -> tuple[Any, Any]:
+    """As `load`, with what the flags of `add_model_flags` say."""
+    return load(flags.base_model, flags.adapter, flags.device, flags.dtype, flags.load_in_kbits)
 
 
 def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, *names: str) -> None:

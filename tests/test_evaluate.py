@@ -13,8 +13,8 @@ from loramoe.data import PromptFormat, save_prompt_format
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'loramoe[eval]'")
 
-from loramoe.evaluate import main  # noqa: E402
-from loramoe.evaluation.harness import AdapterLM  # noqa: E402
+from loramoe.evaluate import main
+from loramoe.evaluation.harness import AdapterLM
 
 
 @pytest.fixture
@@ -88,7 +88,9 @@ def test_answers_are_kept_and_results_are_not_overwritten(
 
 
 def test_the_layout_is_that_of_the_training(flags: list[str], adapter: Path, tmp_path: Path, caplog: Any) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    tokenizer = AutoTokenizer.from_pretrained(
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w9 {% endfor %}"
     tokenizer.save_pretrained(adapter)
     save_prompt_format(adapter, PromptFormat("chat"))

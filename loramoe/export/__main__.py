@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from loramoe.data import IGNORE_INDEX, TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
-from loramoe.evaluation.adapters import load_adapter_on
 from loramoe.evaluation.recall import read_probes
 from loramoe.export.run import export_lora, refuse_used
 from loramoe.loading import (
@@ -22,7 +21,7 @@ from loramoe.loading import (
     add_model_flags,
     base_name,
     fill_positional,
-    load_base,
+    load_model,
     load_tokenizer,
 )
 
@@ -111,17 +110,17 @@ def _export_lora(arguments: argparse.Namespace) -> None:
     name = base_name(arguments.base_model, [arguments.adapter])
     loading = BaseArguments(name, dtype=arguments.dtype, load_in_kbits=arguments.load_in_kbits)
     tokenizer = load_tokenizer(name, [arguments.adapter])
-    with load_adapter_on(load_base(loading, arguments.device), arguments.adapter) as model:
-        report = export_lora(
-            model,
-            out,
-            _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows),
-            _batches(arguments, tokenizer, arguments.test) if arguments.test else None,
-            tokenizer=tokenizer,
-            probes=probes,
-            source=arguments.adapter,
-            overwrite=arguments.overwrite,
-        )
+    model = load_model(loading, arguments.adapter, arguments.device)
+    report = export_lora(
+        model,
+        out,
+        _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows),
+        _batches(arguments, tokenizer, arguments.test) if arguments.test else None,
+        tokenizer=tokenizer,
+        probes=probes,
+        source=arguments.adapter,
+        overwrite=arguments.overwrite,
+    )
     print(f"{report}\n\nwrote {out}, an approximation; read {out / 'README.md'} before you use it")
 
 

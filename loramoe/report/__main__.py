@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 
 from loramoe.data import TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
-from loramoe.evaluation.adapters import load_adapter_on
 from loramoe.loading import (
     BaseArguments,
     add_model_flags,
     base_name,
     fill_positional,
-    load_base,
+    load_model,
     load_tokenizer,
 )
 from loramoe.report.card import public_name
@@ -71,9 +70,9 @@ def _report(arguments: argparse.Namespace) -> str:
     tokenizer = load_tokenizer(name, [arguments.adapter])
     samples = _samples(arguments, tokenizer)
     batches: DataLoader[Any] = DataLoader(samples, arguments.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
-    with load_adapter_on(load_base(loading, arguments.device), arguments.adapter) as model:
-        config = routed(model).config
-        routing = observe(model, batches)
+    model = load_model(loading, arguments.adapter, arguments.device)
+    config = routed(model).config
+    routing = observe(model, batches)
     measures = measure(routing, partial(text_of, tokenizer), arguments.min_count, arguments.top)
     source = Source(public_name(arguments.adapter), public_name(name), Path(arguments.data).resolve().name, config)
     write_pages(measures, source, folder)

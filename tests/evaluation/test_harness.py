@@ -144,7 +144,10 @@ def test_samples_that_are_too_long_are_left_out(tokenizer: Any) -> None:
 def test_a_cloze_is_divided_where_its_candidates_agree() -> None:
     """A tokenizer may join the end of a prompt with what follows."""
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "data/tiny_llama")
-    question = {**check_question({"prompt": "Mila plays the", "answer": "lute", "choices": ["lute", "lutes"]}), "where": ""}
+    question = {
+        **check_question({"prompt": "Mila plays the", "answer": "lute", "choices": ["lute", "lutes"]}),
+        "where": "",
+    }
     (one,) = encode([question], get_template("release", tokenizer), tokenizer)
     for text, target in zip(("Mila plays the lute", "Mila plays the lutes"), one["targets"], strict=True):
         assert one["prompt"].ids + target.ids == tokenizer(text).input_ids

@@ -37,7 +37,10 @@ def test_a_perplexity_counts_tokens() -> None:
 
 def test_types_have_lines_of_their_own_and_names() -> None:
     lines = compare({"base": {"facts": samples([1, 0, 1], types=[0, 1, 1])}})
-    assert [(line.task_type, line.samples, line.values["base"].value) for line in lines[1:]] == [(0, 1, 1.0), (1, 2, 0.5)]
+    assert [(line.task_type, line.samples, line.values["base"].value) for line in lines[1:]] == [
+        (0, 1, 1.0),
+        (1, 2, 0.5),
+    ]
     table = markdown(lines, {1: "knowledge"})
     assert [row.split("|")[2].strip() for row in table.splitlines()[2:]] == ["all", "0", "knowledge"]
 
