@@ -10,6 +10,7 @@ All models answer the same questions; the table has the difference of each adapt
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import importlib.util
 import json
@@ -37,72 +38,6 @@ from loramoe.utils import UsageError, as_usage_error, comma_list, positive, writ
 BASE = "base"
 
 
-def evaluate(
-    base_model: str,
-    adapters: Mapping[str, str],
-    tasks: Sequence[Any],
-    folder: Path,
-    tokenizer: Any,
-    batch_size: int | str = 32,
-    limit: float | None = None,
-    gen_kwargs: Mapping[str, Any] | None = None,
-    **loading: Any,
-) -> dict[str, Any]:
-    """Asks the base model, then each adapter on it, and writes the result of each as soon as it is there.
-
-    Args:
-        base_model: The base model.
-        adapters: Folders of adapters by name.
-        tasks: Tasks of lm-eval.
-        folder: Where results go, and answers are kept for a later call of the same models.
-        tokenizer: The tokenizer.
-        batch_size: Requests that are asked at once; "auto": as many as fit.
-        limit: The number of samples of each task, or a share of them. Default: all.
-        gen_kwargs: Settings of generation that replace those of lm-eval's own tasks.
-        **loading: `device`, `dtype` and `load_in_kbits`, as the flags.
-
-    Returns:
-        lm-eval's results by name; empty in all processes but the first.
-
-    Raises:
-        UsageError: If an adapter cannot be loaded on the base model.
-    """
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    from loramoe.evaluation.harness import AdapterLM
-
-    results, manager = {}, TaskManager(include_defaults=False)
-    for name, adapter in {BASE: None, **adapters}.items():
-        model = AdapterLM(
-            base_model, peft=adapter, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32", **loading
-        )
-        cache = str(folder / "cache" / f"{name}-{_fingerprint(base_model, adapter, loading)}")
-        options = {
-            "limit": limit,
-            "use_cache": cache,
-            "bootstrap_iters": 0,
-            "task_manager": manager,
-            "gen_kwargs": gen_kwargs,
-        }
-        found = simple_evaluate(model, tasks=list(tasks), **options)
-        if found is not None:
-            write_json(folder / f"{name}.json", json.loads(json.dumps(found, default=str)))
-            print(f"{name}: {sum(map(len, found['samples'].values())):,} samples, {folder / name}.json", flush=True)
-            results[name] = found
-    return results
-
-
-def _fingerprint(base_model: str, adapter: str | None, loading: Mapping[str, Any]) -> str:
-    """Changes with the files of a model, so that cached answers are those of the same one."""
-    folders = [Path(name) for name in (base_model, adapter) if name and Path(name).is_dir()]
-    files = sorted(
-        file for folder in folders for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".json")
-    )
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr((base_model, states, sorted(loading.items()))).encode()).hexdigest()[:12]
-
-
 def main(argv: list[str] | None = None) -> None:
     """Evaluates what the command line names, writes the results and prints the table."""
     parser = _parser()
@@ -112,23 +47,57 @@ def main(argv: list[str] | None = None) -> None:
         if importlib.util.find_spec("lm_eval") is None:
             raise UsageError("lm-eval is not installed. Run pip install 'loramoe[eval]'.")
         adapters = _named(flags.adapter)
-        prompt = choose_prompt_format(flags.template, list(adapters.values()))
-        base = BaseArguments(base_name(flags.base_model, list(adapters.values())), load_in_kbits=flags.load_in_kbits)
+        folders = list(adapters.values())
+        prompt = choose_prompt_format(flags.template, folders)
+        base = BaseArguments(base_name(flags.base_model, folders), load_in_kbits=flags.load_in_kbits)
         _check_output(folder, flags.overwrite)
-        tokenizer = load_tokenizer(base.base_model, list(adapters.values()))
+        tokenizer, flags.device = load_tokenizer(base.base_model, folders), choose_device(flags.device)
         tasks = _tasks(flags, prompt.template, tokenizer, base)
-        loading = {"device": choose_device(flags.device), "dtype": flags.dtype, "load_in_kbits": flags.load_in_kbits}
-        options = {"batch_size": flags.batch_size, "limit": flags.limit, **loading}
-        options["gen_kwargs"] = {"max_gen_toks": flags.max_new_tokens} if flags.max_new_tokens else None
-        results = evaluate(base.base_model, adapters, tasks, folder, tokenizer, **options)
+        models = {BASE: None, **adapters}.items()
+        results = {name: _ask(flags, base.base_model, name, adapter, tasks, tokenizer) for name, adapter in models}
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    if results:
+    if None not in results.values():  # all processes but the first get None
         lines = compare({name: found["samples"] for name, found in results.items()})
         table = markdown(lines, prompt.type_names)
         write_text(folder / "results.md", table)
         write_json(folder / "results.json", {"flags": vars(flags), "lines": [asdict(line) for line in lines]})
         print(f"\n{table}\nIn brackets: intervals of 95 %. Written to {folder}")
+
+
+def _ask(
+    flags: argparse.Namespace, base: str, name: str, adapter: str | None, tasks: Sequence[Any], tokenizer: Any
+) -> Any:
+    """lm-eval's results of one model, written as soon as they are there; its answers are kept for a later call."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from loramoe.evaluation.harness import AdapterLM
+
+    folder = Path(flags.output_dir)
+    gc.collect()  # the model before this one
+    loading = {key: getattr(flags, key) for key in ("device", "dtype", "load_in_kbits")}
+    shape = {"tokenizer": tokenizer, "batch_size": flags.batch_size, "softmax_dtype": "float32"}
+    found = simple_evaluate(
+        AdapterLM(base, peft=adapter, **shape, **loading),
+        tasks=list(tasks),
+        task_manager=TaskManager(include_defaults=False),
+        limit=flags.limit,
+        gen_kwargs={"max_gen_toks": flags.max_new_tokens} if flags.max_new_tokens else None,
+        use_cache=str(folder / "cache" / f"{name}-{_fingerprint(base, adapter, loading)}"),
+        bootstrap_iters=0,
+    )
+    if found is not None:
+        write_json(folder / f"{name}.json", json.loads(json.dumps(found, default=str)))
+        print(f"{name}: {sum(map(len, found['samples'].values())):,} samples, {folder / name}.json", flush=True)
+    return found
+
+
+def _fingerprint(base: str, adapter: str | None, loading: Mapping[str, Any]) -> str:
+    """Changes with the files of a model, so that cached answers are those of the same one."""
+    files = [file for name in (base, adapter) if name for file in sorted(Path(name).glob("*.*")) if file.is_file()]
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".md"]
+    return hashlib.sha256(repr((base, states, loading)).encode()).hexdigest()[:12]
 
 
 def _tasks(flags: argparse.Namespace, template_name: str, tokenizer: Any, base: BaseArguments) -> list[Any]:

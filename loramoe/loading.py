@@ -133,16 +133,10 @@ def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, 
 
 
 def adapter_folder(name: str) -> str:
-    """Finds an adapter, and downloads it if it is on the hub.
-
-    Args:
-        name: A folder, or the name of an adapter on the hub.
-
-    Returns:
-        The folder.
+    """The folder of an adapter; one that is on the hub is downloaded.
 
     Raises:
-        FileNotFoundError: If neither has an `adapter_config.json`.
+        FileNotFoundError: If there is no `adapter_config.json`.
     """
     folder, why = name, ""
     if not Path(name).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):

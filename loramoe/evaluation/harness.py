@@ -86,9 +86,7 @@ def _cloze(question: Question, candidates: Sequence[str], tokenizer: Any) -> lis
 
 
 class QuestionTask(Task):  # type: ignore[misc]  # lm-eval is not typed
-    """A file of questions as a task of lm-eval.
-
-    Each question is asked by the likelihood of its targets and by greedy generation.
+    """A file of questions as a task of lm-eval: each is asked by the likelihood of its targets and by generation.
 
     Args:
         name: Name of the task.
@@ -204,5 +202,6 @@ class AdapterLM(HFLM):  # type: ignore[misc]
 
     def tok_batch_encode(self, strings: Sequence[str], *arguments: Any, **options: Any) -> Any:
         if isinstance(strings[0], Tokens):
-            return pad_left([text.ids for text in strings], pad_id(self.tokenizer), torch.device("cpu"))
+            rows = [self.tok_encode(text) for text in strings]
+            return pad_left(rows, pad_id(self.tokenizer), torch.device("cpu"))
         return super().tok_batch_encode(strings, *arguments, **options)

@@ -29,16 +29,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric of one task, or of its samples of one type.
-
-    Attributes:
-        task: Name of the task.
-        task_type: Type of the samples; None for all samples of the task.
-        metric: Name of the metric.
-        samples: Number of samples that have it.
-        values: For each model its figure.
-        differences: For each model but the first its figure less that of the first.
-    """
+    """One metric of one task, or of its samples of one type (None: of all): figures, and differences to the base."""
 
     task: str
     task_type: int | None
@@ -70,7 +61,7 @@ def compare(logged: Mapping[str, Mapping[str, Samples]]) -> list[Line]:
             rows = [{one["doc_id"]: one for one in found[task] if one["filter"] == name} for found in logged.values()]
             triples = list(zip(*([row[index] for index in sorted(rows[0])] for row in rows), strict=True))
             types = {_task_type(one) for one in triples}
-            for group in [None, *sorted(types - {None})] if len(types) > 1 else [None]:
+            for group in [None, *sorted(one for one in types if one is not None)] if len(types) > 1 else [None]:
                 of_group = [one for one in triples if group in (None, _task_type(one))]
                 for metric in dict.fromkeys(metric for one in of_group for metric in one[0]["metrics"]):
                     lines.append(_line(task, group, metric, list(logged), of_group))
