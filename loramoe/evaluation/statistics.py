@@ -46,8 +46,8 @@ Samples = Sequence[Mapping[str, Any]]
 def compare(logged: Mapping[str, Mapping[str, Samples]]) -> list[Line]:
     """Compares models on the samples that lm-eval has logged.
 
-    A figure is a ratio of sums: a mean, or, of samples with (log-likelihood, tokens), a perplexity. Metrics of a whole
-    corpus, such as BLEU, have no figure of a sample, and are left out.
+    A figure is a ratio of sums: a mean, or a perplexity of log-likelihoods and their tokens. Metrics of a whole corpus,
+    such as BLEU, have no figure of a sample, and are left out.
 
     Args:
         logged: For each model, the base model first, its samples by task.
@@ -58,12 +58,12 @@ def compare(logged: Mapping[str, Mapping[str, Samples]]) -> list[Line]:
     lines: list[Line | None] = []
     for task, of_base in next(iter(logged.values())).items():
         for name in sorted({sample["filter"] for sample in of_base}):
-            rows = [{one["doc_id"]: one for one in found[task] if one["filter"] == name} for found in logged.values()]
-            triples = list(zip(*([row[index] for index in sorted(rows[0])] for row in rows), strict=True))
-            types = {_task_type(one) for one in triples}
+            by_id = [{one["doc_id"]: one for one in found[task] if one["filter"] == name} for found in logged.values()]
+            rows = [[one[index] for one in by_id] for index in by_id[0]]
+            types = {_task_type(row) for row in rows}
             for group in [None, *sorted(one for one in types if one is not None)] if len(types) > 1 else [None]:
-                of_group = [one for one in triples if group in (None, _task_type(one))]
-                for metric in dict.fromkeys(metric for one in of_group for metric in one[0]["metrics"]):
+                of_group = [row for row in rows if group in (None, _task_type(row))]
+                for metric in dict.fromkeys(metric for row in of_group for metric in row[0]["metrics"]):
                     lines.append(_line(task, group, metric, list(logged), of_group))
     return [line for line in lines if line]
 
@@ -74,15 +74,13 @@ def _task_type(samples: Samples) -> int | None:
 
 
 def _line(task: str, group: int | None, metric: str, models: Sequence[str], rows: Sequence[Samples]) -> Line | None:
+    perplexity = metric.endswith("perplexity")
     figures = [[one[metric] for one in row] for row in rows if metric in row[0]]
-    perplexity = isinstance(figures[0][0], Sequence)
-    try:
-        table_QM2 = np.array(
-            figures if perplexity else [[(one, 1) for one in row] for row in figures], dtype=np.float64
-        )
-        base_Q, weights_Q = table_QM2[:, 0].T
-    except (TypeError, ValueError):  # texts, or lists of them
+    pairs = [[one if isinstance(one, Sequence) else (one, 1) for one in row] for row in figures]
+    if not perplexity and isinstance(figures[0][0], Sequence):
         return None
+    table_QM2 = np.array(pairs, dtype=np.float64)
+    base_Q, weights_Q = table_QM2[:, 0].T
 
     def ratio(sums: Array, weights: Array, axis: int = -1) -> Array:
         found: Array = sums.sum(axis) / weights.sum(axis)

@@ -28,7 +28,9 @@ def test_a_mean_and_its_difference_whatever_the_order_of_the_samples() -> None:
     assert {name: one.value for name, one in line.differences.items()} == {"one": 0.25}
 
 
-def test_a_perplexity_counts_tokens() -> None:
+def test_a_perplexity_counts_tokens_if_there_are_any() -> None:
+    (line,) = compare({"base": {"lambada": samples([-2.0, -1.0], "perplexity")}})
+    assert line.values["base"].value == pytest.approx(math.exp(1.5))
     base, one = samples([(-2.0, 1), (-1.0, 4)], "perplexity"), samples([(-1.0, 1), (-1.0, 4)], "perplexity")
     (line,) = compare({"base": {"facts": base}, "one": {"facts": one}})
     assert line.values["base"].value == pytest.approx(math.exp(3 / 5))
@@ -45,7 +47,7 @@ def test_types_have_lines_of_their_own_and_names() -> None:
     assert [row.split("|")[2].strip() for row in table.splitlines()[2:]] == ["all", "0", "knowledge"]
 
 
-@pytest.mark.parametrize("figures", [[("a text", "its reference")] * 3, ["a", "b", "c"], [[1], [1, 2], [3]]])
+@pytest.mark.parametrize("figures", [[("a text", "its reference")] * 3, [(0, 1), (1, 1)], ["a", "b"]])
 def test_figures_of_a_whole_corpus_are_left_out(figures: list[Any]) -> None:
     assert compare({"base": {"flores": samples(figures, "bleu")}}) == []
 
