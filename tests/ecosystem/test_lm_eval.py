@@ -46,7 +46,7 @@ def run(folder: Path, *command: str) -> None:
 def ours(adapter: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of `loramoe evaluate`."""
     folder = tmp_path_factory.mktemp("ours")
-    flags = ["--adapter", adapter, "--max_new_tokens", "8", "--output_dir", str(folder / "out")]
+    flags = ["--adapter", f"adapter={adapter}", "--max_new_tokens", "8", "--output_dir", str(folder / "out")]
     run(folder, "loramoe.cli", "evaluate", *flags)
     return folder / "out"
 

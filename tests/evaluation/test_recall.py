@@ -50,16 +50,6 @@ def test_hits_and_misses(known: Any) -> None:
     assert recall(model, tokenizer, probes, progress=False) == expected
 
 
-def test_a_token_that_ended_answers_in_training_ends_them(known: Any) -> None:
-    model, tokenizer, found = known
-    prompt, text = next((prompt, text) for prompt, text in found.items() if len(set(text.split())) > 1)
-    first, end = text.split()[0], next(word for word in text.split() if word != text.split()[0])
-    probes = [Probe(prompt, first), Probe(prompt, text)]
-    assert recall(model, tokenizer, probes, progress=False) == [True, True]
-    end_ids = tokenizer.convert_tokens_to_ids([end])
-    assert recall(model, tokenizer, probes, progress=False, end_ids=end_ids) == [True, False]
-
-
 def test_an_end_token_that_the_tokenizer_adds_is_left_out(known: Any) -> None:
     tokenizer = known[1]
     frame = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
