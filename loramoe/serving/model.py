@@ -51,6 +51,10 @@ def add_row_parallel(
     return (y + F.linear(gated, B) * scaling).to(y.dtype)
 
 
+def _part(weight: Tensor, dim: int, length: int, rank: int) -> Tensor:
+    return weight.narrow(dim, rank * length, length)
+
+
 class LoraMoeLinear(nn.Module):
     """A linear layer with the experts and the router of one adapter, in evaluation.
 
@@ -77,13 +81,13 @@ class LoraMoeLinear(nn.Module):
         """Return the base layer's output [..., F] plus the mixture; under tensor parallelism, this rank's part."""
         output = self.base_layer(x)
         y = output[0] if isinstance(output, tuple) else output  # a linear layer of vLLM may return its bias too
-        rank = getattr(self.base_layer, "tp_rank", 0)
+        base: Any = self.base_layer
         if x.shape[-1] != self.router.shape[-1]:
             from vllm.distributed import tensor_model_parallel_all_reduce as all_reduce
 
-            columns = slice(rank * x.shape[-1], (rank + 1) * x.shape[-1])
-            return add_row_parallel(y, x, self.router[:, columns], self.A[:, columns], self.B, self.scaling, all_reduce)
-        B = self.B if y.shape[-1] == len(self.B) else self.B[rank * y.shape[-1] : (rank + 1) * y.shape[-1]]
+            router, A = (_part(weight, 1, x.shape[-1], base.tp_rank) for weight in (self.router, self.A))
+            return add_row_parallel(y, x, router, A, self.B, self.scaling, all_reduce)
+        B = self.B if y.shape[-1] == len(self.B) else _part(self.B, 0, y.shape[-1], base.tp_rank)
         add_mixture = IMPLEMENTATIONS["eager" if torch.compiler.is_compiling() else "fused"]
         return add_mixture(y, x, self.router, self.A, B, self.scaling)[0]
 
