@@ -65,15 +65,17 @@ def export_model(
     tokenizer = load_tokenizer(name, [adapter])
     base = load_base(BaseArguments(name, dtype=dtype), "cpu")
     with as_usage_error(*ADAPTER_ERRORS, about=f"the adapter {adapter} cannot be loaded on {name}:"):
-        adapted = PeftModel.from_pretrained(base, adapter).eval()
-    modules = adapted.get_base_model().named_modules()
-    layers = {name: module for name, module in modules if isinstance(module, LoraMoeLayer)}
+        PeftModel.from_pretrained(base, adapter)  # replaces layers of base
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraMoeLayer)}
     config = _model_config(base, layers)
     with whole_or_not_at_all(out.resolve(), overwrite) as folder:
         if link_base:
             _link(folder, linked, _expert_weights(layers))
         else:
-            save_torch_state_dict({**_base_weights(base), **_expert_weights(layers)}, folder)
+            weights = {name: weight for name, weight in base.state_dict().items() if ".loramoe_experts." not in name}
+            if base.config.tie_word_embeddings:
+                del weights["lm_head.weight"]
+            save_torch_state_dict({**weights, **_expert_weights(layers)}, folder)
         config.architectures = [type(base).__name__]  # a class of transformers, which vLLM knows
         config.save_pretrained(folder)
         base.generation_config.save_pretrained(folder)
@@ -116,12 +118,6 @@ def _model_config(base: Any, layers: Mapping[str, LoraMoeLayer]) -> Any:
     values = base.config.to_dict()
     config_class = getattr(model, CLASS_PREFIX + FAMILIES[values.pop("model_type")][0])
     return config_class.from_dict({**values, "loramoe": {"lora_nums": lora_nums, "layers": options}})
-
-
-def _base_weights(base: Any) -> dict[str, Tensor]:
-    tied = {"lm_head.weight"} if base.config.tie_word_embeddings else set()
-    weights = base.state_dict().items()
-    return {name: weight for name, weight in weights if ".loramoe_experts." not in name and name not in tied}
 
 
 def _expert_weights(layers: Mapping[str, LoraMoeLayer]) -> dict[str, Tensor]:

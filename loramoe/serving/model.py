@@ -44,10 +44,10 @@ def add_row_parallel(
         scaling: alpha / R.
         all_reduce: Sums a tensor over the ranks.
     """
+    E = len(router)
     sums = all_reduce(F.linear(x.to(A.dtype), torch.cat([router, A])))
-    logits, hidden = sums.split([len(router), len(A)], dim=-1)
-    gates = F.softmax(logits, dim=-1).unsqueeze(-1)
-    gated = (gates * hidden.unflatten(-1, (len(router), -1))).flatten(-2)
+    gates = F.softmax(sums[..., :E], dim=-1).unsqueeze(-1)
+    gated = (gates * sums[..., E:].unflatten(-1, (E, -1))).flatten(-2)
     return (y + F.linear(gated, B) * scaling).to(y.dtype)
 
 
@@ -67,6 +67,10 @@ class LoraMoeLinear(nn.Module):
         r: Rank R of each expert.
         scaling: alpha / R (or alpha / √R, rank-stabilised).
     """
+
+    router: Tensor
+    A: Tensor
+    B: Tensor
 
     def __init__(self, base_layer: nn.Linear, lora_nums: int, r: int, scaling: float) -> None:
         super().__init__()
@@ -96,13 +100,12 @@ class _WithExperts:
     """Adds experts to the model classes of each family."""
 
     config_class: Any
+    base_model_prefix: str
     _keep_in_fp32_modules_strict = WEIGHTS  # read by from_pretrained and by vLLM
 
     def __init__(self, config: Any) -> None:
-        parent: Any = super()
-        parent.__init__(config)
-        model: Any = self
-        decoder = getattr(model, model.base_model_prefix, model)
+        super().__init__(config)  # type: ignore[call-arg]  # of the family's class
+        decoder: Any = getattr(self, self.base_model_prefix, self)
         for name, options in config.loramoe["layers"].items():
             layer = LoraMoeLinear(decoder.get_submodule(name), config.loramoe["lora_nums"], **options)
             decoder.set_submodule(name, layer)
@@ -116,8 +119,7 @@ class _WithExperts:
             for layer in config.loramoe["layers"]
             for part in ("weight", "bias")
         }
-        parent: Any = super()
-        return parent.from_pretrained(name, *args, config=config, key_mapping=names, **kwargs)
+        return super().from_pretrained(name, *args, config=config, key_mapping=names, **kwargs)  # type: ignore[misc]
 
 
 def _extend(name: str, *mixins: type, **attributes: Any) -> Any:

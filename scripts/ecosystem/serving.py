@@ -36,6 +36,7 @@ BASE = ROOT / "data" / "tiny_llama"
 QUESTIONS = ROOT / "data" / "tiny_data" / "test.json"
 RESULT = ROOT / "benchmarks" / "results" / "serving.cpu.json"
 VLLM = ("--dtype", "float32", "--max-model-len", "256", "--max-num-seqs", "16", "--block-size", "32")
+VLLM += ("--kv-cache-memory-bytes", "256000000")
 ROUNDS, TOKENS, REQUESTS, AT_ONCE = 5, 64, 16, (1, 16)
 
 

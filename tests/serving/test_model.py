@@ -64,7 +64,7 @@ class ParallelLinear(nn.Linear):
     """One rank's part of a linear layer, as vLLM has it."""
 
     def __init__(self, whole, rank, dim):
-        super().__init__(1, 1, bias=False)
+        super().__init__(1, 1, bias=False, dtype=whole.weight.dtype)
         self.weight = nn.Parameter(whole.weight.chunk(2, dim)[rank.rank])
         self.tp_rank, self.dim, self.rank = rank.rank, dim, rank
 
@@ -76,10 +76,10 @@ class ParallelLinear(nn.Linear):
 @torch.no_grad()
 def test_tensor_parallelism_on_two_ranks(monkeypatch):
     torch.manual_seed(0)
-    x, mlp = torch.randn(2, 9, 6), nn.ModuleDict()
+    x, mlp = torch.randn(2, 9, 6, dtype=torch.float64), nn.ModuleDict()
     for name, (d, f) in {"gate": (6, 10), "up": (6, 10), "down": (10, 6)}.items():
         mlp[name] = model.LoraMoeLinear(nn.Linear(d, f, bias=False), lora_nums=3, r=2, scaling=4.0)
-        for weight in mlp[name].parameters():
+        for weight in mlp[name].double().parameters():
             weight.normal_()
 
     def forward(mlp):
