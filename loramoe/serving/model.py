@@ -47,7 +47,7 @@ def add_row_parallel(
     E = len(router)
     sums = all_reduce(F.linear(x.to(A.dtype), torch.cat([router, A])))
     gates = F.softmax(sums[..., :E], dim=-1).unsqueeze(-1)
-    gated = (gates * sums[..., E:].unflatten(-1, (E, -1))).flatten(-2)
+    gated = (gates * sums[..., E:].reshape(*x.shape[:-1], E, -1)).flatten(-2)
     return (y + F.linear(gated, B) * scaling).to(y.dtype)
 
 
