@@ -51,10 +51,6 @@ def add_row_parallel(
     return (y + F.linear(gated, B) * scaling).to(y.dtype)
 
 
-def _part(weight: Tensor, dim: int, length: int, rank: int) -> Tensor:
-    return weight.narrow(dim, rank * length, length)
-
-
 class LoraMoeLinear(nn.Module):
     """A linear layer with the experts and the router of one adapter, in evaluation.
 
@@ -89,9 +85,10 @@ class LoraMoeLinear(nn.Module):
         if x.shape[-1] != self.router.shape[-1]:
             from vllm.distributed import tensor_model_parallel_all_reduce as all_reduce
 
-            router, A = (_part(weight, 1, x.shape[-1], base.tp_rank) for weight in (self.router, self.A))
+            start, width = base.tp_rank * x.shape[-1], x.shape[-1]
+            router, A = self.router.narrow(1, start, width), self.A.narrow(1, start, width)
             return add_row_parallel(y, x, router, A, self.B, self.scaling, all_reduce)
-        B = self.B if y.shape[-1] == len(self.B) else _part(self.B, 0, y.shape[-1], base.tp_rank)
+        B = self.B if y.shape[-1] == len(self.B) else self.B.narrow(0, base.tp_rank * y.shape[-1], y.shape[-1])
         add_mixture = IMPLEMENTATIONS["eager" if torch.compiler.is_compiling() else "fused"]
         return add_mixture(y, x, self.router, self.A, B, self.scaling)[0]
 

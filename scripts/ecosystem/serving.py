@@ -59,12 +59,12 @@ def start_server(*command: str, seconds: float = 900, **environment: str) -> Ite
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    settings = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "VLLM_NO_USAGE_STATS": "1", **environment}
+    settings = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
     program = str(Path(sys.executable).with_name(command[0]))
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [program, *command[1:], "--host", "127.0.0.1", "--port", port],
-            env={**os.environ, **settings},
+            env={**os.environ, **settings, **environment},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
