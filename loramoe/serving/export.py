@@ -76,7 +76,7 @@ def export_model(
             if base.config.tie_word_embeddings:
                 del weights["lm_head.weight"]
             save_torch_state_dict({**weights, **_expert_weights(layers)}, folder)
-        config.architectures = [type(base).__name__]  # a class of transformers, which vLLM knows
+        config.architectures = ["TransformersForCausalLM"]  # a class of vLLM and SGLang, so none that lacks experts
         config.save_pretrained(folder)
         base.generation_config.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)

@@ -3,9 +3,9 @@
     python -m scripts.ecosystem.serving measure MODELS   # writes benchmarks/results/serving.cpu.json
     python -m scripts.ecosystem.serving                  # writes the table of docs/serving.md; --check compares it
 
-MODELS is the folder in which scripts/ecosystem/vllm.sh writes `mixture`, the stand-alone model, and `lora`, the plain
-LoRA. All servers run at the same time; each round asks one after the other, so that a slow moment of the machine meets
-all of them. Numbers are medians over rounds.
+MODELS is the folder in which scripts/ecosystem/vllm.sh writes `mixture`, the stand-alone model, `served`, base model
+and adapter in one folder, and `lora`, the plain LoRA. All servers run at the same time; each round asks one after the
+other, so that a slow moment of the machine meets all of them. Numbers are medians over rounds.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def servers(models: Path) -> dict[str, tuple[str, ...]]:
     vllm, mixture = ("vllm", "serve"), str(models / "mixture")
     lora = ("--enable-lora", "--max-lora-rank", "32", "--lora-modules", f"lora={models / 'lora'}")
     return {
-        "`transformers serve`, the adapter": ("transformers", "serve", mixture, "--device", "cpu"),
+        "`transformers serve`, the adapter": ("transformers", "serve", str(models / "served"), "--device", "cpu"),
         "vLLM, the adapter": (*vllm, mixture, "--model-impl", "transformers", *VLLM),
         "vLLM, base model, the same backend": (*vllm, str(BASE), "--model-impl", "transformers", *VLLM),
         "vLLM, base model, vLLM's own Llama": (*vllm, str(BASE), *VLLM),

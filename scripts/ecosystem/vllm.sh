@@ -25,5 +25,7 @@ loramoe() { show "$PYTHON" -m loramoe.cli "$@"; }
 loramoe export --format hf --adapter "$ADAPTER" --output_dir $models/mixture --overwrite
 loramoe export --format lora --adapter "$ADAPTER" --output_dir $models/lora --calibration data/tiny_data/train --overwrite
 unset PYTHONPATH
+mkdir -p $models/served
+show cp -rsf "$PWD/$BASE/." "$PWD/$ADAPTER/." "$PWD/$models/served" # for `transformers serve`
 check tests/ecosystem/test_serving.py
 [[ ${1:-} != --measure ]] || show "$PYTHON" -m scripts.ecosystem.serving measure $models

@@ -51,7 +51,7 @@ def test_the_folder(save_pair, tmp_path, capsys):
     assert main(command) == 0
     assert str(out) in capsys.readouterr().out
     config = json.loads((out / "config.json").read_text())
-    assert (config["model_type"], config["architectures"]) == ("loramoe_llama", ["LlamaForCausalLM"])
+    assert (config["model_type"], config["architectures"]) == ("loramoe_llama", ["TransformersForCausalLM"])
     assert config["loramoe"]["lora_nums"] == 3
     assert config["loramoe"]["layers"]["layers.1.self_attn.q_proj"] == {"r": 3, "scaling": 32 / 3**0.5}
     assert str(tmp_path) not in "".join(file.read_text() for file in out.glob("*.json"))
