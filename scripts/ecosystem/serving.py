@@ -158,6 +158,7 @@ def measure(models: Path) -> dict[str, Any]:
         "date": date.today().isoformat(),
         "versions": {"python": sys.version.split()[0], **{package: version(package) for package in packages}},
         "cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[1], 1),
         "model": BASE.name,
         "tokens": TOKENS,
         "tokens_per_second": rates,
@@ -167,15 +168,23 @@ def measure(models: Path) -> dict[str, Any]:
 def table() -> str:
     """The measured rates as a table."""
     result = json.loads(RESULT.read_text(encoding="utf-8"))
-    rates = {
-        name: [median(by_load[str(at_once)]) for at_once in AT_ONCE]
-        for name, by_load in result["tokens_per_second"].items()
-    }
     heads = [f"{at_once} request{'s' if at_once > 1 else ''} at once, tokens/s" for at_once in AT_ONCE]
     lines = [f"| server, model | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    lines += [f"| {name} | {' | '.join(f'{rate:,.0f}' for rate in row)} |" for name, row in rates.items()]
+    for name, by_load in result["tokens_per_second"].items():
+        lines.append(f"| {name} | {' | '.join(_cell(by_load[str(at_once)]) for at_once in AT_ONCE)} |")
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n".join([*lines, "", f"{result['date']}, {result['cores']} CPU cores, float32, {versions}."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Median of {ROUNDS} rounds (lowest to highest) with {result['model']}, float32, one computing thread per server. "
+            f"{result['date']}, {result['cores']} CPU cores with a load average of {result['load_average']:g}, {versions}.",
+        ]
+    )
+
+
+def _cell(rates: Sequence[float]) -> str:
+    return f"{median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
 
 
 def blocks() -> dict[tuple[str, str], str]:
