@@ -173,14 +173,11 @@ def table() -> str:
     for name, by_load in result["tokens_per_second"].items():
         lines.append(f"| {name} | {' | '.join(_cell(by_load[str(at_once)]) for at_once in AT_ONCE)} |")
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Median of {ROUNDS} rounds (lowest to highest) with {result['model']}, float32, one computing thread per server. "
-            f"{result['date']}, {result['cores']} CPU cores with a load average of {result['load_average']:g}, {versions}.",
-        ]
+    how = (
+        f"Median of {ROUNDS} rounds (lowest to highest), {result['model']} in float32, one computing thread per server."
     )
+    where = f"{result['date']}, {result['cores']} CPU cores with a load average of {result['load_average']:g}"
+    return "\n".join([*lines, "", f"{how} {where}, {versions}."])
 
 
 def _cell(rates: Sequence[float]) -> str:
