@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -93,12 +94,16 @@ def client(folder: Path) -> Iterator[Any]:
     else:
         server = start_server("transformers", "serve", str(folder), "--device", "cpu", PYTHONPATH=str(ROOT))
     with server as address:
-        yield openai.OpenAI(base_url=address, api_key="none", timeout=300, max_retries=0)
+        yield connect(address)
+
+
+def connect(address: str) -> Any:
+    return openai.OpenAI(base_url=address, api_key="none", timeout=300, max_retries=0)
 
 
 @pytest.fixture(scope="module")
 def complete(client: Any, folder: Path) -> Any:
-    def ask(prompt: str, **options: Any) -> Any:
+    def ask(prompt: str, client: Any = client, **options: Any) -> Any:
         return client.completions.create(model=str(folder), prompt=prompt, max_tokens=COUNT, temperature=0, **options)
 
     return ask
@@ -126,6 +131,17 @@ def test_completions_are_those_of_generate(complete, answers):
         choice = complete(prompt, **({"logprobs": 1} if HAS_VLLM else {})).choices[0]
         assert text_of(choice) == answer.text
         if HAS_VLLM:
+            assert choice.logprobs.token_logprobs == pytest.approx(answer.log_probabilities, abs=1e-4)
+
+
+@pytest.mark.skipif(not HAS_VLLM or len(os.sched_getaffinity(0)) < 2, reason="needs vLLM and two cores")
+def test_tensor_parallelism_of_vllm(complete, folder, answers):
+    command = ("vllm", "serve", str(folder), "--model-impl", "transformers", "--tensor-parallel-size", "2", *VLLM)
+    cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    with start_server(*command, **cores) as address:
+        for prompt, answer in answers.items():
+            choice = complete(prompt, connect(address), logprobs=1).choices[0]
+            assert text_of(choice) == answer.text
             assert choice.logprobs.token_logprobs == pytest.approx(answer.log_probabilities, abs=1e-4)
 
 
