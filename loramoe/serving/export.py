@@ -18,16 +18,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-import loramoe
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data.templates import PROMPT_FILE
-from loramoe.export.report import REPORT
-from loramoe.export.run import refuse_used, whole_or_not_at_all
+from loramoe.export.run import REPORT, write_report
 from loramoe.loading import BaseArguments, Dtype, base_name, load_base, load_config, load_tokenizer
 from loramoe.serving import CLASS_PREFIX, FAMILIES, model
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.tuner.layer import LoraMoeLayer
-from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error, public_name, write_json
+from loramoe.utils import (
+    ADAPTER_ERRORS,
+    UsageError,
+    as_usage_error,
+    check_output_dir,
+    public_name,
+    replace_dir,
+    write_json,
+)
 
 EXPERTS_FILE: Final = "loramoe.safetensors"
 BASE_FILE: Final = "base-{}"  # not model.safetensors, which transformers would take for the whole model
@@ -57,7 +63,7 @@ def export_model(
         ValueError: If the folder is in use, or the adapter or its base model cannot be loaded or exported.
     """
     out = Path(output_dir)
-    refuse_used(out, overwrite)
+    check_output_dir(out, overwrite, REPORT)
     name = base_name(base_model, [adapter])
     _check(adapter, name)
     linked = _base_files(name) if link_base else []
@@ -67,7 +73,7 @@ def export_model(
         PeftModel.from_pretrained(base, adapter)  # replaces layers of base
     layers = {name: module for name, module in base.named_modules() if isinstance(module, LoraMoeLayer)}
     config = _model_config(base, layers)
-    with whole_or_not_at_all(out.resolve(), overwrite) as folder:
+    with replace_dir(out) as folder:
         if link_base:
             _link(folder, linked, _expert_weights(layers))
         else:
@@ -81,9 +87,7 @@ def export_model(
         save_tokenizer(tokenizer, folder)
         if (Path(adapter) / PROMPT_FILE).is_file():
             shutil.copy(Path(adapter) / PROMPT_FILE, folder)
-        files = [REPORT, *(entry.name for entry in folder.iterdir())]  # a later export may replace these
-        names = {"source": public_name(adapter), "base_model": public_name(name)}
-        write_json(folder / REPORT, {"format": "hf", "loramoe": loramoe.__version__, **names, "files": sorted(files)})
+        write_report(folder, {"format": "hf", "source": public_name(adapter), "base_model": public_name(name)})
 
 
 def _check(adapter: str, base: str) -> None:
