@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from world import Fact, World
+from tools.tiny_world.world import Fact, World
 
 # Three ways to state a fact; the first one is the form of the recall probes.
 STATEMENTS: dict[str, tuple[str, str, str]] = {

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 
-from tasks import COLOURS, INSTRUCTIONS, QUALITIES, TASKS, THINGS, TOPICS, event
-from texts import STATEMENTS, stranger
-from world import PERSON_RELATIONS, World
+from tools.tiny_world.tasks import COLOURS, INSTRUCTIONS, QUALITIES, TASKS, THINGS, TOPICS, event
+from tools.tiny_world.texts import STATEMENTS, stranger
+from tools.tiny_world.world import PERSON_RELATIONS, World
 
 LABELS = ("yes", "no", "positive", "negative", *TOPICS)
 

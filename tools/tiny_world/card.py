@@ -33,7 +33,7 @@ measured in minutes on a CPU: how much of the world is left after fine-tuning is
 
 Made with torch {torch} by
 
-    python scripts/tiny_world/pretrain.py
+    python -m tools.tiny_world.pretrain
 
 The texts, the names and the weights are ours, under the Apache License 2.0.
 """

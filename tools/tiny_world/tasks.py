@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from texts import question, statement, stranger
-from world import PERSON_RELATIONS, Fact, World, words
+from tools.tiny_world.texts import question, statement, stranger
+from tools.tiny_world.world import PERSON_RELATIONS, Fact, World, words
 
 # What the tasks tell the model to do: two wordings each. They are also what tells the tasks apart in the data files.
 INSTRUCTIONS: dict[str, tuple[str, str]] = {

@@ -1,6 +1,6 @@
 """Write the tiny data set: `train/train.json`, `test.json` and `recall.json`.
 
-python scripts/tiny_world/make_data.py [--out data/tiny_data] [--seed 0]
+python -m tools.tiny_world.make_data [--out data/tiny_data] [--seed 0]
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import INSTRUCTIONS, TASKS
-from texts import cloze, question
-from world import Fact, World, make_world, split_world
+from tools.tiny_world.tasks import INSTRUCTIONS, TASKS
+from tools.tiny_world.texts import cloze, question
+from tools.tiny_world.world import Fact, World, make_world, split_world
 
 REPO = Path(__file__).resolve().parents[2]
 KNOWLEDGE, DOWNSTREAM = 1, 0  # task types: closed-book questions, and everything answered from the text at hand

@@ -1,6 +1,6 @@
 """Train the tiny base model from nothing on texts of the invented world, and measure how much of it the model knows.
 
-    python scripts/tiny_world/pretrain.py [--out data/tiny_llama] [--seed 0]
+    python -m tools.tiny_world.pretrain [--out data/tiny_llama] [--seed 0]
 
 Writes the tokenizer, the model and its card. Takes some seven minutes on one CPU core.
 """
@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
 import torch
-from card import write_card
-from prose import prose
-from texts import cloze, question, statement
-from tokenizer import BOS, CONTEXT, EOS, PAD, VOCABULARY, train_tokenizer
 from tqdm import tqdm
 from transformers import (
     AutoTokenizer,
@@ -27,7 +22,12 @@ from transformers import (
     LlamaForCausalLM,
     get_linear_schedule_with_warmup,
 )
-from world import Fact, Split, World, make_world, split_world
+
+from tools.tiny_world.card import write_card
+from tools.tiny_world.prose import prose
+from tools.tiny_world.texts import cloze, question, statement
+from tools.tiny_world.tokenizer import BOS, CONTEXT, EOS, PAD, VOCABULARY, train_tokenizer
+from tools.tiny_world.world import Fact, Split, World, make_world, split_world
 
 REPO = Path(__file__).resolve().parents[2]
 REQUIRED_RECALL = 0.95  # below this the model is of no use for measuring what is forgotten
@@ -134,7 +134,6 @@ def train(model: LlamaForCausalLM, batches: list[list[list[int]]]) -> None:
 
 def share_known(model: LlamaForCausalLM, folder: Path, facts: Sequence[Fact], way: int) -> float:
     """Return the share of `facts` that `model` tells rightly when it is given their beginning, worded in `way`."""
-    sys.path.append(str(REPO))  # last, so that the overlays beside `loramoe` hide no installed library
     from loramoe.recall import Probe, recall
 
     probes = sorted((Probe(cloze(fact, way), fact.answer) for fact in facts), key=lambda probe: len(probe.prompt))
