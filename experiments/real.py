@@ -68,12 +68,12 @@ class Real:
         self.puzzles, self.french = read_puzzles(data), french
         self.described = [article for article in english if half_of(article.title) == "A"]
         rng = random.Random("measured")
-        self.heldout = rng.sample(unseen := [a for a in english if half_of(a.title) == "B"], min(200, len(unseen)))
-        self.heldout_french = [a for a in french if half_of(a.title) == "B"][:200]
+        halves = [[a for a in articles if half_of(a.title) == "B"] for articles in (english, french)]
+        self.heldout, heldout_french = (rng.sample(half, min(200, len(half))) for half in halves)
         self.statements = [self._cloze(item) for item in clozes(trex, "test")[:LARGE]]
         self.practice = clozes(trex, "practice")[:RELEARNING_STATEMENTS]
         self.english = [self._text(article.summary) for article in self.heldout]
-        self.summaries = [as_request(self._french(article)) for article in self.heldout_french]
+        self.summaries = [as_request(self._french(article)) for article in heldout_french]
         self.gym = [as_request(self._puzzle(p)) for p in self.puzzles if p.part == "test"]
         self.base_model = self.base()
         self.known = answer(self.base_model, self.statements).right
@@ -207,7 +207,7 @@ def heal(model_folder: Path, data: Path, trex: Path, out: Path, log: Any = print
     def at_checkpoint(tokens: int) -> None:
         losses.append(answer(model, gate).loss)
         english = per_token(answer(model, scale.english))
-        change = losses[-1] - losses[-2] if len(losses) > 1 else np.array([np.inf, 0.0])
+        change = losses[-1] - losses[-2] if len(losses) > 1 else losses[-1]
         error = float(change.std(ddof=1) / len(change) ** 0.5)
         curve.append({"tokens": tokens, "trex_loss": float(losses[-1].mean()), "english_loss": english})
         log(f"{curve[-1]} change {change.mean():.4f}, standard error {error:.4f}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -282,10 +281,7 @@ def test_the_real_scale_runs_from_healing_to_a_result(tmp_path: Path, monkeypatc
         "RELEARNING_STEPS": 2,
     }.items():
         monkeypatch.setattr(real, name, value)
-    monkeypatch.setattr(real, "NEEDED_LOSS", -math.inf)
-    monkeypatch.setattr(real.Real, "plan", Plan({"adapter": (1e-3,), "full": ()}, ("loramoe",), (), 1))
-    monkeypatch.setattr(runs, "kept_rates", lambda plan, results, kind: plan.rates[kind])
-
+    monkeypatch.setattr(real.Real, "plan", Plan({"adapter": (1e-3,), "full": (1e-4,)}, ("loramoe",), (), 1))
     told = real.heal(MODEL, data, trex, healed, log=lambda line: None)
     assert len(told["sha256"]) == 64
     work_through(real.Real(healed, data, trex, tokens=1_200), results, log=lambda line: None)
