@@ -20,12 +20,12 @@ DRAWN_TOO: Final = {"equal_gates": ("#56b4e9", ":", "^")}
 UNITS: Final = {"tiny": "nats per answer", "real": "nats per token"}
 
 
-def draw(scales: Mapping[str, tuple[Plan, Sequence[Mapping[str, Any]]]], title: str, file: Path) -> None:
+def draw(scales: Mapping[str, tuple[Plan, Sequence[Mapping[str, Any]]]], titles: Mapping[str, str], file: Path) -> None:
     """Draw the panels of the scales that have results.
 
     Args:
         scales: Plan and results by name of the scale.
-        title: The answer.
+        titles: The answer of each scale.
         file: Where to write the PNG.
     """
     sns.set_theme(style="ticks", context="paper")
@@ -34,13 +34,14 @@ def draw(scales: Mapping[str, tuple[Plan, Sequence[Mapping[str, Any]]]], title: 
         curves = trajectories(plan, results)
         _panel(panel, curves, trajectories(plan, results, "interpolated"))
         panel.set(xlabel=f"learnt: fall of the downstream loss, {UNITS[name]}", ylabel="knowledge loss, rise in nats")
-        inset = panel.inset_axes((0.1, 0.56, 0.34, 0.36))
+        panel.set_title(titles[name], fontsize=9)
+        inset = panel.inset_axes((0.1, 0.55, 0.36, 0.38))
         _lines(inset, curves, "kl", label=False)
         inset.set_xlabel("KL to the base model", fontsize=7, labelpad=1)
         inset.tick_params(labelsize=6)
-        panel.text(0.98, 0.02, f"{name} scale", transform=panel.transAxes, ha="right")
-    panels[0][0].legend(loc="center left", bbox_to_anchor=(0.02, 0.42), fontsize=7, frameon=False)
-    figure.suptitle(title, fontsize=10)
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8, frameon=False
+    )
     figure.savefig(file, dpi=140, metadata={"Software": None})
     plt.close(figure)
 

@@ -52,7 +52,9 @@ def blocks(results: Mapping[str, Results]) -> dict[tuple[str, str], str]:
     return {
         ("results.md", "results:answer"): f"**{answer(primary)}**",
         ("results.md", "results:state"): "\n".join(f"- {state(name, results[name])}" for name in PLANS),
-        ("results.md", "results:figure"): CAPTION if any(primary.values()) else "The figure needs two seeds of a scale.",
+        ("results.md", "results:figure"): CAPTION
+        if any(primary.values())
+        else "The figure needs two seeds of a scale.",
         ("results.md", "results:table"): "\n\n".join(_table(name, results[name]) for name in PLANS if primary[name]),
         ("results.md", "results:findings"): "\n".join(f"- {line}" for line in findings(results)),
         ("../README.md", "results"): " ".join((answer(primary), *_summary(results), LINK)),
@@ -200,8 +202,14 @@ def _chinese(primary: Mapping[str, Interval | None], results: Mapping[str, Resul
 def _chinese_compared(reference: str, difference: Interval) -> str:
     amount = f"学到同样多时 {difference} nats，{difference.n} 个随机种子"
     if not difference.significant:
-        return f"LoRAMoE 并未胜过{reference}：知识损失无显著差异（{amount}）。"
-    return f"LoRAMoE 损失的知识比{reference}{'少' if difference.high < 0 else '多'}（{amount}）。"
+        return f"LoRAMoE 并未胜过 {reference}：知识损失无显著差异（{amount}）。"
+    return f"LoRAMoE 损失的知识比 {reference} {'少' if difference.high < 0 else '多'}（{amount}）。"
+
+
+def _title(name: str, results: Results) -> str:
+    """The answer of one scale without its numbers."""
+    told = _compared("LoRAMoE", "LoRA", contrast(PLANS[name], results, "loramoe", "lora"))
+    return f"{name.capitalize()} scale: {told.partition(' (')[0].partition(':')[0]}"
 
 
 def main() -> int:
@@ -212,9 +220,7 @@ def main() -> int:
         if known:
             from experiments.figure import draw
 
-            draw(
-                known, answer({name: contrast(PLANS[name], results[name], "loramoe", "lora") for name in PLANS}), FIGURE
-            )
+            draw(known, {name: _title(name, results[name]) for name in known}, FIGURE)
     return pages.main(blocks(results), __doc__ or "")
 
 

@@ -157,13 +157,13 @@ class Real:
         return Request(self.tokenizer(item.prompt)["input_ids"], candidates, item.right)
 
     def _descriptions(self) -> Iterator[Request]:
-        """Half-B titles, each with its description among four of one topic; not in the words of the training."""
-        rng = random.Random("descriptions")
+        """Half-B titles, each with its description among the three of one topic that are nearest in length."""
         for article in self.heldout:
+            length = len(article.description)
             others = {a.description for a in self.heldout if a.topic == article.topic} - {article.description}
-            if len(others) >= 3:
-                candidates = [article.description, *rng.sample(sorted(others), 3)]
-                yield self._cloze(Cloze(f"{article.title}:", tuple(candidates), 0))
+            nearest = sorted(others, key=lambda text: (abs(len(text) - length), text))[:3]
+            if len(nearest) == 3:
+                yield self._cloze(Cloze(f"{article.title}:", (article.description, *nearest), 0))
 
     def _puzzle(self, puzzle: Puzzle) -> Sample:
         return encode(self.tokenizer, puzzle.question, puzzle.answer)
