@@ -20,12 +20,7 @@ FIGURE: Final = ROOT / "docs" / "figures" / "results.png"
 PLANS: Final[Mapping[str, Plan]] = {"tiny": Tiny.plan, "real": Real.plan}
 LINK: Final = "All methods, intervals and limits: [docs/results.md](docs/results.md)."
 CHINESE_LINK: Final = "全部方法、区间与局限：[docs/results.md](docs/results.md)。"
-CAPTION: Final = """![Knowledge lost against what is learnt](figures/results.png)
-
-A point is a checkpoint, a thick line the mean over seeds at the higher kept rate, a thin line one seed. A line below the others means:
-less knowledge is lost for the same learning. The inset has the same height against the KL divergence to the base model on texts of
-knowledge. A line below the others in the panel, but on the common curve in the inset, comes from moving less; below in both means that
-routing does something."""
+IMAGE: Final = "![Knowledge lost against what is learnt](figures/results.png)"
 Results = Sequence[Mapping[str, Any]]
 COLUMNS: Final = {
     "learning": ("learnt, nats", "{:.3f}"),
@@ -52,9 +47,7 @@ def blocks(results: Mapping[str, Results]) -> dict[tuple[str, str], str]:
     return {
         ("results.md", "results:answer"): f"**{answer(primary)}**",
         ("results.md", "results:state"): "\n".join(f"- {state(name, results[name])}" for name in PLANS),
-        ("results.md", "results:figure"): CAPTION
-        if any(primary.values())
-        else "The figure needs two seeds of a scale.",
+        ("results.md", "results:figure"): IMAGE if any(primary.values()) else "The figure needs two seeds.",
         ("results.md", "results:table"): "\n\n".join(_table(name, results[name]) for name in PLANS if primary[name]),
         ("results.md", "results:findings"): "\n".join(f"- {line}" for line in findings(results)),
         ("../README.md", "results"): " ".join((answer(primary), *_summary(results), LINK)),
