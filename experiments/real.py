@@ -103,7 +103,8 @@ class Real:
         """Measure T-REx and English, French and gym, and the divergence from the base model."""
         trex = answer(model, self.statements if final else self.statements[:SMALL])
         few = slice(None) if final else slice(0, 60)
-        english, french, gym = (answer(model, items[few]) for items in (self.english, self.summaries, self._gym(final)))
+        english, french = (answer(model, items[few]) for items in (self.english, self.summaries))
+        gym = answer(model, self.gym if final else self.gym[::2])
         known = self.known[: len(trex.right)]
         return {
             "knowledge_loss": float(trex.loss.mean()),
@@ -119,14 +120,11 @@ class Real:
             "kl_tasks": kl_to_base(model, self.base_model, [*self.summaries[:12], *self.gym[::15][:12]]),
         }
 
-    def _gym(self, final: bool) -> list[Request]:
-        return self.gym if final else self.gym[::2]
-
     def afterwards(self, model: Any, rate: float) -> dict[str, Any]:
         """Measure a second set of knowledge, then teach 240 statements and ask T-REx again: is the form forgotten?"""
         descriptions = answer(model, list(self._descriptions()))
-        taught = [encode(self.tokenizer, item.prompt, item.candidates[item.right], 1) for item in self.practice]
-        statements = [Sample(s.prompt[:-1], s.target[:-1], 1) for s in taught]  # as asked: without ends of turns
+        practised = [self._cloze(item) for item in self.practice]
+        statements = [Sample(request.prompt, request.candidates[request.right], 1) for request in practised]
         stream = [sample for _ in range(RELEARNING_STEPS) for sample in statements][: RELEARNING_STEPS * 16]
         tokens = sum(len(sample.prompt) + len(sample.target) for sample in stream)
         train(model, stream, rate, [tokens], lambda _: None)
