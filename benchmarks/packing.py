@@ -33,7 +33,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from benchmarks.harness import ROOT, paired, quantiles, ratios, run_alone, start, write_result
 from benchmarks.sides import LlamaShape, Mixture, model_side, trained
 from loramoe.data import PackedCollator, SftCollator, pack, tokenise_dataset
-from loramoe.training.packing import attend_by_sample
+from loramoe.training.model import enable_varlen_attention
 
 MEDIAN, SIGMA, LONGEST = 60, 0.7, 512  # tokens of the log-normal lengths
 ROOM = 1024  # tokens of a filled row: the launcher's max_seq_length
@@ -129,7 +129,7 @@ def models(shape: LlamaShape, device: torch.device, dtype: torch.dtype, attentio
     padded = model_side("fused", base, Mixture())
     packed = model_side("fused", base, Mixture())
     packed.load_state_dict(padded.state_dict())  # each draws its own B
-    attend_by_sample(packed.get_base_model())
+    enable_varlen_attention(packed.get_base_model())
     return {"padded": padded, "grouped": padded, "packed": packed}
 
 
@@ -155,7 +155,7 @@ def check(sides: dict[str, nn.Module], rows: list[Row], device: torch.device, to
     if not error <= tolerance:
         raise AssertionError(
             f"a packed batch has the loss {packed}, a padded one of the same rows {padded}, which is off by "
-            f"{error:.1e}, expected at most {tolerance:.0e}: not timed. Repair loramoe/training/packing.py."
+            f"{error:.1e}, expected at most {tolerance:.0e}: not timed. Repair loramoe/training/model.py."
         )
     return error
 

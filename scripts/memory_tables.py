@@ -1,4 +1,4 @@
-"""Writes the memory tables of the docs from the formulas of `loramoe.training.memory`.
+"""Writes the memory tables of the docs from the formulas of `loramoe.training.launch.memory`.
 
     python scripts/memory_tables.py            # writes
     python scripts/memory_tables.py --check    # fails if a page differs
@@ -19,7 +19,7 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import LoraMoeConfig
-from loramoe.training.memory import GIB, Parameters, Plan, memory_per_gpu, table
+from loramoe.training.launch.memory import ENGINES, GIB, Parameters, Plan, memory_per_gpu
 from scripts.blocks import main
 
 LLAMA = {
@@ -52,6 +52,18 @@ def counted(name: str) -> tuple[Parameters, Any]:
     return Parameters.of(model), config
 
 
+def engine_table(models: dict[str, tuple[Parameters, Any]], gpus: tuple[int, ...] = (1, 2, 4, 8)) -> str:
+    """GiB per GPU for each model and engine, with checkpointing."""
+    lines = ["| model | engine | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in gpus) + " |"]
+    lines.append("|---" * (len(gpus) + 2) + "|")
+    for name, (count, config) in models.items():
+        for engine in ENGINES:
+            plans = [Plan(engine, n, checkpointing=True) for n in gpus]
+            cells = [f"{sum(memory_per_gpu(count, config, plan).values()) / GIB:.1f}" for plan in plans]
+            lines.append(f"| {name} | `{engine}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def llama3_table() -> str:
     """GiB of one of 8 GPUs for Llama-3-8B, without and with checkpointing."""
     count, config = counted("Llama-3-8B")
@@ -71,7 +83,7 @@ def blocks() -> dict[tuple[str, str], str]:
     models = {name: counted(name) for name in LLAMA}
     return {
         ("llama3.md", "memory:llama3"): llama3_table(),
-        ("distributed.md", "memory:engines"): table(models, Plan(checkpointing=True)),
+        ("distributed.md", "memory:engines"): engine_table(models),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import harness, packing
-from loramoe.training.packing import BY_SAMPLE
+from loramoe.training.model import BY_SAMPLE
 
 CPU = torch.device("cpu")
 
