@@ -57,13 +57,13 @@ def blocks(results: Mapping[str, Results]) -> dict[tuple[str, str], str]:
 
 def answer(primary: Mapping[str, Interval | None]) -> str:
     """Answer the registered question in one sentence for each scale."""
-    told = [
+    sentences = [
         f"On {where}, {_compared('LoRAMoE', 'LoRA', primary[name])}"
         if primary[name]
         else f"On {where} the comparison is not yet run."
         for name, where in (("tiny", "the invented world"), ("real", "real text"))
     ]
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def _compared(method: str, reference: str, difference: Interval | None) -> str:
@@ -79,23 +79,21 @@ def _compared(method: str, reference: str, difference: Interval | None) -> str:
 
 
 def state(name: str, results: Results) -> str:
-    """Say how much of a scale's grid has been run."""
-    runs = runs_of(PLANS[name], results)
-    done = len(results)
-    if not done:
+    """Report how much of a scale's grid has been run."""
+    if not results:
         return f"{name}: not yet run."
-    kept = (
-        {kind: kept_rates(PLANS[name], results, kind) for kind in PLANS[name].rates}
-        if contrast_known(name, results)
-        else {}
+    plan, runs = PLANS[name], runs_of(PLANS[name], results)
+    commits, processors = (
+        ", ".join(sorted({result["made_with"][key] for result in results})) for key in ("commit", "processor")
     )
-    rates = "; ".join(f"{kind} {low:g} and {high:g}" for kind, (low, high) in kept.items())
-    commits = sorted({result["made_with"]["commit"] for result in results})
-    processors = sorted({result["made_with"]["processor"] for result in results})
-    return (
-        f"{name}: {done} of {len(runs)} runs are there"
-        f"{f' (kept rates: {rates})' if rates else ''}, made by {', '.join(commits)} on {', '.join(processors)}."
-    )
+    if {run.seed for run in runs} == {0}:
+        stage = f"of the {len(runs)} runs that choose the rates"
+    else:
+        rates = (
+            f"{kind} {low:g} and {high:g}" for kind in plan.rates for low, high in [kept_rates(plan, results, kind)]
+        )
+        stage = f"of {len(runs)} runs (kept rates: {'; '.join(rates)})"
+    return f"{name}: {len(results)} {stage}, made by {commits} on {processors}."
 
 
 def contrast_known(name: str, results: Results) -> bool:
@@ -104,12 +102,12 @@ def contrast_known(name: str, results: Results) -> bool:
 
 
 def findings(results: Mapping[str, Results]) -> list[str]:
-    """Say, for each scale with results, what the registered comparisons show."""
-    told = []
+    """Report what the registered comparisons show, for each scale with results."""
+    sentences = []
     for name, plan in PLANS.items():
         found = results[name]
         if not contrast_known(name, found):
-            told.append(f"**{name}: not yet run.**")
+            sentences.append(f"**{name}: not yet run.**")
             continue
 
         def against(reference: str, method: str = "loramoe", plan: Plan = plan, found: Results = found) -> str:
@@ -117,15 +115,15 @@ def findings(results: Mapping[str, Results]) -> list[str]:
             at_kl = contrast(plan, found, method, reference, "kl")
             return f"{_compared(*labels, contrast(plan, found, method, reference))} At equal KL: {at_kl}."
 
-        told += [
+        sentences += [
             f"**{name}, the method.** {against('lora')}{_items(name, found)}",
             f"**{name}, the routing.** {against('equal_gates')}",
             f"**{name}, the constraint.** {against('no_constraint')} {_shares(found)}",
             f"**{name}, full fine-tuning.** {against('full')} {_interpolated(found)}",
         ]
         if "strong_constraint" in plan.variants:
-            told.append(f"**{name}, a strong constraint.** {against('loramoe', 'strong_constraint')}")
-    return told
+            sentences.append(f"**{name}, a strong constraint.** {against('loramoe', 'strong_constraint')}")
+    return sentences
 
 
 def _items(name: str, found: Results) -> str:
@@ -136,15 +134,15 @@ def _items(name: str, found: Results) -> str:
 
 def _shares(found: Results) -> str:
     """Gate weight of the experts of a sample's own type."""
-    told = []
+    sentences = []
     for name in ("no_constraint", "loramoe", "strong_constraint"):
         own = [
             (1 - by_type[0] + by_type[1]) / 2
             for by_type in (r["knowledge_group_by_type"] for r in found if r["method"] == name)
         ]
         if own:
-            told.append(f"{sum(own) / len(own):.1%} ({METHODS[name].label})")
-    return f"Gate weight of the experts of a sample's own type: {', '.join(told)}."
+            sentences.append(f"{sum(own) / len(own):.1%} ({METHODS[name].label})")
+    return f"Gate weight of the experts of a sample's own type: {', '.join(sentences)}."
 
 
 def _interpolated(found: Results) -> str:
@@ -201,8 +199,8 @@ def _chinese_compared(reference: str, difference: Interval) -> str:
 
 def _title(name: str, results: Results) -> str:
     """The answer of one scale without its numbers."""
-    told = _compared("LoRAMoE", "LoRA", contrast(PLANS[name], results, "loramoe", "lora"))
-    return f"{name.capitalize()} scale: {told.partition(' (')[0].partition(':')[0]}"
+    sentences = _compared("LoRAMoE", "LoRA", contrast(PLANS[name], results, "loramoe", "lora"))
+    return f"{name.capitalize()} scale: {sentences.partition(' (')[0].partition(':')[0]}"
 
 
 def main() -> int:

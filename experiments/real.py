@@ -33,7 +33,7 @@ MODEL: Final = ROOT / "models" / "smollm2-135m"
 HEALED: Final = ROOT / "output" / "smollm2_healed"
 TEXT_TOKENS: Final = 64  # of a summary that is measured
 SMALL, LARGE = 640, 3_200  # T-REx items at checkpoints, at the end
-NEEDED_LOSS: Final = 0.15  # nats of English that full fine-tuning must lose, or the grid cannot tell methods apart
+NEEDED_LOSS: Final = 0.15  # nats of English that full fine-tuning must lose, or the grid cannot distinguish methods
 SHARES: Final = (("gym", 0.375), ("french", 0.375), ("english", 0.25))
 HEALING_RATE, HEALING_STEP, HEALED_TOKENS, MOST_HEALING = 1e-4, 50_000, 300_000, 600_000
 RELEARNING_STEPS, RELEARNING_STATEMENTS = 30, 240
@@ -136,14 +136,14 @@ class Real:
         }
 
     def check(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Stop if full fine-tuning at all three rates loses less English than needed to tell methods apart."""
+        """Stop if full fine-tuning at all three rates loses less English than needed to distinguish methods."""
         full = [result["checkpoints"] for result in results if result["method"] == "full" and result["seed"] == 0]
         if len(full) == len(self.plan.rates["full"]):
             lost = max(points[-1]["english_loss"] - points[0]["english_loss"] for points in full)
             if lost < NEEDED_LOSS:
                 raise SystemExit(
                     f"full fine-tuning loses {lost:.3f} nats of English, less than the registered {NEEDED_LOSS}: "
-                    f"methods cannot be told apart. Start again with --tokens {2 * self.checkpoints[-1]}."
+                    f"methods cannot be distinguished. Start again with --tokens {2 * self.checkpoints[-1]}."
                 )
 
     def _text(self, text: str) -> Request:
@@ -221,9 +221,9 @@ def heal(model_folder: Path, data: Path, trex: Path, out: Path, log: Any = print
         model.eval().save_pretrained(out)
         scale.tokenizer.save_pretrained(out)
         weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-        told = {"curve": curve, "sha256": weights, "rate": HEALING_RATE}
-        (out / "healing.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
-        return told
+        report = {"curve": curve, "sha256": weights, "rate": HEALING_RATE}
+        (out / "healing.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+        return report
     raise SystemExit(f"the gate is not passed after {MOST_HEALING} tokens: {curve[-2:]}. Lower HEALING_RATE.")
 
 

@@ -48,17 +48,17 @@ class Tiny:
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
         self.world = make_world(WORLD_SEED)
         split = split_world(self.world, WORLD_SEED)
-        told = {(fact.answer, fact.subject) for fact in split.asked}
+        mirrored = {(fact.answer, fact.subject) for fact in split.asked}
         self.asked = split.asked
-        self.tested = [f for f in (*split.taught, *split.held_out) if (f.subject, f.answer) not in told]
+        self.tested = [f for f in (*split.taught, *split.held_out) if (f.subject, f.answer) not in mirrored]
         random.Random(WORLD_SEED).shuffle(self.tested)
         self.facts = [self._statement(fact) for fact in self.tested]
         people = {fact.subject for fact in split.held_out} & set(self.world.people)
         rng, self.taken = random.Random(1_000), set[str]()
         items = [self._task(rng, name, sorted(people)) for _ in range(ITEMS_PER_TASK) for name in TASKS]
         self.items = [as_request(item) for item in items]
-        told_whole = [self.tokenizer(statement(fact))["input_ids"] for fact in self.tested[:120]]
-        self.texts = [Request(ids[:1], [ids[1:]]) for ids in told_whole]
+        token_ids = [self.tokenizer(statement(fact))["input_ids"] for fact in self.tested[:120]]
+        self.texts = [Request(ids[:1], [ids[1:]]) for ids in token_ids]
         self.base_model = self.base()
         self.known = answer(self.base_model, self.facts).right
         self.start = self.measure(self.base_model, final=False)

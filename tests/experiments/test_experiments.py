@@ -114,9 +114,9 @@ def test_packed_samples_do_not_see_each_other(model: Any) -> None:
 def test_training_stops_at_the_last_checkpoint_and_reports_the_routing() -> None:
     torch.manual_seed(0)
     model, seen = methods.apply_method(tiny_model(), "loramoe"), list[int]()
-    told = train(model, SAMPLES, 1e-2, [60, 150], seen.append)
+    report = train(model, SAMPLES, 1e-2, [60, 150], seen.append)
     assert seen == [60, 150]
-    assert 0 < min(told["knowledge_group_by_type"]) < max(told["knowledge_group_by_type"]) < 1
+    assert 0 < min(report["knowledge_group_by_type"]) < max(report["knowledge_group_by_type"]) < 1
     with pytest.raises(ValueError, match="256 tokens"):
         train(model, SAMPLES, 1e-2, [1_000], seen.append)
 
@@ -212,9 +212,9 @@ def test_the_first_sentence_is_the_answer(gain: float, word: str) -> None:
     page = pytest.importorskip("experiments.page", reason="needs pandas, scipy and seaborn")
     analysis = pytest.importorskip("experiments.analysis")
     values = [-gain, -gain + 0.001, -gain - 0.001]
-    told = page.answer({"tiny": analysis.t_interval(values), "real": None})
-    assert word in told
-    assert "not yet run" in told
+    report = page.answer({"tiny": analysis.t_interval(values), "real": None})
+    assert word in report
+    assert "not yet run" in report
 
 
 def test_the_pages_say_what_the_results_give() -> None:
@@ -282,8 +282,8 @@ def test_the_real_scale_runs_from_healing_to_a_result(tmp_path: Path, monkeypatc
     }.items():
         monkeypatch.setattr(real, name, value)
     monkeypatch.setattr(real.Real, "plan", Plan({"adapter": (1e-3,), "full": (1e-4,)}, ("loramoe",), (), 1))
-    told = real.heal(MODEL, data, trex, healed, log=lambda line: None)
-    assert len(told["sha256"]) == 64
+    report = real.heal(MODEL, data, trex, healed, log=lambda line: None)
+    assert len(report["sha256"]) == 64
     work_through(real.Real(healed, data, trex, tokens=1_200), results, log=lambda line: None)
     (file,) = results.iterdir()
     found = json.loads(file.read_text())
