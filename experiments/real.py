@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -197,34 +196,31 @@ def heal(model_folder: Path, data: Path, trex: Path, out: Path, log: Any = print
     scale = Real(model_folder, data, trex)
     gate = [scale._cloze(item) for item in clozes(trex, "gate")[:SMALL]]
     torch.manual_seed(0)
-    model, curve, losses = scale.base(), list[dict[str, float]](), list[np.ndarray[Any, Any]]()
+    model, losses = scale.base(), [answer(scale.base_model, gate).loss]
+    curve: list[dict[str, float]] = []
 
-    class Flat(Exception):  # noqa: N818  # ends the training, no error
-        pass
-
-    def at_checkpoint(tokens: int) -> None:
+    def flat(tokens: int) -> bool:
         losses.append(answer(model, gate).loss)
-        english = per_token(answer(model, scale.english))
-        change = losses[-1] - losses[-2] if len(losses) > 1 else losses[-1]
+        change = losses[-1] - losses[-2]
         error = float(change.std(ddof=1) / len(change) ** 0.5)
-        curve.append({"tokens": tokens, "trex_loss": float(losses[-1].mean()), "english_loss": english})
-        log(f"{curve[-1]} change {change.mean():.4f}, standard error {error:.4f}")
-        if tokens >= HEALED_TOKENS and abs(change.mean()) < error:
-            raise Flat
+        point = {"tokens": tokens, "trex_loss": losses[-1].mean(), "change": change.mean(), "standard_error": error}
+        english = per_token(answer(model, scale.english))
+        curve.append({name: float(value) for name, value in point.items()} | {"english_loss": english})
+        log(str(curve[-1]))
+        return tokens >= HEALED_TOKENS and abs(curve[-1]["change"]) < error
 
     rng = random.Random("healing")
     stream = (scale._text(a.summary) for _ in range(99) for a in rng.sample(scale.described, len(scale.described)))
     samples = (Sample(request.prompt, request.candidates[0], 1) for request in stream)
-    try:
-        train(model, samples, HEALING_RATE, range(HEALING_STEP, MOST_HEALING + 1, HEALING_STEP), at_checkpoint)
-    except Flat:
-        model.eval().save_pretrained(out)
-        scale.tokenizer.save_pretrained(out)
-        weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-        report = {"curve": curve, "sha256": weights, "rate": HEALING_RATE}
-        (out / "healing.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
-        return report
-    raise SystemExit(f"the gate is not passed after {MOST_HEALING} tokens: {curve[-2:]}. Lower HEALING_RATE.")
+    train(model, samples, HEALING_RATE, range(HEALING_STEP, MOST_HEALING + 1, HEALING_STEP), flat)
+    if abs(curve[-1]["change"]) >= curve[-1]["standard_error"]:
+        raise SystemExit(f"the gate is not passed after {MOST_HEALING} tokens: {curve[-1]}. Lower HEALING_RATE.")
+    model.save_pretrained(out)
+    scale.tokenizer.save_pretrained(out)
+    weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    report = {"curve": curve, "sha256": weights, "rate": HEALING_RATE}
+    (out / "healing.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    return report
 
 
 def use_bfloat16(folder: Path) -> bool:

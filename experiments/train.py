@@ -59,7 +59,7 @@ def train(
     samples: Iterable[Sample],
     rate: float,
     checkpoints: Sequence[int],
-    at_checkpoint: Callable[[int], None],
+    at_checkpoint: Callable[[int], bool | None],
 ) -> dict[str, list[float]]:
     """Train until the last checkpoint.
 
@@ -69,6 +69,7 @@ def train(
         rate: Learning rate after the warm-up.
         checkpoints: Numbers of training tokens, ascending.
         at_checkpoint: Called with each number, once that many tokens are trained on; the model is then in eval mode.
+            True ends the training.
 
     Returns:
         Mean gate weight of the experts of type 1, by task type of the samples, over the last tenth of the tokens;
@@ -90,7 +91,7 @@ def train(
             shares += _group_shares(model)
         while due and tokens >= due[0]:
             model.eval()
-            at_checkpoint(due.pop(0))
+            due = [] if at_checkpoint(due.pop(0)) else due
             model.train()
         if not due:
             break
