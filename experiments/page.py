@@ -6,12 +6,13 @@ python -m experiments.page --check    # fail if a part differs from what the res
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from experiments.analysis import Interval, contrast, contrast_over_items, table
-from experiments.real import Real
+from experiments.real import HEALING, Real
 from experiments.runs import METHODS, RESULTS, ROOT, Plan, kept_rates, load_results, runs_of
 from experiments.tiny import Tiny
 from scripts import blocks as pages
@@ -93,7 +94,9 @@ def state(name: str, results: Results) -> str:
             f"{kind} {low:g} and {high:g}" for kind in plan.rates for low, high in [kept_rates(plan, results, kind)]
         )
         stage = f"of {len(runs)} runs (kept rates: {'; '.join(rates)})"
-    return f"{name}: {len(results)} {stage}, made by {commits} on {processors}."
+    file = RESULTS / name / HEALING
+    healed = f" SHA-256 of the healed weights: `{json.loads(file.read_text())['sha256']}`." if file.is_file() else ""
+    return f"{name}: {len(results)} {stage}, made by {commits} on {processors}.{healed}"
 
 
 def contrast_known(name: str, results: Results) -> bool:

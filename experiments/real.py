@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from experiments.train import Sample, encode, train
 
 MODEL: Final = ROOT / "models" / "smollm2-135m"
 HEALED: Final = ROOT / "output" / "smollm2_healed"
+HEALING: Final = "healing.json"  # in both folders: how the model was healed
 TEXT_TOKENS: Final = 64  # of a summary that is measured
 SMALL, LARGE = 640, 3_200  # T-REx items at checkpoints, at the end
 NEEDED_LOSS: Final = 0.15  # nats of English that full fine-tuning must lose, or the grid cannot distinguish methods
@@ -188,7 +190,7 @@ def heal(model_folder: Path, data: Path, trex: Path, out: Path, log: Any = print
         log: Called with one line a checkpoint.
 
     Returns:
-        What `healing.json` holds: losses by tokens, the hash of the weights.
+        What the file HEALING holds: losses by tokens, the hash of the weights.
 
     Raises:
         SystemExit: If the gate is not passed after MOST_HEALING tokens.
@@ -219,7 +221,7 @@ def heal(model_folder: Path, data: Path, trex: Path, out: Path, log: Any = print
     scale.tokenizer.save_pretrained(out)
     weights = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
     report = {"curve": curve, "sha256": weights, "rate": HEALING_RATE}
-    (out / "healing.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+    (out / HEALING).write_text(json.dumps(report) + "\n", encoding="utf-8")
     return report
 
 
@@ -251,13 +253,24 @@ def main() -> None:
     options = parser.parse_args()
     if options.trex is None:
         parser.error("expected --trex FOLDER or TREX: T-REx facts and patterns of github.com/yanaiela/pararel")
+    healing = options.what == "heal"
+    model, folder = (
+        options.model or (MODEL if healing else HEALED),
+        options.out or (HEALED if healing else RESULTS / "real"),
+    )
+    needed, command = (
+        ("config.json", "bash scripts/get_smollm2.sh") if healing else (HEALING, "python -m experiments.real heal")
+    )
+    if not (model / needed).is_file():
+        parser.error(f"{model} has no {needed}: run `{command}` first, or pass --model")
     torch.set_num_threads(1)
-    folder = options.out or (HEALED if options.what == "heal" else RESULTS / "real")
     with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16(folder)):
-        if options.what == "heal":
-            heal(options.model or MODEL, options.data, options.trex, folder)
+        if healing:
+            heal(model, options.data, options.trex, folder)
         else:
-            work_through(Real(options.model or HEALED, options.data, options.trex, options.tokens), folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(model / HEALING, folder)
+            work_through(Real(model, options.data, options.trex, options.tokens), folder)
 
 
 if __name__ == "__main__":
