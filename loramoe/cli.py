@@ -16,7 +16,10 @@ COMMANDS: Final = {
     "chat": ("loramoe.chat", "talk with an adapter"),
     "evaluate": ("loramoe.evaluate", "score adapters on samples with answers, side by side"),
     "report": ("loramoe.analysis.command", "report which expert serves which task type"),
-    "export": ("loramoe.export.__main__", "write an adapter as a model of its own, or as plain LoRA"),
+    "export": (
+        "loramoe.export.__main__",
+        "write an adapter as plain LoRA, merged, stand-alone or original",
+    ),
     "convert": ("loramoe.export.original", "convert from and to the original release's format"),
 }
 

@@ -18,17 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-import loramoe
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data.templates import PROMPT_FILE
-from loramoe.export.adapted import Adapted, ExportError, adapted
-from loramoe.export.report import REPORT
-from loramoe.export.run import refuse_used, whole_or_not_at_all
+from loramoe.export.adapter import ActiveAdapter, ExportError, get_active_adapter
+from loramoe.export.run import REPORT, write_report
 from loramoe.loading import BaseArguments, Dtype, base_name, load_base, load_config, load_tokenizer
 from loramoe.serving import CLASS_PREFIX, FAMILIES, model
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.tuner.state_dict import PARTS
-from loramoe.utils import ADAPTER_ERRORS, as_usage_error, public_name, write_json
+from loramoe.utils import ADAPTER_ERRORS, as_usage_error, check_output_dir, public_name, replace_dir, write_json
 
 EXPERTS_FILE: Final = "loramoe.safetensors"
 BASE_FILE: Final = "base-{}"  # not model.safetensors, which transformers would take for the whole model
@@ -58,16 +56,16 @@ def export_model(
         UsageError: If one of them cannot be loaded.
     """
     out = Path(output_dir)
-    refuse_used(out, overwrite)
+    check_output_dir(out, overwrite, REPORT)
     name = base_name(base_model, [adapter])
     _check(adapter, name)
     linked = _base_files(name) if link_base else []
     tokenizer = load_tokenizer(name, [adapter])
     base = load_base(BaseArguments(name, dtype=dtype), "cpu")
     with as_usage_error(*ADAPTER_ERRORS, about=f"the adapter {adapter} cannot be loaded on {name}:"):
-        found = adapted(PeftModel.from_pretrained(base, adapter).eval())
+        found = get_active_adapter(PeftModel.from_pretrained(base, adapter).eval())
     settings = _model_config(found)
-    with whole_or_not_at_all(out.resolve(), overwrite) as folder:
+    with replace_dir(out) as folder:
         if link_base:
             _link(folder, linked, found)
         else:
@@ -78,12 +76,10 @@ def export_model(
         save_tokenizer(tokenizer, folder)
         if (Path(adapter) / PROMPT_FILE).is_file():
             shutil.copy(Path(adapter) / PROMPT_FILE, folder)
-        files = [REPORT, *(entry.name for entry in folder.iterdir())]  # a later export may replace these
-        names = {"source": public_name(adapter), "base_model": public_name(name)}
-        write_json(folder / REPORT, {"format": "hf", "loramoe": loramoe.__version__, **names, "files": sorted(files)})
+        write_report(folder, {"format": "hf", "source": public_name(adapter), "base_model": public_name(name)})
 
 
-def _model_config(found: Adapted) -> Any:
+def _model_config(found: ActiveAdapter) -> Any:
     base = found.model.get_base_model()
     layers = {}
     for name, layer in found.layers.items():
@@ -116,7 +112,7 @@ def _check(adapter: str, base: str) -> None:
         raise ExportError(f"base model {base} is quantised. Set --base_model to the one it was quantised from.")
 
 
-def _expert_weights(found: Adapted) -> dict[str, Tensor]:
+def _expert_weights(found: ActiveAdapter) -> dict[str, Tensor]:
     return {
         f"{name}.{part}": weight.detach().contiguous()
         for name, layer in found.layers.items()
@@ -124,7 +120,7 @@ def _expert_weights(found: Adapted) -> dict[str, Tensor]:
     }
 
 
-def _stand_alone(found: Adapted, settings: Any) -> Any:
+def _stand_alone(found: ActiveAdapter, settings: Any) -> Any:
     base = found.model.get_base_model()
     weights = {name: weight for name, weight in base.state_dict().items() if ".loramoe_experts." not in name}
     with torch.device("meta"):
@@ -142,7 +138,7 @@ def _base_files(name: str) -> list[Path]:
     return files
 
 
-def _link(folder: Path, files: list[Path], found: Adapted) -> None:
+def _link(folder: Path, files: list[Path], found: ActiveAdapter) -> None:
     """Links the base model's files, writes router and experts beside them, and an index over both."""
     home = {}
     for file in files:

@@ -146,8 +146,3 @@ def test_flags_of_the_other_format(tmp_path, capsys, flags, names):
     with pytest.raises(SystemExit):
         main(["--adapter", "a", "--output_dir", str(tmp_path / "out"), *flags])
     assert names in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_a_base_model_to_be_quantised(tmp_path, capsys):
-    assert main(["a", str(tmp_path / "out"), "--format", "hf", "--load_in_kbits", "4"]) == 1
-    assert "load_in_kbits=4" in capsys.readouterr().err
