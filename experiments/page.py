@@ -115,13 +115,13 @@ def findings(results: Mapping[str, Results]) -> list[str]:
 
         def against(reference: str, method: str = "loramoe", plan: Plan = plan, found: Results = found) -> str:
             labels = METHODS[method].label, METHODS[reference].label
-            at_kl = contrast(plan, found, method, reference, "kl")
-            return f"{_compared(*labels, contrast(plan, found, method, reference))} At equal KL: {at_kl}."
+            difference, at_kl = (contrast(plan, found, method, reference, axis) for axis in ("learning", "kl"))
+            return _compared(*labels, difference) + (f" At equal KL: {at_kl}." if at_kl else "")
 
         sentences += [
             f"**{name}, the method.** {against('lora')}{_items(name, found)}",
             f"**{name}, the routing.** {against('equal_gates')}",
-            f"**{name}, the constraint.** {against('no_constraint')} {_shares(found)}",
+            f"**{name}, the constraint.** {against('no_constraint')} {_shares(plan, found)}",
             f"**{name}, full fine-tuning.** {against('full')} {_interpolated(found)}",
         ]
         if "strong_constraint" in plan.variants:
@@ -135,17 +135,14 @@ def _items(name: str, found: Results) -> str:
     return f" Over items: {contrast_over_items(PLANS[name], found, 'loramoe', 'lora')}."
 
 
-def _shares(found: Results) -> str:
-    """Gate weight of the experts of a sample's own type."""
-    sentences = []
+def _shares(plan: Plan, found: Results) -> str:
+    """Gate weight of the experts of a sample's own type, at the higher kept rate."""
+    rate, shares = kept_rates(plan, found, "adapter")[-1], []
     for name in ("no_constraint", "loramoe", "strong_constraint"):
-        own = [
-            (1 - by_type[0] + by_type[1]) / 2
-            for by_type in (r["knowledge_group_by_type"] for r in found if r["method"] == name)
-        ]
-        if own:
-            sentences.append(f"{sum(own) / len(own):.1%} ({METHODS[name].label})")
-    return f"Gate weight of the experts of a sample's own type: {', '.join(sentences)}."
+        runs = [r["knowledge_group_by_type"] for r in found if (r["method"], r["rate"]) == (name, rate)]
+        own = [(1 - downstream + knowledge) / 2 for downstream, knowledge in runs]
+        shares += [f"{sum(own) / len(own):.1%} ({METHODS[name].label})"] if own else []
+    return f"Gate weight of the experts of a sample's own type: {', '.join(shares)}."
 
 
 def _interpolated(found: Results) -> str:
