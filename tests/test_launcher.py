@@ -30,7 +30,7 @@ def launch(folder: Path, *flags: str, **variables: object) -> subprocess.Complet
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TINY.is_file(), reason="data/tiny_llama is not there; scripts/tiny_world/pretrain.py makes it")
+@pytest.mark.skipif(not TINY.is_file(), reason="data/tiny_llama is not there; tools/tiny_world/pretrain.py makes it")
 def test_it_trains_by_variables_and_flags_and_never_overwrites(tmp_path: Path):
     short = {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "lora_rank": 2, "output_dir": "out"}
     done = launch(tmp_path, "--lora_nums", "4", **short)

@@ -7,11 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from make_data import main
-from tasks import INSTRUCTIONS
-from texts import QUESTIONS, cloze
 from transformers import AutoTokenizer
-from world import make_world
+
+from tools.tiny_world.make_data import main
+from tools.tiny_world.tasks import INSTRUCTIONS
+from tools.tiny_world.texts import QUESTIONS, cloze
+from tools.tiny_world.world import make_world
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 FILES = ("train/train.json", "test.json", "recall.json")

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import torch
-from pretrain import main, one_pass, share_known, tokenizer_texts
-from prose import prose
-from texts import statement
-from tokenizer import train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-from world import make_world, split_world
+
+from tools.tiny_world.pretrain import main, one_pass, share_known, tokenizer_texts
+from tools.tiny_world.prose import prose
+from tools.tiny_world.texts import statement
+from tools.tiny_world.tokenizer import train_tokenizer
+from tools.tiny_world.world import make_world, split_world
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "tiny_llama"
 
@@ -108,10 +109,10 @@ def test_prose_holds_the_labels_of_the_tasks_but_no_solved_row(world):
 
 
 def test_a_model_that_knows_too_little_is_refused(monkeypatch, tmp_path, world):
-    monkeypatch.setattr("pretrain.PASSES", 1)
-    monkeypatch.setattr("pretrain.make_world", lambda seed: replace(world, facts=world.facts[:300]))
-    monkeypatch.setattr("pretrain.train", lambda model, batches: None)
-    monkeypatch.setattr("pretrain.WAYS", range(1))
+    monkeypatch.setattr("tools.tiny_world.pretrain.PASSES", 1)
+    monkeypatch.setattr("tools.tiny_world.pretrain.make_world", lambda seed: replace(world, facts=world.facts[:300]))
+    monkeypatch.setattr("tools.tiny_world.pretrain.train", lambda model, batches: None)
+    monkeypatch.setattr("tools.tiny_world.pretrain.WAYS", range(1))
     with pytest.raises(SystemExit, match=r"recall 0\.\d+ is below 0\.95; raise PASSES in pretrain\.py"):
         main(["--out", str(tmp_path)])
     assert not (tmp_path / "model.safetensors").exists()

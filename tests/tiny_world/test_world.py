@@ -6,8 +6,9 @@ import random
 from itertools import chain, pairwise
 
 import pytest
-from texts import QUESTIONS, STATEMENTS, cloze, question, statement, stranger
-from world import Fact, make_world, split_world
+
+from tools.tiny_world.texts import QUESTIONS, STATEMENTS, cloze, question, statement, stranger
+from tools.tiny_world.world import Fact, make_world, split_world
 
 
 @pytest.fixture(scope="module")

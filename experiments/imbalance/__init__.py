@@ -1,1 +1,0 @@
-"""How unequal the experts become while they train, with the constraint and without."""

@@ -1,0 +1,1 @@
+"""The generator of the tiny world: its facts, texts, tokenizer, base model and data set."""
