@@ -42,21 +42,48 @@ make_venv() {
 }
 
 fill_venv() {
-    local venv=$1 file=$2 base
+    local venv=$1 file=$2 base torch
     base=$(find_python) || fail "Python 3.10, 3.11, 3.12 or 3.13 is needed and was not found. Install one of them."
     echo "Setting up $venv with $("$base" --version) and $file; this is done once."
     [[ -x $venv/bin/python ]] || "$base" -m venv "$venv" || fail "python -m venv failed. On Debian: apt install python3-venv"
     # torch first and exactly: a range, or a dependency that asks for it, may bring another build of several GB.
-    "$venv/bin/python" -m pip install --disable-pip-version-check "$(grep '^torch==' "$project_root/$file" \
-        "$project_root/requirements.txt" -h | head -n 1)" || return
-    "$venv/bin/python" -m pip install --disable-pip-version-check -r "$project_root/$file"
+    torch=$(grep -h '^torch==' "$project_root/$file" "$project_root/requirements.txt" | head -n 1)
+    install "$venv/bin/python" "$torch" && install "$venv/bin/python" -r "$project_root/$file"
 }
 
+# With UV, the path of that program, several environments share one copy of what they have in common, by hard links.
+install() {
+    local python=$1
+    shift
+    if [[ -z ${UV:-} ]]; then
+        "$python" -m pip install --disable-pip-version-check "$@"
+    else
+        # uv does not read the settings of pip, such as a mirror or a folder of wheels.
+        UV_FIND_LINKS=${UV_FIND_LINKS-$(pip_setting find-links)} UV_EXTRA_INDEX_URL=${UV_EXTRA_INDEX_URL-$(pip_setting extra-index-url)} \
+            UV_INDEX_STRATEGY=unsafe-best-match "$UV" pip install --quiet --python "$python" "$@"
+    fi
+}
+
+pip_setting() { python3 -m pip config get ":env:.$1" 2>/dev/null || python3 -m pip config get "global.$1" 2>/dev/null || true; }
+
+# BASE_PYTHON, where it is set, else the first of the usual names that is new enough.
 find_python() {
     local name
-    for name in python3 python python3.13 python3.12 python3.11 python3.10; do
+    for name in ${BASE_PYTHON:-python3 python python3.13 python3.12 python3.11 python3.10}; do
         if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+# python_of 3.12: a Python of that version, on the path or of pyenv.
+python_of() {
+    local candidate
+    for candidate in "python$1" ~/.pyenv/versions/"$1".*/bin/python; do
+        if "$candidate" -c '' 2>/dev/null; then
+            echo "$candidate"
             return
         fi
     done
