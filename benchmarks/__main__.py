@@ -1,4 +1,4 @@
-"""Measures what the mixture costs, and writes the tables of the pages.
+"""Measures what the mixture costs, and writes the tables of docs/performance.md.
 
 python -m benchmarks                            # all benchmarks (15 minutes on 2 cores), then the tables
 python -m benchmarks step packing --device cpu  # some of them
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             device = harness.start(flags.device)
             body = {"quick": flags.quick, **importlib.import_module(f"benchmarks.{name}").run(device, flags.quick)}
             print(harness.write_result(name, device.type, body))
-    stale = 0 if flags.quick else tables.update(flags.check)
-    return int(flags.check and stale > 0)
+    stale = not flags.quick and tables.update(flags.check)
+    return int(flags.check and stale)
 
 
 if __name__ == "__main__":

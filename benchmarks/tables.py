@@ -1,4 +1,4 @@
-"""Writes the results into the pages, between `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`.
+"""Writes the results into docs/performance.md, between `<!-- benchmarks:NAME -->` and `<!-- /benchmarks:NAME -->`.
 
 Ratios are taken within a round; a table shows their median.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.harness import ROOT, load
 
-PAGES = ("README.md", "README_zh.md", "docs/performance.md")
+PAGE = ROOT / "docs/performance.md"
 MARKED = re.compile(r"(<!-- benchmarks:(\w+) -->\n).*?(<!-- /benchmarks:\2 -->)", re.DOTALL)
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 NAMES = {
@@ -137,20 +137,6 @@ def _shape(setting: dict[str, Any]) -> str:
     return f"{shape['layers']} layers, hidden size {shape['hidden']}, {batch}, {setting['dtype']}."
 
 
-def summary(result: Result) -> str:
-    """The training step of the default implementation, for the READMEs."""
-    rows = [
-        [
-            f"{one['dropout']:g}",
-            ratio(one["seconds"], "lora", OURS),
-            one["peak_bytes"][OURS] / one["peak_bytes"]["lora"],
-        ]
-        for one in result["settings"]
-        if not one.get("compiled")
-    ]
-    return table(["dropout", "tokens/s / LoRA", "peak memory / LoRA"], rows)
-
-
 def decode(result: Result) -> str:
     """Generation: milliseconds per token of every side."""
     rows = []
@@ -185,15 +171,11 @@ def block(name: str) -> str:
     """
     if name == "targets":
         return targets()
-    draw = summary if name == "summary" else BENCHMARKS.get(name)
-    if draw is None:
-        raise ValueError(
-            f"benchmarks:{name} names no table; expected one of targets, summary, {', '.join(BENCHMARKS)}."
-        )
-    results = [load("step" if name == "summary" else name, device) for device in DEVICES]
-    return "\n\n".join(
-        f"{draw(result)}\n\n{DEVICES[result['device']]}: {provenance(result)}" for result in results if result
-    )
+    if name not in BENCHMARKS:
+        raise ValueError(f"benchmarks:{name} names no table; expected targets, {', '.join(BENCHMARKS)}.")
+    results = [load(name, device) for device in DEVICES]
+    texts = [f"{BENCHMARKS[name](one)}\n\n{DEVICES[one['device']]}: {provenance(one)}" for one in results if one]
+    return "\n\n".join(texts)
 
 
 def fill(page: str) -> str:
@@ -201,15 +183,12 @@ def fill(page: str) -> str:
     return MARKED.sub(lambda found: f"{found[1]}{block(found[2])}\n{found[3]}", page)
 
 
-def update(check: bool) -> int:
-    """Write the pages, or only compare them; return the number of pages that differ."""
-    stale = 0
-    for page in (ROOT / name for name in PAGES):
-        before = page.read_text(encoding="utf-8")
-        after = fill(before)
-        if after != before:
-            stale += 1
-            print(f"{'out of date' if check else 'written'}: {page.relative_to(ROOT)}")
-            if not check:
-                page.write_text(after, encoding="utf-8")
-    return stale
+def update(check: bool) -> bool:
+    """Write the page, or only compare it; return whether it was out of date."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = fill(before)
+    if after != before:
+        print(f"{'out of date' if check else 'written'}: {PAGE.relative_to(ROOT)}")
+        if not check:
+            PAGE.write_text(after, encoding="utf-8")
+    return after != before
