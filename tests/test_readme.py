@@ -60,6 +60,11 @@ def test_commands_run(page: str, checkout: Path) -> None:
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run(["bash", "-c", script(page)], cwd=checkout, env=env, check=False, **streams)
     assert done.returncode == 0, done.stdout
+    if page == "README.md":
+        printed = re.findall(
+            r"^  (\w[^:]*?)(?:   |: )", README.partition("Finished.")[2].partition("```")[0], re.MULTILINE
+        )
+        assert [line for line in printed if line not in done.stdout] == []
 
 
 def table(page: str) -> list[list[str]]:
