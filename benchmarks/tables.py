@@ -97,12 +97,12 @@ def targets() -> str:
 
 def layer(result: Result) -> str:
     """One linear layer: time relative to the frozen layer, added cost, saved bytes, and expert counts."""
-    head = ["layer", "tokens", "dtype", "dropout", "LoRA / frozen", "naive / frozen", "eager / frozen", "ours / frozen"]
+    head = ["layer", "tokens", "dtype", "dropout", "LoRA / frozen", "ours / frozen"]
     head += ["added, ours / naive", "added, ours / LoRA", "saved, ours / LoRA"]
     rows = []
     for cell in result["cells"]:
         seconds, saved = cell["seconds"], cell["saved_bytes"]
-        times = [ratio(seconds, side, "base") for side in ("lora", "naive", "eager", OURS)]
+        times = [ratio(seconds, side, "base") for side in ("lora", OURS)]
         costs = [added(seconds, OURS, "naive"), added(seconds, OURS, "lora"), saved[OURS] / saved["lora"]]
         rows.append([*_size(cell), *times, *costs])
     counts = [

@@ -26,7 +26,6 @@ from scripts.blocks import main
 
 ENGINES = ("ddp", "zero2", "zero3", "zero3_offload")  # zero1 is close to zero2, fsdp2 to zero3
 LLAMA = {
-    "Llama-2-7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "Llama-3-8B": {
         "hidden_size": 4096,
         "intermediate_size": 14336,
