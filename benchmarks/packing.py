@@ -18,7 +18,7 @@ from benchmarks.harness import paired
 from benchmarks.sides import LlamaShape, Mixture, model_side
 from benchmarks.step import training_step
 from loramoe.data import PackedCollator, SftCollator, pack
-from loramoe.training.packing import attend_by_sample
+from loramoe.training.model import enable_varlen_attention
 
 MEDIAN, SIGMA = 60, 0.7  # of the log-normal lengths in tokens: two thirds are within a factor of 2 of the median
 ROWS, STEPS = 16, 4  # rows of a padded step, padded steps of a round
@@ -60,7 +60,7 @@ def models(shape: LlamaShape, device: torch.device, dtype: torch.dtype) -> dict[
     base = shape.build(device, dtype)
     padded, packed = (model_side("fused", base, Mixture()) for _ in range(2))
     packed.load_state_dict(padded.state_dict())
-    attend_by_sample(packed.get_base_model())
+    enable_varlen_attention(packed.get_base_model())
     return {"padded": padded, "packed": packed}
 
 

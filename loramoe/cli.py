@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Final
 
 COMMANDS: Final = {
-    "train": ("loramoe.training.main", "fine-tune a model"),
+    "train": ("loramoe.training.run", "fine-tune a model"),
     "generate": ("loramoe.generate", "answer prompts with an adapter"),
     "chat": ("loramoe.chat", "talk with an adapter"),
     "evaluate": ("loramoe.evaluate", "score adapters on samples with answers, side by side"),
-    "report": ("loramoe.report.__main__", "draw what each expert does"),
+    "report": ("loramoe.analysis.command", "report which expert serves which task type"),
     "export": ("loramoe.export.__main__", "write an adapter as a model of its own, or as plain LoRA"),
     "convert": ("loramoe.export.original", "convert from and to the original release's format"),
 }

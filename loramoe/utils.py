@@ -100,6 +100,30 @@ def _replace(new: Path, target: Path) -> None:
     shutil.rmtree(aside)
 
 
+def check_output_dir(folder: Path, overwrite: bool, report: str) -> None:
+    """Refuses an output folder that is in use, before any work is done.
+
+    Args:
+        folder: Where a command will write its result.
+        overwrite: Whether an earlier result of the same kind may be replaced.
+        report: JSON file of such a result, whose `files` lists every file of it; nothing else is ever replaced.
+
+    Raises:
+        UsageError: If the folder cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"output_dir={folder} is a file. Choose another name.")
+    entries = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    try:
+        written = set(json.loads((folder / report).read_text(encoding="utf-8"))["files"]) if entries else set()
+    except (OSError, ValueError, LookupError, TypeError):
+        written = set()
+    if others := sorted(entries - written):
+        raise UsageError(f"output_dir={folder} holds files of something else, such as {others[0]}. Choose another.")
+    if entries and not overwrite:
+        raise UsageError(f"output_dir={folder} holds an earlier result. Choose another folder, or set --overwrite.")
+
+
 def sync(path: Path) -> None:
     """Forces a file, or the names in a folder, to disk: a power cut may otherwise undo writes in any order."""
     handle = os.open(path, os.O_RDONLY)
@@ -140,3 +164,22 @@ def require(module: str, flag: str, package: str | None = None) -> None:
         raise UsageError(
             f"{flag} needs {module}, which is not installed. Run pip install {package or module}, or leave it out."
         )
+
+
+def hub_name(model: str) -> str | None:
+    """The name of a model or adapter on the Hugging Face hub; None for a folder, and for what cannot be a name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
+
+    if Path(model).exists():
+        return None
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return None
+    return model
+
+
+def public_name(model: str) -> str:
+    """The name of a model or adapter where others read it: its name on the hub, or its folder's without the path."""
+    return hub_name(model) or Path(model).resolve().name

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Looks at a page in a real browser, whose environment, .venv-browser, it makes once:
 #
-#   bash scripts/browser.sh                          # the environment alone, for tests/report/test_browser.py
+#   bash scripts/browser.sh                          # the environment alone, for tests/analysis/test_browser.py
 #   bash scripts/browser.sh experts.html FOLDER      # pictures of the page: light, dark, on a phone, printed in grey
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"

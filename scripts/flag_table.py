@@ -15,8 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import TrainingArguments
 
-from loramoe.training.arguments import DataArguments, TrainArguments
-from loramoe.training.model_arguments import ModelArguments
+from loramoe.training.arguments import DataArguments, ModelArguments, TrainArguments
 from scripts.blocks import main
 
 GROUPS = {"Model and adapter": ModelArguments, "Data": DataArguments, "Training": TrainArguments}

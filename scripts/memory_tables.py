@@ -1,4 +1,4 @@
-"""Writes the memory tables of the docs from the formulas of `loramoe.training.memory`.
+"""Writes the memory tables of the docs from the formulas of `loramoe.training.launch.memory`.
 
     python scripts/memory_tables.py            # writes
     python scripts/memory_tables.py --check    # fails if a page differs
@@ -21,7 +21,7 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import LoraMoeConfig
-from loramoe.training.memory import GIB, Parameters, Plan, memory_per_gpu
+from loramoe.training.launch.memory import GIB, Parameters, Plan, memory_per_gpu
 from scripts.blocks import main
 
 ENGINES = ("ddp", "zero2", "zero3", "zero3_offload")  # zero1 is close to zero2, fsdp2 to zero3

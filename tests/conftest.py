@@ -249,8 +249,7 @@ def own_dataset_cache(tiny_task: TinyTask, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture
 def train(own_dataset_cache: None, tiny_task: TinyTask) -> Callable[..., dict[str, dict[str, float]]]:
     """Runs `train.py` in this process: `train(output_dir, flag=value, …)`."""
-    from loramoe.training.parser import parse
-    from loramoe.training.run import run_sft
+    from loramoe.training import parse, run_sft
 
     def start(output_dir: Path, **changes: object) -> dict[str, dict[str, float]]:
         return run_sft(parse(tiny_task.flags(output_dir, **changes)))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def shares_of_groups(folder: Path) -> torch.Tensor:
     """Share of the gate weight of each task type that goes to the experts of each type, [T, T], mean over layers."""
-    shares = json.loads((folder / "expert_shares.json").read_text(encoding="utf-8"))
+    shares = json.loads((folder / "report" / "experts.json").read_text(encoding="utf-8"))
     gate_TE = torch.tensor(shares["gate_TLE"]).mean(dim=1)
     of_type_TE = torch.tensor(shares["task_types"])[:, None] == torch.tensor(shares["expert_types"])
     return gate_TE @ of_type_TE.to(gate_TE).T

@@ -10,7 +10,7 @@ import torch
 
 import loramoe
 from loramoe.data import PackedCollator, SftCollator
-from loramoe.training.packing import attend_by_sample, check_packing
+from loramoe.training.model import check_packing, enable_varlen_attention
 from tests.constrained import adapted, llama
 
 pytestmark = [
@@ -29,7 +29,7 @@ def rows(seed: int = 0) -> list[dict[str, Any]]:
 
 def model_with(attention: str, dtype: torch.dtype) -> Any:
     base = llama(attn_implementation=attention).to("cuda", dtype)
-    attend_by_sample(base)
+    enable_varlen_attention(base)
     return adapted(base, blc_weight=0.5).to("cuda", dtype)
 
 

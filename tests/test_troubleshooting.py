@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 
 from loramoe.cli import main
 from loramoe.compat.tokenizer import save_tokenizer
-from loramoe.training import main as program
 from loramoe.training import parse, run_sft
+from loramoe.training import run as program
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")

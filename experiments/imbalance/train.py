@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.harness import hardware
 from loramoe.report import Shares
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
+from loramoe.training import parse, run_sft
 from loramoe.utils import write_json
 
 ROOT = Path(__file__).resolve().parents[2]

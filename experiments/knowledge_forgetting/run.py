@@ -16,7 +16,7 @@ from experiments.knowledge_forgetting.arms import ARMS, Recipe, prepare, recipe_
 from experiments.knowledge_forgetting.scale import Scale
 from experiments.knowledge_forgetting.train import Trained, train
 from loramoe.report import Shares
-from loramoe.training.packing import attend_by_sample
+from loramoe.training.model import enable_varlen_attention
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(settings: Settings, scale: Scale, provenance: dict[str, Any], progress: 
     arm, recipe = ARMS[settings.arm], recipe_of(settings.arm, settings.changes)
     model, tokenizer = scale.base()
     if scale.packing:
-        attend_by_sample(model)
+        enable_varlen_attention(model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)
     model = prepare(model, arm.kind, recipe)

@@ -14,8 +14,8 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, HfArgumentParser
 
+from loramoe.training.arguments import ModelArguments
 from loramoe.training.model import adapter_config
-from loramoe.training.model_arguments import ModelArguments
 
 
 @dataclass

@@ -1,236 +1,192 @@
-"""The prompt template `chat`: a tokenizer's own chat template, and where in what it writes the answers stand."""
+"""The prompt template `chat`: a tokenizer's own chat template, and where in its text the answers stand."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import islice, pairwise, product
-from typing import TYPE_CHECKING, Any, Final, cast
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from datetime import date
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
 
 from loramoe.data.collate import IGNORE_INDEX
-from loramoe.data.formats import Message
-from loramoe.data.templates import Encoded, PromptTemplate, TemplateError, joined
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from loramoe.data.formats import Message, conversation
+from loramoe.data.templates import TEMPLATES, Encoded, ReleaseTemplate, TemplateError, join_pieces
 
 Span = tuple[int, int]
-Text = tuple[str, list[Span]]
-"""A rendered conversation, and which of its characters are learnt."""
 
-_USER: Final = Message(role="user", content="Kq7 zv")
-_ANSWER: Final = Message(role="assistant", content="Wx3 jb")
-_SYSTEM: Final = Message(role="system", content="Hd5 tn")
+_DIVIDED: Final = "writes a prompt differently once its answer follows, so that they cannot be divided"
+_INSTEAD: Final = "Use a chat template that writes texts whole, or 'release'."
 
 
-class ChatTemplate(PromptTemplate):
+class _Frame(NamedTuple):
+    """What a template writes around the words of conversations with equal roles."""
+
+    texts: list[str]  # before each message, and after the last one
+    leads: dict[int, str]  # between the generation prompt and the words of an answer: nothing, blanks, or a think block
+    end: str  # after an answer, up to the first added token, such as `<|im_end|>`
+
+
+class ChatTemplate:
     """The tokenizer's chat template.
 
-    What the template writes before an answer belongs to the prompt: the generation prompt, and an empty think block.
-    The end of an answer is learnt up to the first added token, such as `<|im_end|>`. Both are found once, by rendering
-    a conversation.
+    A conversation of made-up words, rendered once for each sequence of roles, shows what the template writes around the
+    words. A sample is refused if its text is not the same with its own words.
 
-    Args:
-        tokenizer: Any tokenizer of transformers that has a chat template.
-
-    Raises:
-        TemplateError: If the tokenizer has no chat template, or one that does not compile.
+    `end_ids` are the tokens that end an answer in training; generation must stop there.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         if tokenizer.chat_template is None:
-            raise TemplateError(
+            raise ValueError(
                 "the prompt template 'chat' needs tokenizer.chat_template, which is not set (base models have none). "
                 "Set it, or use the prompt template 'release'."
             )
         self.tokenizer = tokenizer
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        words = sorted(added.union(tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, words)) or "(?!)")
-        self.end_ids = ()
-        self._lead = self._end = ""
-        self._leads = [""]
-        self._around: tuple[str, str, str] | None = None
-        for as_parts, first in product((False, True), ([], [_SYSTEM])):
-            self._as_parts = as_parts
-            if self._examine([*first, _USER]):
-                return
-        self._as_parts = False  # whatever is wrong, each sample is refused with its reason
+        self._frames: dict[tuple[date, tuple[str, ...]], _Frame] = {}  # some templates write the date
+        added = tokenizer.added_tokens_decoder
+        ids = {token.content.strip(): index for index, token in added.items() if token.content.strip()}
+        self._added = _any_of(ids)
+        self._special = _any_of({*tokenizer.all_special_tokens, *(t.content for t in added.values() if t.special)})
+        self.end_ids: tuple[int, ...] = ()
+        for roles in (("user", "assistant"), ("system", "user", "assistant")):  # some templates need a system prompt
+            with suppress(TemplateError):
+                end = self._added.search(self._frame(roles).end)
+                self.end_ids = (ids[end[0]],) if end else ()
+
+    def prompt_ids(self, instruction: str, input: str = "") -> list[int]:
+        """Encodes an instruction to answer: exactly the ids that stand before its answer in training."""
+        return self.chat_ids(conversation(instruction, input, "")[:1])
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Encodes a conversation whose next turn is the assistant's.
+        """Encodes a conversation whose next turn is the assistant's; raises TemplateError if it cannot be rendered."""
+        prompt, spans = self._render(messages, is_prompt=True), []
+        with suppress(TemplateError):  # a template may leave the thoughts of earlier answers out
+            frame = self._frame((*(turn["role"] for turn in messages), "assistant"))
+            lead = frame.leads[len(messages)]
+            text, prompt = prompt + lead, prompt + lead if lead.strip() else prompt
+            spans = _find_answers(messages, text, frame)
+        return self._tokenise([(prompt, spans)])[0].input_ids
 
-        Raises:
-            TemplateError: If the template cannot render it.
-        """
-        text = _checked(self._render([messages], prompt=True)[0])
-        try:
-            spans = self._spans(messages, text, self._render(_prompts(messages), prompt=True))
-        except TemplateError:  # a template may leave the thoughts of earlier answers out
-            spans = []
-        return self._tokenise([(text + self._lead, spans)])[0].input_ids
-
-    def _encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
-        wholes = self._render(conversations, prompt=False)
-        pairs = list(zip(conversations, map(self._only_answer, conversations, wholes), strict=True))
-        prompts = iter(self._render([one for chat, span in pairs if not span for one in _prompts(chat)], prompt=True))
-        texts: list[Text | TemplateError] = []
-        for (chat, span), whole in zip(pairs, wholes, strict=True):
-            before = [] if span else list(islice(prompts, len(_prompts(chat))))
+    def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
+        """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
+        texts: list[tuple[str, list[Span]] | TemplateError] = []
+        for chat, rendered in zip(conversations, self._render_all(conversations), strict=True):
             try:
-                text = _checked(whole)
-                spans = [span] if span else self._spans(chat, text, before)
-                left_out = next((turn for turn in chat if turn["content"].strip() not in text), None)
-                texts.append(_left_out(left_out) if left_out else (text, spans))
+                text = self._render(chat) if rendered is None else rendered
+                texts.append((text, _find_answers(chat, text, self._frame(tuple(turn["role"] for turn in chat)))))
             except TemplateError as error:
                 texts.append(error)
         encoded = iter(self._tokenise([text for text in texts if not isinstance(text, TemplateError)]))
+        special = (any(self._special.search(turn["content"]) for turn in chat) for chat in conversations)
         return [
-            text if isinstance(text, TemplateError) else next(encoded)._replace(special=self._has_special(chat))
-            for chat, text in zip(conversations, texts, strict=True)
+            text if isinstance(text, TemplateError) else next(encoded)._replace(special=marked)
+            for text, marked in zip(texts, special, strict=True)
         ]
 
-    def _has_special(self, chat: Sequence[Message]) -> bool:
-        return any(self._special.search(turn["content"]) for turn in chat)
+    def _frame(self, roles: tuple[str, ...]) -> _Frame:
+        key = date.today(), roles
+        if key not in self._frames:
+            chat = [Message(role=role, content=f"Kq{number}zv") for number, role in enumerate(roles)]
+            text = self._render(chat)
+            texts, leads = re.split(r"Kq\d+zv", text), {}
+            if len(texts) != len(chat) + 1:
+                raise TemplateError(f"the chat template leaves out or repeats the words of a turn. {_INSTEAD}")
+            for index, turn in enumerate(chat):
+                if turn["role"] == "assistant":
+                    prompt, before = self._render(chat[:index], is_prompt=True), text.partition(turn["content"])[0]
+                    if not before.startswith(prompt):
+                        raise TemplateError(f"the chat template {_DIVIDED}. {_INSTEAD}")
+                    leads[index] = before[len(prompt) :]
+            end = self._added.search(texts[-1])
+            self._frames[key] = _Frame(texts, leads, texts[-1][: end.end()] if end else texts[-1])
+        return self._frames[key]
 
-    def _tokenise(self, texts: Sequence[Text]) -> list[Encoded]:
-        """Tokenises each text whole.
+    def _render_all(self, chats: Sequence[Sequence[Message]]) -> Sequence[str | None]:
+        """Renders conversations together, which is faster; None for each if one of them cannot be rendered."""
+        with suppress(Exception):
+            return list(self.tokenizer.apply_chat_template(chats, tokenize=False))
+        return [None] * len(chats)
 
-        Where a token would join the end of a prompt to its answer, which no model could be given to answer, the pieces
-        are tokenised one by one.
-        """
-        batch: Any = self._ids([text for text, _ in texts]) if texts else []
-        found = []
+    def _render(self, chat: Sequence[Message], is_prompt: bool = False) -> str:
+        from jinja2 import TemplateSyntaxError
+
+        try:
+            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=is_prompt))
+        except TemplateSyntaxError as error:
+            raise ValueError(f"the chat template does not compile: {' '.join(str(error).split())}.") from error
+        except Exception as error:  # a template is a program, and may fail in any way
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TemplateError(f"the chat template refuses the conversation: {reason}") from error
+
+    def _tokenise(self, texts: Sequence[tuple[str, list[Span]]]) -> list[Encoded]:
+        """Tokenises each text whole; piece by piece where a token joins the end of a prompt to its answer."""
+        batch = self._ids([text for text, _ in texts], self.tokenizer.is_fast) if texts else {}
+        encoded = []
         for row, (text, spans) in enumerate(texts):
-            whole = _labelled(batch[row], batch["input_ids"][row], text, spans) if self.tokenizer.is_fast else None
+            offsets = batch["offset_mapping"][row] if self.tokenizer.is_fast else None
+            whole = _label(batch["input_ids"][row], offsets, spans) if offsets else None
             if whole is None:
                 edges = [0, *(edge for span in spans for edge in span), len(text)]
                 pieces = self._ids([text[start:stop] for start, stop in pairwise(edges)])["input_ids"]
-                whole = joined((ids, number % 2 == 1) for number, ids in enumerate(pieces))
-            found.append(whole)
-        return found
+                whole = join_pieces((piece, number % 2 == 1) for number, piece in enumerate(pieces))
+            encoded.append(whole)
+        return encoded
 
-    def _ids(self, texts: list[str]) -> Any:
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-
-    def _examine(self, asked: Sequence[Message]) -> bool:
-        """Finds what the template writes before and after an answer; False if it does not write all words."""
-        chat, words = [*asked, _ANSWER], _ANSWER["content"]
-        prompt, with_system = self._render([asked, [_SYSTEM, *asked]], prompt=True)
-        chats = [asked, chat, [*chat, _USER, _ANSWER], [_SYSTEM, *chat]]
-        bare, once, twice, whole = self._render(chats, prompt=False)
-        if not isinstance(once, str) or _USER["content"] not in once or words not in once:
-            return False
-        after = once.rpartition(words)[2]
-        opening, rest, rest_of_two = _behind(bare, prompt), _behind(prompt, once), _behind(prompt, twice)
-        lead, other = (text.partition(words)[0] if text and words in text else "" for text in (rest, rest_of_two))
-        self._lead = lead if lead.strip() else ""
-        self._leads = sorted({lead, other, ""}, key=len, reverse=True)
-        self._end = after
-        added = self.tokenizer.added_tokens_decoder
-        ends = [token for token in self._ids([after])["input_ids"][0] if token in added]
-        ends = [token for token in ends if added[token].content.strip() and added[token].content.strip() in after]
-        if ends:
-            end = added[ends[0]].content.strip()
-            self._end, self.end_ids = after[: after.index(end) + len(end)], (ends[0],)
-        is_prefix = isinstance(whole, TemplateError) or _behind(with_system, whole) is not None
-        if opening is not None and rest is not None and is_prefix:
-            self._around = opening, lead, after
-        return True
-
-    def _render(self, chats: Sequence[Sequence[Message]], prompt: bool) -> list[str | TemplateError]:
-        from jinja2 import TemplateSyntaxError
-
-        if not chats:
-            return []
-        turns: Any = chats
-        if self._as_parts:
-            turns = [[{**one, "content": [{"type": "text", "text": one["content"]}]} for one in chat] for chat in chats]
-        try:
-            texts = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-            return cast("list[str | TemplateError]", texts)
-        except TemplateSyntaxError as error:
-            raise TemplateError(f"the chat template does not compile: {' '.join(str(error).split())}.") from error
-        except Exception as error:  # a template is a program, and may fail in any way
-            if len(chats) > 1:
-                return [text for chat in chats for text in self._render([chat], prompt)]
-            reason = " ".join(str(error).split()) or type(error).__name__
-            return [TemplateError(f"the chat template refuses the conversation: {reason}")]
-
-    def _only_answer(self, chat: Sequence[Message], text: str | TemplateError) -> Span | None:
-        """The answer to a single question, found without rendering its prompt, which would take half of the time."""
-        roles = [message["role"] for message in chat]
-        if self._around is None or isinstance(text, TemplateError) or roles.index("assistant") != len(roles) - 1:
-            return None
-        opening, lead, after = self._around
-        answer = chat[-1]["content"]
-        for words in (answer, answer.strip()):
-            if text.endswith(f"{opening}{lead}{words}{after}"):
-                start = len(text) - len(words) - len(after)
-                return start if lead.strip() else start - len(lead), start + len(words) + len(self._end)
-        return None
-
-    def _spans(self, chat: Sequence[Message], text: str, prompts: Sequence[str | TemplateError]) -> list[Span]:
-        answers = [message for message in chat if message["role"] == "assistant"]
-        return [self._span(text, _checked(prompt), one) for prompt, one in zip(prompts, answers, strict=True)]
-
-    def _span(self, text: str, prompt: str, message: Message) -> Span:
-        answer = message["content"]
-        if not text.startswith(prompt):
-            raise TemplateError(
-                "the chat template writes a prompt differently once its answer follows, so that they cannot be divided "
-                f"(answer: {answer[:60]!r}). Use another chat template, or 'release'."
-            )
-        for lead, words in product(self._leads, (answer, answer.rstrip(), answer.lstrip(), answer.strip())):
-            start = len(prompt) + len(lead)
-            if text.startswith(lead + words, len(prompt)):
-                stop = start + len(words)
-                stop += len(self._end) if text.startswith(self._end, stop) else 0
-                # A blank before an answer is part of its first token.
-                return (start if lead.strip() else len(prompt)), stop
-        raise _left_out(message)
+    def _ids(self, texts: list[str], offsets: bool = False) -> Any:
+        options = {"return_attention_mask": False, "return_offsets_mapping": offsets, "verbose": False}
+        return self.tokenizer(texts, add_special_tokens=False, **options)
 
 
-def _prompts(chat: Sequence[Message]) -> list[Sequence[Message]]:
-    """What stands before each answer."""
-    return [chat[:index] for index, message in enumerate(chat) if message["role"] == "assistant"]
+def _any_of(words: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
 
 
-def _behind(beginning: str | TemplateError, text: str | TemplateError) -> str | None:
-    """What follows the beginning of a text; None if it begins otherwise."""
-    if isinstance(beginning, TemplateError) or isinstance(text, TemplateError) or not text.startswith(beginning):
-        return None
-    return text[len(beginning) :]
+def _left_out(turn: Message) -> TemplateError:
+    words = f"words of the {turn['role']}: {turn['content'][:60]!r}"
+    return TemplateError(f"the chat template leaves out or changes {words}. {_INSTEAD}")
 
 
-def _checked(text: str | TemplateError) -> str:
-    if isinstance(text, TemplateError):
-        raise text
-    return text
+def _find_answers(chat: Sequence[Message], text: str, frame: _Frame) -> list[Span]:
+    """Finds the answers of a conversation, each with its end; a blank before an answer is part of its first token."""
+    spans, start = [], 0
+    for index, turn in enumerate(chat):
+        start += len(frame.texts[index])
+        content, after = turn["content"], frame.texts[index + 1]
+        variants = (content, content.rstrip(), content.lstrip(), content.strip())
+        words = next((words for words in variants if text.startswith(words + after, start)), None)
+        if words is None:
+            raise _left_out(turn)
+        stop = start + len(words)
+        if turn["role"] == "assistant":
+            lead = frame.leads[index]
+            ended = stop + len(frame.end) if after.startswith(frame.end) else stop
+            spans.append((start if lead.strip() else start - len(lead), ended))
+        start = stop
+    return spans
 
 
-def _left_out(message: Message) -> TemplateError:
-    return TemplateError(
-        f"the chat template leaves out or changes words of the {message['role']}: {message['content'][:60]!r}. "
-        "Use a chat template that writes texts whole, or 'release'."
-    )
-
-
-def _labelled(encoding: Any, ids: list[int], text: str, spans: Sequence[Span]) -> Encoded | None:
-    """Ids and labels of a text that was tokenised whole; None where a token crosses the beginning of an answer."""
-
-    def token_at(char: int) -> int:  # or that of the next character that has one
-        tokens = (encoding.char_to_token(index) for index in range(char, len(text)))
-        return next((token for token in tokens if token is not None), len(ids))
-
-    def begins_before(token: int, char: int) -> bool:
-        return token < len(ids) and bool(encoding.token_to_chars(token)[0] < char)
-
+def _label(ids: list[int], offsets: Sequence[Span], spans: Sequence[Span]) -> Encoded | None:
+    """Labels the tokens of spans; None if a token crosses the beginning of one."""
     labels = [IGNORE_INDEX] * len(ids)
     for start, stop in spans:
-        first, end = token_at(start), token_at(stop)
-        if begins_before(first, start):
+        first, end = (bisect_left(offsets, (place, 0)) for place in (start, stop))
+        if first and offsets[first - 1][1] != start:
             return None
-        end += begins_before(end, stop)
         labels[first:end] = ids[first:end]
     return Encoded(ids, labels)
+
+
+PromptTemplate = ReleaseTemplate | ChatTemplate
+
+
+def get_template(name: str, tokenizer: Any) -> PromptTemplate:
+    """Makes the prompt template `"release"` or `"chat"` for a tokenizer.
+
+    Raises:
+        ValueError: If there is no template of that name, or the tokenizer lacks what it needs.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"prompt template must be one of {', '.join(map(repr, TEMPLATES))}; got {name!r}. Choose one.")
+    return ReleaseTemplate(tokenizer) if name == "release" else ChatTemplate(tokenizer)

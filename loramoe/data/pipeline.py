@@ -1,8 +1,7 @@
-"""From one data set to token ids: read, checked, tokenised and cached by the `datasets` library, or streamed.
+"""From one data set to token ids: read, checked, tokenised and cached, or streamed.
 
-The library reads and maps in batches, memory-mapped. Where it fails, plain Python reads again and names file, line and
-field of what is wrong. If nothing is, as with a field of mixed types that no sample needs, the samples that
-Python reads are taken. A finished data set is a folder whose name is a hash of all that decides its tokens.
+The `datasets` library stores and maps the samples in batches, memory-mapped. A finished data set is a folder whose name
+is a hash of all that decides its tokens.
 """
 
 from __future__ import annotations
@@ -10,67 +9,52 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final
 
-from loramoe.data import read as reading
-from loramoe.data.formats import Sample, SampleReader, seen
-from loramoe.data.sources import DatasetError, DataSource, data_files, hash_of, kind_of
-from loramoe.data.templates import Encoded, PromptTemplate, TemplateError, get_template, tokenizer_hash
+from loramoe.data.chat import PromptTemplate, get_template
+from loramoe.data.formats import SampleReader, seen
+from loramoe.data.read import checked, locate
+from loramoe.data.sources import DatasetError, DataSource, data_files, file_hash, hash_of, kind_of
+from loramoe.data.templates import TemplateError, tokenizer_hash
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """Raised whenever this package would make other columns or tokens of the same data."""
 
+RAW_COLUMNS: Final = ("messages", "task_type", "where")
 COLUMNS: Final = ("input_ids", "labels", "task_types", "length")
-MARKS: Final = ("cut", "special")
-"""Whether a sample was cut, and holds a special token; for the report."""
+MARKS: Final = ("cut", "special", "where", "problem")
+"""For the report: was the sample cut, does it hold a special token, and what did the template refuse."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the samples of a data set; of a stream, only what reading its files tells.
+    """What became of the samples of a data set; of a stream, only what reading its files tells."""
 
-    Attributes:
-        samples: Samples read; 0 where a stream has not been counted.
-        kept: Samples in the result.
-        task_types: Kept samples of each task type.
-        max_seq_length: Most tokens of a sample.
-        cut: Kept samples whose end was cut off at max_seq_length.
-        dropped: Samples of which no token to learn is left at max_seq_length.
-        special: Kept samples whose own words became a special token.
-        tokens: Tokens of the kept samples, prompts included.
-        max_token_id: Largest token id; -1 for a stream.
-        longest: Tokens of the longest sample.
-    """
-
-    samples: int
+    samples: int  # read; 0 where a stream has not been counted
     kept: int
-    task_types: dict[int, int]
+    task_types: dict[int, int]  # kept samples of each type
     max_seq_length: int
-    cut: int = 0
-    dropped: int = 0
-    special: int = 0
-    tokens: int = 0
+    cut: int = 0  # kept samples whose end was cut off at max_seq_length
+    dropped: int = 0  # samples of which no token to learn is left at max_seq_length
+    special: int = 0  # kept samples whose own words became a special token
+    tokens: int = 0  # of the kept samples, prompts included
     max_token_id: int = -1
-    longest: int = 0
+    longest: int = 0  # tokens of the longest sample
 
     def __add__(self, other: DataReport) -> DataReport:
-        sums = ("samples", "kept", "cut", "dropped", "special", "tokens")
-        both = {name: getattr(self, name) + getattr(other, name) for name in sums}
-        both |= {name: max(getattr(self, name), getattr(other, name)) for name in ("max_token_id", "longest")}
-        types = Counter(self.task_types) + Counter(other.task_types)
-        return replace(self, **both, task_types=dict(sorted(types.items())))
+        ours, theirs = asdict(self), asdict(other)
+        both = {name: ours[name] + theirs[name] for name in ("samples", "kept", "cut", "dropped", "special", "tokens")}
+        both |= {name: max(ours[name], theirs[name]) for name in ("max_seq_length", "max_token_id", "longest")}
+        return DataReport(task_types=dict(Counter(self.task_types) + Counter(other.task_types)), **both)
 
     def __str__(self) -> str:
         if not self.samples:
@@ -87,65 +71,57 @@ class DataReport:
         return "\n".join(lines + [f"{note}: {count:,}" for note, count in notes.items() if count])
 
 
-class Loaded(NamedTuple):
-    """A `Dataset` or `IterableDataset` of token ids, its report, and a hash of the source's content."""
-
-    dataset: Any
-    report: DataReport
-    content: str
-
-
 @dataclass
 class Encoder:
-    """Makes token ids of values, for `map` of the `datasets` library; a stream skips and counts faulty samples."""
+    """Makes token ids of conversations, for `map` of the `datasets` library; a stream skips what cannot be rendered."""
 
-    reader: SampleReader
     template: PromptTemplate
     max_seq_length: int
     streaming: bool = False
+    reader: SampleReader | None = None  # of values that have not been read yet
     skipped: int = 0
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         """Encodes a batch; samples with no token left to learn are left out."""
-        values = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
-        rows = []
-        for value, made in zip(values, self.encode(values), strict=True):
-            if isinstance(made, list):
-                if not self.streaming:
-                    raise ValueError(made[0])  # a second reading finds its place, and further faults
-                self.skipped += 1
-                logger.warning("sample skipped (%d so far)%s (it is %s)", self.skipped, made[0], seen(value))
-                continue
-            sample, encoded = made
-            if short := encoded.truncated(self.max_seq_length):
-                marks = (len(encoded.input_ids) > self.max_seq_length, encoded.special)
-                rows.append((short.input_ids, short.labels, sample.task_type, len(short.input_ids), *marks))
+        batch = self._read(batch, self.reader) if self.reader else batch
+        rows: list[tuple[Any, ...]] = []
+        encoded = self.template.encode(batch["messages"])
+        for one, task_type, where in zip(encoded, batch["task_type"], batch["where"], strict=True):
+            if isinstance(one, TemplateError) and self.streaming:
+                self._skip(f"{where}: {one}")
+            elif isinstance(one, TemplateError):
+                rows.append(([], [], task_type, 0, False, False, where, f": {one}"))
+            elif short := one.truncated(self.max_seq_length):
+                marks = len(one.input_ids) > self.max_seq_length, one.special, None, None
+                rows.append((short.input_ids, short.labels, task_type, len(short.input_ids), *marks))
         return {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS + MARKS)}
 
-    def encode(self, values: Sequence[object]) -> list[tuple[Sample, Encoded] | list[str]]:
-        """Encodes values; gives for each the sample and its tokens, or what is wrong with it."""
-        samples = [self.reader(value) for value in values]
-        encoded = iter(self.template.encode([one.messages for one in samples if isinstance(one, Sample)]))
-        made: list[tuple[Sample, Encoded] | list[str]] = []
-        for sample in samples:
+    def _read(self, batch: Mapping[str, list[Any]], reader: SampleReader) -> dict[str, list[Any]]:
+        rows: list[tuple[Any, ...]] = []
+        for values in zip(*batch.values(), strict=True):
+            value = dict(zip(batch, values, strict=True))
+            sample = reader(value)
             if isinstance(sample, list):
-                made.append(sample)
+                self._skip(f"{seen(value)}{sample[0]}")
             else:
-                one = next(encoded)
-                made.append([f": {one}"] if isinstance(one, TemplateError) else (sample, one))
-        return made
+                rows.append((sample.messages, sample.task_type, seen(value)))
+        return {name: [row[place] for row in rows] for place, name in enumerate(RAW_COLUMNS)}
+
+    def _skip(self, problem: str) -> None:
+        self.skipped += 1
+        logger.warning("sample skipped (%d so far): %s", self.skipped, problem)
 
 
 @dataclass(frozen=True)
 class Tokeniser:
-    """How data sets are tokenised; the attributes are the arguments of `tokenise_dataset`."""
+    """How data sets are tokenised."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     template: str = "release"
-    max_seq_length: int = 1024
-    task_types: Collection[int] | None = None
-    num_proc: int = 1
-    cache_dir: str | os.PathLike[str] | None = None
+    max_seq_length: int = 1024  # what is longer is cut; a sample with no token left to learn is dropped
+    task_types: Collection[int] | None = None  # of the experts; None accepts any integer
+    num_proc: int = 1  # processes that tokenise; the result does not depend on it
+    cache_dir: str | os.PathLike[str] | None = None  # default: `loramoe` in the cache of the `datasets` library
 
     def __post_init__(self) -> None:
         for name, least in (("max_seq_length", 2), ("num_proc", 1)):
@@ -158,142 +134,138 @@ class Tokeniser:
         numbers = {"format_version": FORMAT_VERSION, "max_seq_length": self.max_seq_length, "task_types": types}
         return {"tokenizer": tokenizer_hash(self.tokenizer), "template": self.template, **numbers}
 
-    def store(self, source: DataSource) -> Loaded:
-        """Tokenises a data set, or finds the result of having done so."""
+    def store(self, source: DataSource) -> tuple[Any, DataReport, str]:
+        """Tokenises a data set, or finds the result; returns it with its report and a hash of the source's content."""
         import datasets
         from filelock import FileLock
 
-        encoder = self._encoder(source)  # refuses a template that does not suit, before any work
-        raw = None if source.local else reading.load_hub(source)
-        content = source.content_hash() if raw is None else str(raw._fingerprint)
+        encoder = self._encoder()  # refuses a template that does not suit, before any work
+        data = data_files(source.path) if source.local else load_hub(source)
+        content = _content_hash(data)
         dated = self.template == "chat" and "strftime_now" in str(self.tokenizer.chat_template)
         day = str(datetime.now(timezone.utc).date()) if dated else None
         cache = Path(self.cache_dir or Path(datasets.config.HF_DATASETS_CACHE, "loramoe")).expanduser()
-        folder = cache / hash_of({**self.recipe(), "day": day, **source.recipe(content)})
-        if not folder.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if not folder.exists():
-                    self._build(source, raw, encoder, folder)
+        folder = cache / hash_of({**self.recipe(), "day": day, "content": content, **source.recipe()})
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # one process tokenises, the others wait
+            if not folder.exists():
+                with tempfile.TemporaryDirectory(dir=cache) as unfinished:
+                    self._build(source, data, encoder, Path(unfinished)).rename(folder)
         fields = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         types = {int(key): number for key, number in fields.pop("task_types").items()}
         parts = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))]
         dataset = datasets.concatenate_datasets(parts).select_columns(list(COLUMNS))
-        return Loaded(dataset, DataReport(**fields, task_types=types), content)
+        return dataset, DataReport(**fields, task_types=types), content
 
-    def stream(self, source: DataSource) -> Loaded:
-        """Tokenises a data set while it is read; samples of files are checked and counted before."""
-        encoder, types = self._encoder(source, streaming=True), Counter[int]()
+    def stream(self, source: DataSource) -> tuple[Any, DataReport, str]:
+        """As `store`, but tokenises a data set while it is read; samples of files are checked and counted before."""
+        from datasets import IterableDataset
+
+        encoder, types, reader = self._encoder(streaming=True), Counter[int](), source.reader(self.task_types)
         if source.local:
-            content, files, most = source.content_hash(), data_files(source.path), source.max_samples
-            types.update(row["task_type"] for row in reading.conversations(files, encoder.reader, most))
-            raw = reading.by_python(files, encoder.reader, most, streaming=True)
-            encoder.reader = SampleReader()
+            files = data_files(source.path)
+            content = _content_hash(files)
+            types.update(row["task_type"] for row in read_rows(source, files, reader))
+            # Each worker gets some files of a list; `max_samples` is of all files together.
+            arguments = {"source": source, "data": tuple(files) if source.max_samples else files, "reader": reader}
+            raw = IterableDataset.from_generator(read_rows, gen_kwargs=arguments)
         else:
-            raw, content = reading.load_hub(source, streaming=True), f"{source.path} {source.revision}"
+            raw, content = load_hub(source, streaming=True), f"{source.path} {source.revision}"
             raw = raw.take(source.max_samples) if source.max_samples else raw
+            encoder.reader = reader
         columns = raw.column_names or list(next(iter(raw)))
-        options = {"batched": True, "batch_size": 64, "remove_columns": columns, "features": _features()}
+        made = raw.map(encoder, batched=True, batch_size=64, remove_columns=columns, features=_features())
         report = DataReport(types.total(), types.total(), dict(sorted(types.items())), self.max_seq_length)
-        return Loaded(raw.map(encoder, **options).select_columns(list(COLUMNS)), report, content)
+        return made.select_columns(list(COLUMNS)), report, content
 
-    def _encoder(self, source: DataSource, streaming: bool = False) -> Encoder:
-        template = get_template(self.template, self.tokenizer)
-        return Encoder(source.reader(self.task_types), template, self.max_seq_length, streaming)
+    def _encoder(self, streaming: bool = False) -> Encoder:
+        return Encoder(get_template(self.template, self.tokenizer), self.max_seq_length, streaming)
 
-    def _build(self, source: DataSource, raw: Any, encoder: Encoder, folder: Path) -> None:
-        """Tokenises into a folder beside, which is renamed when it is complete."""
-        building = folder.with_name(f"{folder.name}.building")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
+    def _build(self, source: DataSource, data: Any, encoder: Encoder, unfinished: Path) -> Path:
+        """Tokenises a data set into a folder."""
+        from datasets import Dataset
+        from datasets.exceptions import DatasetGenerationError
+
+        data = tuple(data) if source.local else data  # of a list, the library would give one file at a time
+        arguments = {"source": source, "data": data, "reader": source.reader(self.task_types)}
         try:
-            report = self._tokenise(source, raw, encoder, building)
-            if not report.kept:
-                limit = f"max_seq_length={self.max_seq_length}"
-                raise DatasetError(f"{source.path}: none of the {report.samples:,} samples fits {limit}. Raise it.")
-            (building / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
-            shutil.rmtree(building / "raw", ignore_errors=True)
-            building.rename(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-
-    def _tokenise(self, source: DataSource, raw: Any, encoder: Encoder, building: Path) -> DataReport:
-        """Tokenises what the library reads; if that fails, checks the samples, and tokenises what Python reads."""
-        from datasets import logging
-
-        level = logging.get_verbosity()
-        files, cache = data_files(source.path) if raw is None else [], str(building / "raw")
-        ways: list[tuple[Callable[[], Any], SampleReader]] = [(lambda: raw, encoder.reader)]
-        if raw is None:
-            most = source.max_samples
-            ways = [(lambda: reading.by_python(files, encoder.reader, most, cache), SampleReader())]
-            # Of .json the library reads the whole file, and in .csv it guesses types.
-            if {kind_of(file)[0] for file in files} in ({".jsonl"}, {".parquet"}):
-                ways.insert(0, (lambda: reading.by_library(files, encoder.reader, cache), encoder.reader))
-        for read, reader in ways:
-            try:
-                logging.set_verbosity(logging.CRITICAL)  # the second reading explains errors better
-                return self._map(read(), replace(encoder, reader=reader), source.max_samples, building)
-            except Exception as error:
-                _raise_if_of_machine(error)
-                failure = error
-            finally:
-                logging.set_verbosity(level)
-            values = reading.locate(files) if raw is None else reading.located(f"{source.path}, row", raw)
-            for _ in reading.checked(islice(values, source.max_samples), lambda value: encoder.encode([value])[0]):
-                pass  # raises, if it finds a fault
-            for left in building.glob("*.arrow"):
-                left.unlink()
-        raise failure
-
-    def _map(self, dataset: Any, encoder: Encoder, most: int | None, building: Path) -> DataReport:
-        some = dataset if most is None else dataset.select(range(min(len(dataset), most)))
-        made = some.map(
+            raw = Dataset.from_generator(read_rows, cache_dir=str(unfinished), gen_kwargs=arguments)
+        except DatasetGenerationError as error:  # hides a DatasetError, or that the disk is full
+            raise (error.__cause__ or error) from None
+        folder = unfinished / "tokens"
+        folder.mkdir()
+        made = raw.map(
             encoder,
             batched=True,
-            remove_columns=some.column_names,
+            remove_columns=raw.column_names,
             features=_features(),
             num_proc=self.num_proc if self.num_proc > 1 else None,
-            cache_file_name=str(building / "tokens.arrow"),
-            new_fingerprint=building.stem[:48],
+            cache_file_name=str(folder / "tokens.arrow"),
+            new_fingerprint=unfinished.name,
             desc="Tokenising",
         )
-        return _report(made.data.table, len(some), self.max_seq_length)
+        report = _report(made.data.table, len(raw), self.max_seq_length)
+        if not report.kept:
+            limit = f"max_seq_length={self.max_seq_length}"
+            raise DatasetError(f"{source.path}: none of the {report.samples:,} samples fits {limit}. Raise it.")
+        (folder / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
+        return folder
+
+
+def read_rows(source: DataSource, data: Any, reader: SampleReader) -> Iterator[dict[str, Any]]:
+    """Reads the samples of files, or of a `Dataset`, as rows for the `datasets` library."""
+    rows = ((f"{source.path}, row {number}", row) for number, row in enumerate(data, start=1))
+    for where, sample in checked(islice(locate(data) if source.local else rows, source.max_samples), reader):
+        yield dict(zip(RAW_COLUMNS, (sample.messages, sample.task_type, where), strict=True))
+
+
+def load_hub(source: DataSource, streaming: bool = False) -> Any:
+    """Loads a data set of the hub."""
+    from datasets import load_dataset
+
+    options = {"split": source.split, "revision": source.revision, "streaming": streaming}
+    try:
+        return load_dataset(source.path, source.subset, **options)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DatasetError(
+            f"data set {source.path} is no file or folder here (looked in {Path.cwd()}), and the hub does not give it "
+            f"({type(error).__name__}: {reason}). Correct path, subset, split or revision, or check the network."
+        ) from error
+
+
+def _content_hash(data: Any) -> str:
+    if isinstance(data, list):
+        return hash_of([("".join(kind_of(file)), file_hash(file)) for file in data])
+    return str(data._fingerprint)
 
 
 def _features() -> Any:
-    from datasets import Features, Sequence, Value
+    from datasets import Features, Value
 
-    ids, flag = Sequence(Value("int32")), Value("bool")
-    kinds = (ids, ids, Value("int64"), Value("int32"), flag, flag)
+    ids, flag, text = [Value("int32")], Value("bool"), Value("string")
+    kinds = (ids, ids, Value("int64"), Value("int32"), flag, flag, text, text)
     return Features(dict(zip(COLUMNS + MARKS, kinds, strict=True)))
 
 
 def _report(table: Any, samples: int, max_seq_length: int) -> DataReport:
+    """Counts what is in a table of token ids; raises what the template refused."""
     import pyarrow.compute as pc
 
+    refused = table.select(["where", "problem"]).drop_null().to_pylist()
+    for _ in checked(((one["where"], one["problem"]) for one in refused), lambda problem: [str(problem)]):
+        pass
     types = {one["values"]: one["counts"] for one in pc.value_counts(table["task_types"]).to_pylist()}
+    cut, special, tokens = (pc.sum(table[name]).as_py() or 0 for name in ("cut", "special", "length"))
     return DataReport(
         samples,
         len(table),
         dict(sorted(types.items())),
         max_seq_length,
-        **{name: pc.sum(table[name]).as_py() or 0 for name in MARKS},
+        cut=cut,
+        special=special,
         dropped=samples - len(table),
-        tokens=pc.sum(table["length"]).as_py() or 0,
+        tokens=tokens,
         max_token_id=pc.max(pc.list_flatten(table["input_ids"])).as_py() or 0,
         longest=pc.max(table["length"]).as_py() or 0,
     )
-
-
-def _raise_if_of_machine(error: BaseException) -> None:
-    """Raises an error that no other data would prevent: a full disk, missing permissions, a killed process."""
-    if "abruptly died" in str(error):
-        raise RuntimeError(
-            "a process that tokenises was killed, often because memory ran out. Start again, with fewer processes."
-        ) from error
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
-            raise cause
-        cause = cause.__cause__

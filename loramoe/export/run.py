@@ -27,8 +27,7 @@ from loramoe.export.gates import GateStatistics, mean_gates
 from loramoe.export.lora import as_plain_lora, plain_lora
 from loramoe.export.report import REPORT, ExportReport, LinearReport
 from loramoe.recall import Probe, recall
-from loramoe.report.card import hub_name, public_name
-from loramoe.utils import sync, sync_all
+from loramoe.utils import hub_name, public_name, sync, sync_all
 
 CARD: Final = "README.md"
 

@@ -25,11 +25,10 @@ from loramoe.export.adapted import Adapted, ExportError, adapted
 from loramoe.export.report import REPORT
 from loramoe.export.run import refuse_used, whole_or_not_at_all
 from loramoe.loading import BaseArguments, Dtype, base_name, load_base, load_config, load_tokenizer
-from loramoe.report.card import public_name
 from loramoe.serving import CLASS_PREFIX, FAMILIES, model
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.tuner.state_dict import PARTS
-from loramoe.utils import ADAPTER_ERRORS, as_usage_error, write_json
+from loramoe.utils import ADAPTER_ERRORS, as_usage_error, public_name, write_json
 
 EXPERTS_FILE: Final = "loramoe.safetensors"
 BASE_FILE: Final = "base-{}"  # not model.safetensors, which transformers would take for the whole model

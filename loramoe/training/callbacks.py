@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,10 +20,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
+from loramoe.analysis.log import PARTS_PREFIX
 from loramoe.data import IGNORE_INDEX
-from loramoe.report.live import totals
 from loramoe.training.distributed import max_over_ranks
 from loramoe.utils import STOP_SIGNALS, UsageError, write_json
 
@@ -86,6 +87,31 @@ class StopAtSignal(TrainerCallback):  # type: ignore[misc]  # transformers is no
                 f"{self.stopped.name} stopped the run after step {state.global_step} of {state.max_steps}; "
                 f"{args.output_dir}/checkpoint-{state.global_step} is saved. Start the same command again to go on."
             )
+
+
+class NothingLeftError(Exception):
+    """The checkpoint that a run resumes from is that of its last step."""
+
+
+class BeforeFirstStep(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Measures the recall of a new run, and ends a resumed run without steps left: the Trainer would do one more."""
+
+    def __init__(self, measure: Callable[[], Any]) -> None:
+        self.measure = measure
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs when the training begins or resumes."""
+        if state.global_step == 0:  # the model is wrapped and on its device now
+            self.measure()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Runs before each epoch."""
+        if state.global_step >= state.max_steps:
+            raise NothingLeftError
 
 
 def ignore_stop_signals(start: Callable[[int], None] | None, worker: int) -> None:
@@ -216,7 +242,8 @@ class _TotalsOnly(TrainerCallback):  # type: ignore[misc]  # transformers is not
         **kwargs: Any,
     ) -> None:
         """Prints the totals; values of the model's parts are in the trackers and in `trainer_state.json` by now."""
-        super().on_log(args, state, control, logs=totals(logs or {}), **kwargs)
+        totals = {name: value for name, value in (logs or {}).items() if PARTS_PREFIX not in name}
+        super().on_log(args, state, control, logs=totals, **kwargs)
 
 
 class TotalsPrinter(_TotalsOnly, PrinterCallback):  # type: ignore[misc]
@@ -232,3 +259,19 @@ def print_totals_only(trainer: Trainer) -> None:
     for installed, ours in ((PrinterCallback, TotalsPrinter), (ProgressCallback, TotalsProgress)):
         if trainer.pop_callback(installed) is not None:
             trainer.add_callback(ours)
+
+
+def log_figures(trainer: Trainer, files: Sequence[Path]) -> None:
+    """Sends figures to TensorBoard and Weights & Biases, where the run logs to them."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):
+            from matplotlib.image import imread
+            from torch.utils.tensorboard import SummaryWriter
+
+            with SummaryWriter(callback.logging_dir) as writer:
+                for file in files:
+                    writer.add_image(file.stem, imread(file), trainer.state.global_step, dataformats="HWC")
+        elif isinstance(callback, WandbCallback):
+            import wandb
+
+            wandb.log({file.stem: wandb.Image(str(file)) for file in files})

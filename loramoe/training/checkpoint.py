@@ -31,20 +31,19 @@ logger = logging.getLogger(__name__)
 ADAPTER: Final = "sft_lora_model"  # name of the adapter, and so of its folder, as in the original release
 ARGUMENTS: Final = "arguments.json"
 COMPLETE: Final = "complete"
-FIGURE, SHARES = "expert_shares.png", "expert_shares.json"
 LOCK: Final = ".lock"
 METRICS: Final = "metrics.json"
-OPTIMIZER: Final = "optimizer.pt"  # as the Trainer names it
-PAGES: Final = "report"  # folder of the page about the experts
-_RESULTS = (FIGURE, SHARES, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
-# Errors of torch's writer have no class of their own; these words name them.
+PAGES: Final = "report"  # folder of the report on the experts
+# Removed when a run starts anew. METRICS comes first: a run that is half removed must not look finished.
+RESULTS = (METRICS, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+# torch's writer raises RuntimeError for a full disk; these words name it.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, complete or not, oldest first."""
-    found = [folder for folder in output_dir.glob("checkpoint-*") if folder.is_dir()]
-    return sorted((f for f in found if re.fullmatch(r"checkpoint-\d+", f.name)), key=lambda f: int(f.name[11:]))
+    found = [f for f in output_dir.glob("checkpoint-*") if f.is_dir() and re.fullmatch(r"checkpoint-\d+", f.name)]
+    return sorted(found, key=lambda folder: int(folder.name[11:]))
 
 
 def damage(folder: Path) -> str | None:
@@ -57,11 +56,10 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, TypeError, AttributeError):
         return f"its file {COMPLETE} cannot be read"
     for name, size in sizes.items():
-        file = folder / name
-        if not file.is_file():
+        if not (folder / name).is_file():
             return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size:,} bytes, {size:,} were written"
+        if (found := (folder / name).stat().st_size) != size:
+            return f"{name} has {found:,} bytes, {size:,} were written"
     return None
 
 
@@ -83,36 +81,43 @@ def latest_complete(output_dir: Path) -> Path | None:
 
 
 def resume_point(output_dir: Path, requested: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
-    """Decides where a run starts."""
-    start = _start(output_dir, requested, overwrite, recipe)
-    if start is not None:
-        _check_optimizer_state(start, recipe)
-    return start
+    """Decides where a run starts.
 
+    Args:
+        output_dir: Folder of the run.
+        requested: `--resume_from_checkpoint`: a checkpoint, "true" (the newest, whatever the recipe), "false" (none).
+        overwrite: `--overwrite_output_dir`.
+        recipe: What shapes the run.
 
-def _start(output_dir: Path, requested: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
-    if requested is not None and requested.lower() == "true":
-        if latest := latest_complete(output_dir):
-            return latest
-        raise FileNotFoundError(f"no complete checkpoint in {output_dir}. Leave --resume_from_checkpoint out.")
-    start = None if requested is None or requested.lower() == "false" else _named_checkpoint(Path(requested))
-    if overwrite:
-        return start
-    if start is None and (output_dir / METRICS).is_file():
+    Returns:
+        A complete checkpoint; None for a new start.
+
+    Raises:
+        FileExistsError: If output_dir holds a finished run, another interrupted one, or newer checkpoints.
+        FileNotFoundError: If the requested checkpoint is not complete.
+    """
+    wish = (requested or "").lower()
+    start = None if wish in ("", "false", "true") else _named_checkpoint(Path(str(requested)))
+    if wish == "true":
+        start = latest_complete(output_dir)
+        if start is None:
+            raise FileNotFoundError(f"no complete checkpoint in {output_dir}. Leave --resume_from_checkpoint out.")
+    if not overwrite and start is None and (output_dir / METRICS).is_file():
         raise FileExistsError(
             f"{output_dir} holds a finished run. Set --overwrite_output_dir true, or another --output_dir."
         )
-    if requested is not None:
-        newer = [folder.name for folder in _newer_than(output_dir, start) if (folder / COMPLETE).is_file()]
-        if newer:
-            raise FileExistsError(
-                f"{output_dir} holds {', '.join(newer)}: a later start would resume from there, not from what this run "
-                f"makes of {start or 'a new adapter'}. Set --overwrite_output_dir true, or another --output_dir."
-            )
-        return start
-    if latest := latest_complete(output_dir):
+    latest = None if overwrite or wish == "true" else latest_complete(output_dir)
+    if latest is not None and wish == "":
+        start = latest
         _check_recipe(output_dir, recipe)
-    return latest
+    elif latest is not None and (start is None or latest.resolve() != start.resolve()):
+        raise FileExistsError(
+            f"{output_dir} holds {latest.name}: a later start would resume from there, not from what this run makes of "
+            f"{start or 'a new adapter'}. Set --overwrite_output_dir true, or another --output_dir."
+        )
+    if start is not None:
+        _check_optimizer_state(start, recipe)
+    return start
 
 
 def _named_checkpoint(folder: Path) -> Path:
@@ -124,67 +129,47 @@ def _named_checkpoint(folder: Path) -> Path:
     raise FileNotFoundError(f"{folder} is no complete checkpoint: {fault}. {hint}")
 
 
-def _newer_than(output_dir: Path, start: Path | None) -> list[Path]:
-    """The checkpoints of output_dir that a run from `start` would make again: newer ones, or all."""
-    found = checkpoints(output_dir)
-    same = [place for place, folder in enumerate(found) if start is not None and folder.resolve() == start.resolve()]
-    return found[same[0] + 1 :] if same else found
-
-
 def _check_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
-    earlier = _read_recipe(output_dir / ARGUMENTS)
-    changed = {name: value for name, value in earlier.items() if recipe.get(name, value) != value}
-    engines = [of.get("deepspeed") for of in (earlier, recipe)]
-    same_step = _micro_batches(earlier) == _micro_batches(recipe) and not any(engines)
-    if not changed or (same_step and changed.keys() <= {"world_size", "gradient_accumulation_steps"}):
-        return
-    hint = f" Another number of processes needs world_size x gradient_accumulation_steps = {_micro_batches(earlier)}"
-    hint += "; with DeepSpeed it cannot resume, because each process has saved its own part of the optimizer's state."
-    changes = "; ".join(f"{name} was {value!r}, now {recipe[name]!r}" for name, value in changed.items())
-    raise FileExistsError(
-        f"{output_dir} holds an interrupted run with other arguments: {changes}. Set them back to resume it, "
-        "--resume_from_checkpoint true to resume it with these, or --overwrite_output_dir true to start anew."
-        + (hint if "world_size" in changed else "")
-    )
-
-
-def _micro_batches(recipe: dict[str, Any]) -> int:
-    return math.prod(int(recipe.get(name, 1)) for name in ("world_size", "gradient_accumulation_steps"))
-
-
-def _read_recipe(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
+    file = output_dir / ARGUMENTS
     try:
-        return {**json.loads(file.read_text(encoding="utf-8"))}
+        earlier = {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
     except (ValueError, TypeError) as error:
         raise FileExistsError(
             f"{file} is damaged, so the interrupted run cannot be compared with this one. Set --resume_from_checkpoint "
             "true to resume it all the same, or --overwrite_output_dir true to start anew."
         ) from error
+    changed = {name: value for name, value in earlier.items() if recipe.get(name, value) != value}
+    product = ("world_size", "gradient_accumulation_steps")  # of which a step has the micro-batches
+    same_step = math.prod(earlier.get(n, 1) for n in product) == math.prod(recipe.get(n, 1) for n in product)
+    if same_step and not recipe.get("deepspeed"):  # of which each process has saved its own part
+        changed = {name: value for name, value in changed.items() if name not in product}
+    if changed:
+        changes = "; ".join(f"{name} was {value!r}, now {recipe[name]!r}" for name, value in changed.items())
+        raise FileExistsError(
+            f"{output_dir} holds an interrupted run with other arguments: {changes}. Set them back to resume it, "
+            "--resume_from_checkpoint true to resume it with these, or --overwrite_output_dir true to start anew."
+        )
 
 
 def _check_optimizer_state(start: Path, recipe: dict[str, Any]) -> None:
     """Refuses a checkpoint without the state of this engine's optimizer: the Trainer would silently start a new one."""
-    parts, processes = len(list(start.glob("global_step*/*_optim_states.pt"))), recipe.get("world_size")
-    hint = f"Or take the adapter alone: --peft_path {start / ADAPTER} and another --output_dir."
-    if recipe.get("deepspeed") and parts != processes:
+    state = "global_step*/*_optim_states.pt" if recipe.get("deepspeed") else "optimizer*"
+    if not any(start.glob(state)):
         raise FileExistsError(
-            f"{start} has the optimizer's state of {parts} processes of DeepSpeed, each with its own part; this run "
-            f"has {processes}. Start as many, with the same engine. {hint}"
-        )
-    if not recipe.get("deepspeed") and not recipe.get("fsdp") and not (start / OPTIMIZER).is_file():
-        reason = "was saved by DeepSpeed" if parts else "was saved without it (save_only_model)"
-        raise FileExistsError(
-            f"{start} has no {OPTIMIZER}, the state of the optimizer: it {reason}. Resume with the same engine. {hint}"
+            f"{start} has no {state}, the state of the optimizer: another engine saved it, or save_only_model left it "
+            f"out. Resume with the same engine, or take the adapter alone: --adapter {start / ADAPTER} and another "
+            "--output_dir."
         )
 
 
 def clear(output_dir: Path, start: Path | None = None) -> None:
     """Removes what an earlier run left, but for its adapter, and checkpoints up to `start`, from which to resume."""
-    for name in (METRICS, *_RESULTS):  # METRICS first: a run that is half removed must not look finished
+    for name in RESULTS:
         (output_dir / name).unlink(missing_ok=True)
-    for folder in _newer_than(output_dir, start):
+    found = checkpoints(output_dir)
+    paths = [folder.resolve() for folder in found]
+    kept = paths.index(start.resolve()) + 1 if start is not None and start.resolve() in paths else 0
+    for folder in found[kept:]:
         remove_checkpoint(folder)
 
 
@@ -214,9 +199,8 @@ def as_save_error(folder: Path) -> Iterator[None]:
 def lock_run(output_dir: Path, seconds: float = 10.0) -> contextlib.AbstractContextManager[Any]:
     """Locks the folder of a run, and creates it; the system releases the lock of a process that dies."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output_dir / LOCK, is_singleton=True)
     try:
-        return lock.acquire(timeout=seconds)
+        return FileLock(output_dir / LOCK, is_singleton=True).acquire(timeout=seconds)
     except Timeout:
         raise FileExistsError(
             f"{output_dir} is in use by another run. Wait for its end or stop it, or set another --output_dir. If "
@@ -227,8 +211,7 @@ def lock_run(output_dir: Path, seconds: float = 10.0) -> contextlib.AbstractCont
 class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Marks a checkpoint complete once every process has written its part, and only then removes the oldest.
 
-    The Trainer removes old checkpoints before all processes have written the new one, so a crash in between would leave
-    none. This callback therefore replaces its `save_total_limit`.
+    It replaces `save_total_limit` of the Trainer, which removes old checkpoints before the new one is complete.
 
     Args:
         limit: Most checkpoints to keep; None, or less than 1, for all. The best and the newest always stay.
@@ -239,15 +222,14 @@ class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Runs in every process after a checkpoint was written."""
-        everyone = PartialState()
-        everyone.wait_for_everyone()
+        PartialState().wait_for_everyone()
         newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save:
             with as_save_error(newest):
                 mark_complete(newest)
                 sync(newest.parent)
                 self._remove_oldest(newest.parent, {newest.name, Path(state.best_model_checkpoint or "").name})
-        everyone.wait_for_everyone()  # if a process ended now, the launcher would stop the one that writes
+        PartialState().wait_for_everyone()  # if a process ended now, the launcher would stop the one that writes
 
     def _remove_oldest(self, output_dir: Path, keep: set[str]) -> None:
         complete = [folder for folder in checkpoints(output_dir) if (folder / COMPLETE).is_file()]

@@ -1,18 +1,17 @@
-"""Several processes: what DeepSpeed and FSDP ask of a run, agreement of the ranks, and how a process ends.
+"""Several processes: what DeepSpeed and FSDP require of a run, agreement of the ranks, and how a process ends.
 
-The Trainer launches, wraps and steps every engine; this module does what it leaves to its caller. docs/distributed.md
-says which engine to take when.
+The Trainer wraps and steps every engine; this module does what the Trainer leaves to its caller.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,13 +23,23 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from loramoe.utils import FAILED, UsageError
+from loramoe.utils import UsageError
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+def is_fsdp(args: TrainingArguments) -> bool:
+    """Whether a run is sharded by FSDP, by flag or by `accelerate launch`."""
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def check_engine(args: TrainingArguments) -> None:
-    """Refuses FSDP where it cannot run, before the Trainer or accelerate fails late or silently runs DDP."""
+    """Refuses FSDP where it cannot run: the Trainer and accelerate fail late, or run DDP without notice.
+
+    Raises:
+        UsageError: If there is no GPU, or the version of FSDP is 1.
+    """
     if not is_fsdp(args):
         return
     origin = f"fsdp={args.fsdp!r}" if args.fsdp else "ACCELERATE_USE_FSDP, which accelerate launch sets"
@@ -40,9 +49,8 @@ def check_engine(args: TrainingArguments) -> None:
             "shard the weights on a CPU (for run_loramoe.sh: engine=zero3), or neither for DDP."
         )
     config = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
-    version = config.get(
-        "version", config.get("fsdp_version", "2" if args.fsdp else os.environ.get("FSDP_VERSION", "1"))
-    )
+    default = "2" if args.fsdp else os.environ.get("FSDP_VERSION", "1")
+    version = config.get("version", config.get("fsdp_version", default))
     if str(version) != "2":
         raise UsageError(
             f"FSDP version {version} is not supported: its flat parameters mix frozen and trained weights "
@@ -50,16 +58,14 @@ def check_engine(args: TrainingArguments) -> None:
         )
 
 
-def is_fsdp(args: TrainingArguments) -> bool:
-    """Whether a run is sharded by FSDP, by flag or by `accelerate launch`."""
-    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
-
-
 def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits: int | None = None) -> None:
     """Prepares the engine of a run; to be called before the base model is loaded.
 
-    ZeRO-3 shards each weight while it is loaded. On GPUs accelerate has initialised DeepSpeed's processes by then; on
+    ZeRO-3 shards each weight while it is loaded. On GPUs accelerate has initialised DeepSpeed's processes by then. On
     CPUs it has not, and DeepSpeed would take each process for the only one.
+
+    Raises:
+        UsageError: If the engine cannot do what the run needs.
     """
     check_engine(args)  # again: by now the Trainer has read the file that fsdp_config names
     sharded = "FSDP" if is_fsdp(args) else "ZeRO-3" if args.deepspeed and is_deepspeed_zero3_enabled() else None
@@ -73,52 +79,46 @@ def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits
             "recall_file makes the model generate, for which FSDP does not gather its weights. Leave --recall_file out "
             "and measure the saved adapter with python -m loramoe.recall, or set --deepspeed configs/zero3.json."
         )
-    if not args.deepspeed:
-        return
-    if not args.do_train and not sharded:
+    if args.deepspeed and not args.do_train and not sharded:
         raise UsageError(
             f"evaluation alone leaves ZeRO-1 and ZeRO-2 nothing to shard; got deepspeed={args.deepspeed!r}. Leave "
             "--deepspeed out (for run_loramoe.sh: engine=ddp), or set --deepspeed configs/zero3.json."
         )
-    if args.use_cpu:
+    if args.deepspeed and args.use_cpu:
         import deepspeed
 
         deepspeed.init_distributed(dist_backend="gloo")
 
 
 def whole_adapter(model: nn.Module, keep: bool = True) -> dict[str, Any]:
-    """The state of a model without frozen parameters, gathered one tensor at a time: the base model stays sharded.
+    """Gathers the state of a model without frozen parameters, one tensor at a time: the base model stays sharded.
 
-    Under ZeRO-3 and FSDP every process must call this, as each holds a part of every tensor.
+    Under ZeRO-3 and FSDP every process must call this, as each holds a part of every tensor; those that do not `keep`
+    the state return none of it.
     """
     state: dict[str, Any] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if isinstance(value, nn.Parameter):
-            if not value.requires_grad:
-                continue
-            value = _gather(value)  # noqa: PLW2901  # on every process
+        if isinstance(value, nn.Parameter) and not value.requires_grad:
+            continue
+        whole = _gather(value) if isinstance(value, nn.Parameter) else value  # on every process
         if keep:
-            state[name] = value
+            state[name] = whole
     return state
 
 
 def _gather(parameter: nn.Parameter) -> Tensor:
     if isinstance(parameter, DTensor):
         return parameter.full_tensor().detach().to("cpu", copy=True)
-    with _gathered_by_zero3(parameter):
+    if not is_deepspeed_zero3_enabled():
+        return parameter.detach().to("cpu", copy=True)
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
         return parameter.detach().to("cpu", copy=True)
 
 
-def _gathered_by_zero3(parameter: nn.Parameter) -> AbstractContextManager[Any]:
-    if not is_deepspeed_zero3_enabled():
-        return nullcontext()
-    import deepspeed
-
-    return cast("AbstractContextManager[Any]", deepspeed.zero.GatheredParameters([parameter]))
-
-
 def max_over_ranks(value: int, device: torch.device) -> int:
-    """The greatest of the values that the processes have; all of them must call this."""
+    """The greatest of the values of all processes; all of them must call this."""
     if not (dist.is_available() and dist.is_initialized()):
         return value
     greatest = torch.tensor(value, dtype=torch.int32, device=device)
@@ -144,7 +144,7 @@ def exit_process(code: int = 0) -> None:
     """Ends this process, if it is one of several, without tearing the interpreter down; else does nothing.
 
     A thread of gloo that drops the last reference to a tensor asks for Python's lock. While the interpreter is torn
-    down, that aborts the process (exit code -6) though everything is saved; `destroy_process_group` does not end these
+    down, that aborts the process (exit code -6) though everything is saved. `destroy_process_group` does not end these
     threads while DDP or DeepSpeed holds a group, and may deadlock (torch 2.13). So the process ends by `os._exit`,
     after what a normal end does: it waits for threads, calls what `atexit` holds and flushes standard output and error.
     """
@@ -159,19 +159,10 @@ def exit_process(code: int = 0) -> None:
     os._exit(code)
 
 
-def exit_with_launcher(seconds: float = 1.0) -> None:
-    """Ends this process soon after its launcher; does nothing in a process that torchrun has not started.
+def exit_with_launcher() -> None:
+    """Lets Linux kill this process when its launcher dies; does nothing in a process that torchrun has not started.
 
     A launcher that is killed cannot stop its workers: they would go on, and write where the next start writes.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        # Removed from the environment: processes that this one starts must not take our launcher for theirs.
-        launcher = int(os.environ.pop("LORAMOE_LAUNCHER", os.getppid()))
-        threading.Thread(target=_watch_launcher, args=(launcher, seconds), daemon=True).start()
-
-
-def _watch_launcher(launcher: int, seconds: float) -> None:
-    while os.getppid() == launcher:
-        time.sleep(seconds)
-    print("the launcher has ended, so this process ends too", file=sys.stderr, flush=True)
-    os._exit(FAILED)
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

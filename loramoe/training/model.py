@@ -1,39 +1,55 @@
-"""The base model, its tokenizer, and the LoRAMoE adapter on it, as the flags of a training say."""
+"""The base model, its tokenizer, the LoRAMoE adapter on it, and attention over packed batches.
+
+transformers' SDPA attention sees a packed row under a dense mask [S, S] over the whole row, most of it False.
+`attention_by_sample` computes the same attention sample by sample with the mask's blocks on the diagonal: exact for any
+mask within a sample (sliding windows too), and Σ length² instead of (Σ length)². FlashAttention's varlen kernels need
+none of this; eager attention stays as it is.
+
+Whether a model keeps packed samples apart depends on its architecture, its attention and the version of transformers,
+and a model that does not gives no sign. So `check_packing` compares one sample alone with the same sample packed.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from loramoe.training.arguments import TrainArguments
+from loramoe.data import PackedCollator
+from loramoe.training.arguments import ModelArguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.distributed import is_fsdp
-from loramoe.training.model_arguments import ModelArguments
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.utils import ADAPTER_ERRORS, UsageError, as_usage_error
 
 logger = logging.getLogger(__name__)
 
-# What of a configuration the flags set; an adapter to continue from replaces it.
-_FLAGS: tuple[str, ...] = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_nums",
-    "blc_alpha",
-    "blc_weight",
-    "types_of_experts",
-    "blc_target",
+BY_SAMPLE = "sdpa_by_sample"
+TOLERATED = 0.05  # of what seeing the other sample changes; rounding in bfloat16 came to 0.01, in float32 to 1e-5
+_WITHOUT_PACKING = "Set --packing false; --group_by_length true wastes little padding too."
+_MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # a mask decides what a token sees
+# Fields of a configuration that flags set; those of an adapter to continue from replace them.
+_FLAGS = (
+    *("r", "lora_alpha", "lora_dropout", "lora_nums", "types_of_experts"),
+    *("blc_alpha", "blc_weight", "blc_target", "blc_importance"),
 )
-_FLAGS += ("blc_importance",)
 
 
 def adapter_config(arguments: ModelArguments) -> LoraMoeConfig:
@@ -67,16 +83,7 @@ def load_tokenizer(arguments: ModelArguments) -> Any:
     name = arguments.tokenizer_name_or_path or arguments.base_model
     options = {} if arguments.tokenizer_name_or_path else arguments.hub_options
     with as_usage_error(OSError, ValueError, about=f"the tokenizer {name} cannot be loaded:"):
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    # Each of several chat templates is saved as a file of its name: transformers 4 follows "../", 5 refuses to save.
-    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
-    outside = [template for template in templates if Path(template).name != template]
-    if outside:
-        raise UsageError(
-            f"the tokenizer {name} has a chat template named {outside[0]!r}, which would be saved outside the "
-            "adapter's folder. Rename it in tokenizer_config.json, and do not trust where it comes from."
-        )
-    return tokenizer
+        return AutoTokenizer.from_pretrained(name, **options)
 
 
 def load_base(arguments: ModelArguments, args: TrainArguments) -> Any:
@@ -114,3 +121,106 @@ def add_adapter(base: Any, arguments: ModelArguments, config: LoraMoeConfig) -> 
                 return get_peft_model(base, config, adapter_name=ADAPTER)
         with as_usage_error(*ADAPTER_ERRORS, about=f"adapter={arguments.adapter} cannot be loaded:"):
             return PeftModel.from_pretrained(base, arguments.adapter, adapter_name=ADAPTER, is_trainable=True)
+
+
+def attention_by_sample(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Tensor | None = None,
+    sample_lengths: list[int] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA attention on the diagonal blocks of a packed row, by the interface of transformers.
+
+    Args:
+        module: The attention module.
+        query: [1, heads, S, head size].
+        key: [1, key heads, S, head size].
+        value: As the key.
+        attention_mask: Mask of the whole row, [1, 1, S, S]; None: causal.
+        cu_seq_lens_q: Bounds of the samples, [M + 1]; None: the batch is not packed, and this is plain SDPA.
+        sample_lengths: Lengths of the samples, M ints. Default: read from the bounds, which waits for the device.
+        kwargs: As for SDPA.
+
+    Returns:
+        The output, [1, S, heads, head size], and None for the weights.
+    """
+    if cu_seq_lens_q is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    lengths: list[int] = cu_seq_lens_q.diff().tolist() if sample_lengths is None else sample_lengths
+    parts, begin = [], 0
+    for q, k, v in zip(*(torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)), strict=True):
+        end = begin + q.shape[2]
+        block = None if attention_mask is None else attention_mask[..., begin:end, begin:end]
+        parts.append(sdpa_attention_forward(module, q, k, v, block, **kwargs)[0])
+        begin = end
+    return torch.cat(parts, dim=1), None
+
+
+def enable_varlen_attention(model: Any) -> None:
+    """Makes a base model that uses SDPA attention use `attention_by_sample`; any other attention stays."""
+    if model.config._attn_implementation != "sdpa":
+        return
+    AttentionInterface.register(BY_SAMPLE, attention_by_sample)
+    AttentionMaskInterface.register(BY_SAMPLE, sdpa_mask)
+    model.set_attn_implementation(BY_SAMPLE)
+
+
+@torch.no_grad()
+def check_packing(model: nn.Module, config: Any, device: torch.device) -> None:
+    """Refuses a model that lets the samples of a packed row see each other, or counts their positions wrong.
+
+    A sample's logits are compared between a packed row and a row of its own. The measure is the change of the logits
+    when the other sample is the beginning of the same text.
+
+    Args:
+        model: A causal language model, wrapped for training or not.
+        config: Its configuration.
+        device: Where it takes its inputs.
+
+    Raises:
+        ValueError: If the model mixes samples, or does not take packed rows.
+    """
+    text = config.get_text_config()
+    mixing = sorted(set(getattr(text, "layer_types", None) or ()) - _MASKED_LAYERS)
+    if mixing:  # with the small weights of a new model, a convolution's leak would drown in rounding
+        raise ValueError(
+            f"packing needs layers in which a mask separates samples; this model has {', '.join(mixing)} layers. "
+            f"{_WITHOUT_PACKING}"
+        )
+    generator = torch.Generator().manual_seed(0)
+    before, sample = (torch.randint(text.vocab_size, (n,), generator=generator).tolist() for n in (5, 8))
+
+    def logits(*samples: list[int]) -> Tensor:
+        batch = PackedCollator()([{"input_ids": ids, "labels": ids} for ids in samples])
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items() if k != "labels"}
+        last: Tensor = model(**inputs).logits[0, -len(sample) :]
+        return last.cpu().double()  # MPS has no float64
+
+    with _evaluating(model):
+        try:
+            alone, packed, seen = logits(sample), logits(before, sample), logits(before + sample)
+        except (TypeError, ValueError) as refusal:  # of an unknown argument, in words that differ by architecture
+            raise ValueError(f"this model does not take packed rows ({refusal}). {_WITHOUT_PACKING}") from refusal
+    change, measure = (packed - alone).norm(), (seen - alone).norm()
+    if not change <= TOLERATED * measure:
+        raise ValueError(
+            "this model does not keep the samples of a packed row apart: packing changes a sample's logits by "
+            f"{change:.3g}, seeing the other sample as part of its own text by {measure:.3g}; expected at most "
+            f"{TOLERATED} of that. {_WITHOUT_PACKING}"
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards each module's own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,64 +1,53 @@
-"""Everything of a run that can be wrong, before weights are loaded; and what `--dry_run` prints of it."""
+"""Everything of a run that can be wrong, before weights are loaded; and the recipe that a resumed run must share."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
+import datasets
 import torch
 from torch.utils.data import IterableDataset
 from transformers import SchedulerType, Trainer, get_scheduler, set_seed
 from transformers.training_args import OptimizerNames
 
-from loramoe.data import Splits
+from loramoe.data import PackedCollator, SftCollator, Splits, load_splits
+from loramoe.decoding import pad_id
 from loramoe.loading import check_positions, load_config
 from loramoe.recall import Probe, read_probes
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
-from loramoe.training.memory import GIB, Engine, Parameters, Plan, memory_per_gpu
 from loramoe.training.model import adapter_config, add_adapter, empty_base, load_tokenizer
-from loramoe.training.samples import load_data, make_collator, type_names
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.utils import UsageError, as_usage_error
 
-# Flags that shape a run: a run that was interrupted is resumed with the same values only.
-RECIPE: tuple[str, ...] = (
-    "learning_rate",
-    "router_learning_rate",
-    "loraplus_lr_ratio",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
+PAPER_NAMES: Final = {0: "tasks", 1: "knowledge"}
+# Flags that shape a run: an interrupted run is resumed with the same values only.
+RECIPE: Final = (
+    *("learning_rate", "router_learning_rate", "loraplus_lr_ratio", "lr_scheduler_type", "lr_scheduler_kwargs"),
+    *("warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "max_grad_norm", "neftune_noise_alpha"),
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size"),
+    *("seed", "bf16", "fp16", "label_smoothing_factor", "group_by_length", "fsdp"),
 )
-RECIPE += ("warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "max_grad_norm", "num_train_epochs")
-RECIPE += ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed", "bf16", "fp16")
-RECIPE += ("label_smoothing_factor", "neftune_noise_alpha", "group_by_length", "world_size", "fsdp")
 
 
 @dataclass
 class Prepared:
-    """What a run needs beside its weights, checked.
-
-    Attributes:
-        arguments: The flags.
-        config: The adapter's configuration.
-        tokenizer: The tokenizer.
-        splits: The samples.
-        model_config: The base model's configuration.
-        model: The adapted model without weights; None where an adapter is continued.
-        probes: Facts to ask for.
-        collator: Makes batches of samples.
-    """
+    """What a run needs beside its weights, checked."""
 
     arguments: Arguments
-    config: LoraMoeConfig
+    config: LoraMoeConfig  # of the adapter
     tokenizer: Any
     splits: Splits
-    model_config: Any
-    model: Any
+    type_names: dict[int, str]  # of the task types
+    model_config: Any  # of the base model
+    model: Any  # adapted, without weights; None where an adapter is continued
     probes: list[Probe]
     collator: Any
 
@@ -66,8 +55,19 @@ class Prepared:
 def prepare(
     arguments: Arguments, train_dataset: Any = None, eval_dataset: Any = None, collator: Any = None
 ) -> Prepared:
-    """Checks flags and data, and loads everything but weights."""
-    model_args, data_args, args = arguments
+    """Checks flags and data, and loads everything but weights.
+
+    Args:
+        arguments: The flags.
+        train_dataset: In place of the samples that the flags name.
+        eval_dataset: Likewise; a dictionary for several sets by name.
+        collator: In place of the one that the flags name.
+
+    Raises:
+        UsageError: If flags cannot be used.
+        DatasetError: If the data cannot.
+    """
+    model_args, data_args, args = arguments = _with_adapter(arguments)
     config = adapter_config(model_args)
     _check_trainer_flags(args)
     with as_usage_error(ValueError):
@@ -77,20 +77,24 @@ def prepare(
     model = empty_base(model_config) if model_args.adapter is None else None
     if model is not None:
         model = add_adapter(model, model_args, dataclasses.replace(config))
-    splits = load_data(tokenizer, config, data_args, args)
+    splits = _load_data(tokenizer, config, arguments)
     if train_dataset is not None:
         splits = splits._replace(train=train_dataset)
     if eval_dataset is not None:
         splits = splits._replace(
             validation=eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
         )
-    _check_samples(splits, model_config)
-    _check_batches(splits.train, args)
-    collate = collator or make_collator(tokenizer, data_args)
-    return Prepared(arguments, config, tokenizer, splits, model_config, model, probes, collate)
+    _check_samples(splits, model_config, args)
+    if collator is None and (data_args.packing or data_args.padding_free):
+        collator = PackedCollator()
+    collator = collator or SftCollator(pad_id(tokenizer), data_args.pad_to_multiple_of)
+    names = type_names(config, data_args.config().type_names)
+    if splits.validation:
+        _check_best_metric(args.metric_for_best_model, list(splits.validation), list(names.values()))
+    return Prepared(arguments, config, tokenizer, splits, names, model_config, model, probes, collator)
 
 
-def with_adapter(arguments: Arguments) -> Arguments:
+def _with_adapter(arguments: Arguments) -> Arguments:
     """Without training, the adapter to evaluate is that of `--adapter`, or else the one that output_dir holds."""
     model_args, data_args, args = arguments
     if args.do_train or model_args.adapter is not None:
@@ -112,14 +116,88 @@ def _check_trainer_flags(args: TrainArguments) -> None:
     model = torch.nn.Linear(1, 1)
     with as_usage_error(*kinds, about=f"optim={OptimizerNames(args.optim).value} cannot be used:"):
         Trainer.get_optimizer_cls_and_kwargs(args, model)
-    with as_usage_error(
-        *kinds, about=f"lr_scheduler_type={SchedulerType(args.lr_scheduler_type).value} cannot be used:"
-    ):
+    scheduler = SchedulerType(args.lr_scheduler_type).value
+    with as_usage_error(*kinds, about=f"lr_scheduler_type={scheduler} cannot be used:"):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+        get_scheduler(scheduler, optimizer, 1, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
 
 
-def _check_batches(train: Any, args: TrainArguments) -> None:
+def _load_data(tokenizer: Any, config: LoraMoeConfig, arguments: Arguments) -> Splits:
+    """Loads the samples to train and to evaluate on, and prints what became of them."""
+    _, data_args, args = arguments
+    if data_args.streaming and args.group_by_length:
+        raise UsageError("streaming and group_by_length exclude each other: lengths are not known. Leave one out.")
+    if data_args.streaming and args.max_steps <= 0 and args.do_train:
+        raise UsageError("streaming needs max_steps: how many samples there are is not known. Set --max_steps.")
+    data, percentage = data_args.config(), data_args.split_percentage()
+    if data.validation and percentage:
+        raise UsageError(f"validation data is named, and validation_split_percentage={percentage:g}. Set only one.")
+    if percentage is None:
+        percentage = 0.0 if data_args.streaming else 5.0  # of a stream, nothing can be set aside
+    if args.disable_tqdm or not args.should_log:
+        datasets.disable_progress_bars()
+    with as_usage_error(ValueError, OSError, RuntimeError):
+        splits = load_splits(
+            tokenizer,
+            data,
+            template=data_args.template,
+            max_seq_length=data_args.max_seq_length,
+            task_types=types_of_samples(config),
+            validation_percentage=0.0 if data.validation else percentage,
+            seed=args.seed,
+            num_proc=data_args.preprocessing_num_workers,
+            streaming=data_args.streaming,
+            packing=data_args.packing,
+        )
+    validation = {n: _at_most(s, data_args.max_eval_samples, args.seed) for n, s in splits.validation.items()}
+    splits = splits._replace(validation=validation)
+    if args.should_log:
+        _print_data(splits, config)
+    return splits
+
+
+def _at_most(samples: Any, limit: int, seed: int) -> Any:
+    if not limit or isinstance(samples, IterableDataset) or len(samples) <= limit:
+        return samples
+    return samples.select(sorted(random.Random(seed).sample(range(len(samples)), limit)))
+
+
+def _print_data(splits: Splits, config: LoraMoeConfig) -> None:
+    print(f"training data: {splits.report}")
+    for name, samples in splits.validation.items():
+        report = splits.validation_reports.get(name)
+        size = "streamed" if isinstance(samples, IterableDataset) else f"{len(samples):,} samples"
+        print(f"{name} data: {size}{'' if report is None else f'; {report}'}")
+    found = set(splits.report.task_types)
+    if config.lora_nums > 1 and config.blc_weight > 0 and len(found) == 1:
+        print(
+            f"notice: all samples have task type {next(iter(found))}, so the constraint has nothing to separate: it "
+            "only balances the experts. Add data of another type (30 to 50 % of type 1 is a good start)."
+        )
+
+
+def types_of_samples(config: LoraMoeConfig) -> tuple[int, ...] | None:
+    """The task types that samples may have: those of the experts, or None for any, as a single expert has no type."""
+    return config.types_of_experts if config.lora_nums > 1 else None
+
+
+def type_names(config: LoraMoeConfig, named: Mapping[int, str]) -> dict[int, str]:
+    """Names of the task types: those of the data's configuration, or the paper's where the types are the paper's."""
+    types = set(config.types_of_experts)
+    return {**(PAPER_NAMES if types <= PAPER_NAMES.keys() else {t: f"type{t}" for t in types}), **named}
+
+
+def _check_samples(splits: Splits, model_config: Any, args: TrainArguments) -> None:
+    """Refuses samples that the base model has no positions or no embedding for, and too few for a batch."""
+    check_positions(model_config, splits.report.longest, "the longest sample")
+    rows, train = model_config.get_text_config().vocab_size, splits.train
+    if splits.report.max_token_id >= rows:
+        ids = ((place, max(sample["input_ids"])) for place, sample in enumerate(train) if isinstance(sample, dict))
+        place, token = next(((p, t) for p, t in ids if t >= rows), ("of the data", splits.report.max_token_id))
+        raise UsageError(
+            f"sample {place} has the token id {token}, and the base model's embedding has {rows} rows. Set "
+            "tokenizer_name_or_path to the tokenizer that the model was trained with."
+        )
     at_once = args.per_device_train_batch_size * args.world_size
     if args.do_train and args.dataloader_drop_last and not isinstance(train, IterableDataset) and len(train) < at_once:
         raise UsageError(
@@ -128,30 +206,27 @@ def _check_batches(train: Any, args: TrainArguments) -> None:
         )
 
 
-def _check_samples(splits: Splits, model_config: Any) -> None:
-    """Refuses samples with more tokens than the base model has positions, or ids beyond its embedding."""
-    check_positions(model_config, splits.report.longest, "the longest sample")
-    rows = model_config.get_text_config().vocab_size
-    if splits.report.max_token_id < rows:
-        return
-    ids = ((place, max(sample["input_ids"])) for place, sample in enumerate(splits.train) if isinstance(sample, dict))
-    place, token = next(((p, t) for p, t in ids if t >= rows), ("of the data", splits.report.max_token_id))
-    raise UsageError(
-        f"sample {place} has the token id {token}, and the base model's embedding has {rows} rows. Set "
-        "tokenizer_name_or_path to the tokenizer that the model was trained with."
-    )
+def _check_best_metric(metric: str | None, sets: list[str], types: list[str]) -> None:
+    """The Trainer would end in a KeyError at its first checkpoint."""
+    name = (metric or "").removeprefix("eval_")
+    prefixes = [f"{one}_" for one in sets] if len(sets) > 1 else [""]
+    parts = ["", *(f"/{name}" for name in types)]
+    logged = [f"{prefix}{kind}{part}" for prefix in prefixes for kind in ("loss", "perplexity") for part in parts]
+    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    is_loss = prefix is not None and name.removeprefix(prefix).startswith(("loss", "perplexity"))
+    if name and (prefix is None or (is_loss and name not in logged)):
+        raise UsageError(f"metric_for_best_model={name} is not logged. Set for example one of {', '.join(logged)}.")
 
 
 def build_recipe(prepared: Prepared) -> dict[str, Any]:
     """What shapes a run, by content and not by path, as JSON would return it."""
     model_args, data_args, args = prepared.arguments
     base = {k: v for k, v in prepared.model_config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
-    adapter = prepared.config.to_dict()
-    for name in ("base_model_name_or_path", "inference_mode", "peft_version", "revision"):
-        adapter.pop(name, None)
+    paths = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
+    adapter = {name: value for name, value in prepared.config.to_dict().items() if name not in paths}
     recipe = {
         **{name: getattr(args, name) for name in RECIPE},
-        "base_model": _digest(base),
+        "base_model": _digest(json.dumps(base, sort_keys=True, default=str).encode()),
         "dtype": model_args.dtype,
         "load_in_kbits": model_args.load_in_kbits,
         "adapter_config": {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.items()},
@@ -164,63 +239,10 @@ def build_recipe(prepared: Prepared) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(json.dumps(recipe, default=str)))
 
 
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _adapter_digest(adapter: str | None) -> str | None:
-    if adapter is None:
-        return None
-    files = sorted(Path(adapter).glob("adapter_model.*")) if Path(adapter).is_dir() else []
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16] if files else adapter
-
-
-def dry_run_summary(prepared: Prepared) -> str:
-    """What a run would do: processes, batch, steps, samples and tokens, and memory on each device."""
-    model_args, data_args, args = prepared.arguments
-    report, names = prepared.splits.report, type_names(prepared.config, data_args.config().type_names)
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    types = ", ".join(f"{names.get(t, t)} (type {t}): {count:,}" for t, count in sorted(report.task_types.items()))
-    lines = ["", "Dry run: nothing was loaded or trained.", f"  base model         {model_args.base_model}"]
-    lines.append(f"  processes          {args.world_size} ({_engine(args)}, {args.device.type})")
-    lines.append(
-        f"  global batch       {batch} = {args.per_device_train_batch_size} per device x "
-        f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes"
-    )
-    lines += [f"  samples per type   {types}", f"  tokens             {report.tokens:,}"]
-    if prepared.model is not None:
-        lines += _memory_lines(prepared)
-    return "\n".join(lines)
-
-
-def _memory_lines(prepared: Prepared) -> list[str]:
-    model_args, data_args, args = prepared.arguments
-    count = Parameters.of(prepared.model)
-    saved = prepared.model_config.get_text_config().dtype if model_args.dtype == "auto" else model_args.dtype
-    bits = model_args.load_in_kbits if model_args.load_in_kbits != 16 else 32 if "float32" in str(saved) else 16
-    plan = Plan(
-        _engine(args),
-        args.world_size,
-        prepared.config.lora_nums,
-        prepared.config.r,
-        args.per_device_train_batch_size,
-        data_args.max_seq_length,
-        bits,
-        bool(args.gradient_checkpointing),
-    )
-    parts = memory_per_gpu(count, prepared.model_config, plan)
-    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-    return [
-        f"  parameters         {count.frozen:,} frozen, {count.trained:,} trained",
-        f"  memory per device  {sum(parts.values()) / GIB:.1f} GiB by formula ({named})",
-    ]
-
-
-def _engine(args: TrainArguments) -> Engine:
-    if args.fsdp:
-        return "fsdp2"
-    if not args.deepspeed:
-        return "ddp"
-    zero = args.hf_deepspeed_config.config.get("zero_optimization", {})
-    offload = "_offload" if any(str(name).startswith("offload") for name in zero) else ""
-    return cast("Engine", f"zero{zero.get('stage', 0) or 1}{offload if zero.get('stage', 0) > 1 else ''}")
+    files = sorted(Path(adapter or "").glob("adapter_model.*")) if adapter else []
+    return _digest(b"".join(file.read_bytes() for file in files)) if files else adapter

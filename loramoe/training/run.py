@@ -1,43 +1,87 @@
-"""One run of fine-tuning, from flags to a saved adapter with its numbers and its figure."""
+"""One run of fine-tuning, from flags to a saved adapter with its numbers and its figure; and `loramoe train` itself."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
-from loramoe.data import PromptFormat
-from loramoe.report.card import write_card
-from loramoe.report.write import remove_pages
+from loramoe.analysis.card import write_card
+from loramoe.analysis.report import FIGURES, remove_report
+from loramoe.data import DatasetError, PromptFormat
 from loramoe.training import checkpoint
 from loramoe.training.arguments import Arguments, TrainArguments
-from loramoe.training.callbacks import StopAtSignal
-from loramoe.training.card import RunInfo, describe
-from loramoe.training.distributed import decide_on_rank_0, start_engine
-from loramoe.training.experts_page import write_experts_page
-from loramoe.training.hub import open_repository, push
-from loramoe.training.model import add_adapter, load_base
-from loramoe.training.packing import attend_by_sample
-from loramoe.training.prepare import Prepared, build_recipe, dry_run_summary, prepare, with_adapter
-from loramoe.training.samples import type_names
-from loramoe.training.summary import before_and_after, final_summary, table, write_shares_report
+from loramoe.training.arguments.parser import parse
+from loramoe.training.callbacks import NonFiniteError, StopAtSignal, StoppedError
+from loramoe.training.distributed import decide_on_rank_0, exit_process, exit_with_launcher, start_engine
+from loramoe.training.model import add_adapter, enable_varlen_attention, load_base
+from loramoe.training.prepare import Prepared, build_recipe, prepare
+from loramoe.training.summary import (
+    Metrics,
+    before_and_after,
+    create_repository,
+    dry_run_summary,
+    final_summary,
+    push,
+    report_experts,
+    table,
+)
 from loramoe.training.trainer import LoraMoeTrainer
-from loramoe.utils import UsageError, as_usage_error, write_json
+from loramoe.utils import FAILED, TRY_AGAIN, USER_ERRORS, UsageError, as_usage_error, write_json
 
-Metrics = dict[str, dict[str, float]]
+OUT_OF_MEMORY: Final = (
+    "out of memory ({error}). Try a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, "
+    "--gradient_checkpointing true, or a shorter --max_seq_length; then --load_in_kbits 4, or engine=zero3."
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `loramoe train`: errors that users can fix are printed in one line.
+
+    Args:
+        argv: The flags. Default: the command line.
+
+    Returns:
+        0 after a finished run, 75 after one that a signal stopped and that has saved, 1 after any other.
+    """
+    try:
+        with as_usage_error(ValueError, TypeError, OSError):
+            arguments = parse(argv)
+    except UsageError as error:
+        return _print_error(error, FAILED)
+    exit_with_launcher()
+    code = _run(arguments)
+    exit_process(code)
+    return code
+
+
+def _run(arguments: Arguments) -> int:
+    try:
+        run_sft(arguments)
+    except StoppedError as stop:
+        return _print_error(stop, TRY_AGAIN)
+    except (*USER_ERRORS, DatasetError, NonFiniteError) as error:
+        return _print_error(error, FAILED)
+    except torch.OutOfMemoryError as error:
+        return _print_error(OUT_OF_MEMORY.format(error=" ".join(str(error).split())[:200]), FAILED)
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+    return 0
+
+
+def _print_error(error: object, code: int) -> int:
+    print(f"loramoe train: {error}", file=sys.stderr)
+    return code
 
 
 def run_sft(
@@ -53,7 +97,7 @@ def run_sft(
     """Trains, evaluates and saves as the flags say; the other arguments replace parts of it.
 
     Args:
-        arguments: What `loramoe.training.parser.parse` returned.
+        arguments: What `loramoe.training.parse` returned.
         callbacks: Added to the Trainer.
         trainer_class: A subclass of LoraMoeTrainer, for example with another `compute_loss`.
         train_dataset: Samples with `input_ids`, `labels` and `task_types`, in place of those that the flags name.
@@ -62,33 +106,31 @@ def run_sft(
         compute_metrics: As the Trainer takes it.
 
     Returns:
-        `before` and `after`, each with those of `loss`, `perplexity` (of the language model alone) and `recall` that
-        were measured.
+        `before` and `after`, each with what was measured of `loss`, `perplexity` and `recall`.
 
     Raises:
-        UsageError: If flags cannot be used; see the message.
-        DatasetError: If the data cannot.
+        UsageError, DatasetError: If flags or data cannot be used; see the message.
         FileExistsError: If output_dir holds a finished run, or an interrupted one with other arguments, or is in use.
         FileNotFoundError: If a file or checkpoint does not exist.
         SaveError: If a checkpoint cannot be written, or a finished adapter cannot be pushed.
         NonFiniteError: If the loss is NaN or infinite, and on_nonfinite is stop.
         StoppedError: If a signal asked the run to stop, once it has saved.
     """
-    prepared = prepare(with_adapter(arguments), train_dataset, eval_dataset, collator)
-    args = prepared.arguments[2]
+    prepared = prepare(arguments, train_dataset, eval_dataset, collator)
+    model_args, _, args = prepared.arguments
     if args.dry_run:
         if args.should_log:
             print(dry_run_summary(prepared))
         return {"before": {}, "after": {}}
-    repository = open_repository(prepared.arguments)
+    repository = create_repository(args)
     with contextlib.ExitStack() as stack:
         recipe, resume_from = _open_run(prepared, stack)
-        _fit_evaluation(prepared, resume_from)
-        start_engine(args, bool(prepared.probes), prepared.arguments[0].load_in_kbits)
+        _set_evaluation(prepared, resume_from)
+        start_engine(args, bool(prepared.probes), model_args.load_in_kbits)
         set_seed(args.seed)
         trainer = _make_trainer(prepared, trainer_class, callbacks, compute_metrics)
         if not args.do_train:
-            return _evaluate_only(trainer, prepared.arguments)
+            return _evaluate_only(trainer, model_args.adapter)
         _clear_output_dir(trainer, recipe, resume_from)
         stop = StopAtSignal()
         trainer.add_callback(stop)
@@ -97,7 +139,7 @@ def run_sft(
         if result.metrics:  # none where an earlier start had done all the steps
             trainer.save_metrics("train", result.metrics)
         trainer.save_model(args.output_dir)
-        return _finish(trainer, prepared, RunInfo(prepared.splits, resume_from, repository))
+        return _finish(trainer, prepared, repository)
 
 
 def _open_run(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[dict[str, Any], Path | None]:
@@ -105,8 +147,7 @@ def _open_run(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[dict[str
     args = prepared.arguments[2]
     if not args.do_train:
         return {}, None
-    recipe = build_recipe(prepared)
-    output_dir = Path(args.output_dir)
+    recipe, output_dir = build_recipe(prepared), Path(args.output_dir)
 
     def decide() -> Path | None:
         stack.enter_context(checkpoint.lock_run(output_dir))
@@ -121,9 +162,9 @@ def _open_run(prepared: Prepared, stack: contextlib.ExitStack) -> tuple[dict[str
     return recipe, start
 
 
-def _fit_evaluation(prepared: Prepared, resume_from: Path | None) -> None:
-    args = prepared.arguments[2]
-    if not prepared.splits.validation:
+def _set_evaluation(prepared: Prepared, resume_from: Path | None) -> None:
+    args, sets = prepared.arguments[2], prepared.splits.validation
+    if not sets:
         if not args.do_train and not prepared.probes:
             raise UsageError("there are no samples to evaluate on. Set --validation_file, or --recall_file.")
         if args.load_best_model_at_end:
@@ -132,27 +173,7 @@ def _fit_evaluation(prepared: Prepared, resume_from: Path | None) -> None:
                 "--validation_split_percentage above 0, or leave it out."
             )
         args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on samples
-    _check_best_metric(prepared)
     args.eval_on_start = args.eval_on_start and bool(args.do_eval) and resume_from is None
-
-
-def _check_best_metric(prepared: Prepared) -> None:
-    """The Trainer would end in a KeyError at its first checkpoint."""
-    _, data_args, args = prepared.arguments
-    name, sets = (args.metric_for_best_model or "").removeprefix("eval_"), list(prepared.splits.validation)
-    of_set = next((one for one in sets if name.startswith(f"{one}_")), None) if len(sets) > 1 else None
-    if name and len(sets) > 1 and of_set is None:
-        raise UsageError(
-            f"metric_for_best_model={name} names none of the validation sets {', '.join(sets)}. Set for example "
-            f"--metric_for_best_model {sets[0]}_loss."
-        )
-    kind, slash, part = name.removeprefix(f"{of_set}_").partition("/")
-    types = type_names(prepared.config, data_args.config().type_names).values()
-    if kind in ("loss", "perplexity") and slash and part not in types:
-        raise UsageError(
-            f"metric_for_best_model={name} names none of the task types {', '.join(types)}. Set for example {kind}, or "
-            f"{kind}/{next(iter(types))}."
-        )
 
 
 def _make_trainer(
@@ -164,20 +185,19 @@ def _make_trainer(
     model_args, data_args, args = prepared.arguments
     base = load_base(model_args, args)
     if data_args.packing or data_args.padding_free:
-        attend_by_sample(base)
-    model = add_adapter(base, model_args, prepared.config)
+        enable_varlen_attention(base)
     args.label_names = ["labels"]
     args.prediction_loss_only = compute_metrics is None
     validation = prepared.splits.validation
-    names = type_names(prepared.config, data_args.config().type_names)
     rates = {"router": args.router_learning_rate, "B": (args.loraplus_lr_ratio or 0) * args.learning_rate}
+    stopping = [] if args.early_stopping_patience is None else [EarlyStoppingCallback(args.early_stopping_patience)]
     _continue_tracker(args)
     with as_usage_error(ValueError, ImportError):
-        trainer = trainer_class(
-            model=model,
+        return trainer_class(
+            model=add_adapter(base, model_args, prepared.config),
             args=args,
             tokenizer=prepared.tokenizer,
-            prompt_format=PromptFormat(data_args.template, data_args.max_seq_length, names),
+            prompt_format=PromptFormat(data_args.template, data_args.max_seq_length, prepared.type_names),
             probes=prepared.probes,
             on_nonfinite=args.on_nonfinite,
             learning_rates={kind: rate for kind, rate in rates.items() if rate},
@@ -185,12 +205,8 @@ def _make_trainer(
             eval_dataset=(next(iter(validation.values())) if len(validation) == 1 else validation) or None,
             data_collator=prepared.collator,
             compute_metrics=compute_metrics,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, *stopping],
         )
-    trainer.add_callback(RecallAtStart(trainer))
-    if args.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-    return trainer
 
 
 def _continue_tracker(args: TrainArguments) -> None:
@@ -204,20 +220,6 @@ def _continue_tracker(args: TrainArguments) -> None:
     os.environ["WANDB_RUN_ID"], os.environ["WANDB_RESUME"] = file.read_text(encoding="utf-8").strip(), "allow"
 
 
-class RecallAtStart(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Measures the recall once the model is wrapped and on its device, before the first step."""
-
-    def __init__(self, trainer: LoraMoeTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Runs when the training begins or resumes."""
-        if state.global_step == 0:
-            self.trainer.measure_recall()
-
-
 def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_from: Path | None) -> None:
     args = trainer.args
     output_dir = Path(args.output_dir)
@@ -225,9 +227,9 @@ def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_fr
         if args.overwrite_output_dir:
             checkpoint.clear(output_dir, resume_from)
         # A resumed run is unfinished again; all_results.json is read by the Trainer, and may be cut off.
-        for name in (checkpoint.METRICS, checkpoint.FIGURE, checkpoint.SHARES, "all_results.json"):
+        for name in (checkpoint.METRICS, "all_results.json"):
             (output_dir / name).unlink(missing_ok=True)
-        remove_pages(output_dir / checkpoint.PAGES)
+        remove_report(output_dir / checkpoint.PAGES)
         write_json(output_dir / checkpoint.ARGUMENTS, recipe)
     if args.should_log:
         trainer.model.print_trainable_parameters()
@@ -235,7 +237,7 @@ def _clear_output_dir(trainer: LoraMoeTrainer, recipe: dict[str, Any], resume_fr
             print(f"resuming from {resume_from}")
 
 
-def _evaluate_only(trainer: LoraMoeTrainer, arguments: Arguments) -> Metrics:
+def _evaluate_only(trainer: LoraMoeTrainer, adapter: str | None) -> Metrics:
     """Evaluates, and leaves all that a training wrote in output_dir, but for an earlier eval_results.json."""
     results: dict[str, float] = trainer.evaluate() if trainer.args.do_eval else {}
     recall = trainer.measure_recall()
@@ -244,7 +246,7 @@ def _evaluate_only(trainer: LoraMoeTrainer, arguments: Arguments) -> Metrics:
     trainer.save_metrics("eval", results, combined=False)
     metrics: Metrics = {"before": {}, "after": before_and_after(trainer.state.log_history)["after"]}
     if trainer.args.should_log:
-        print("\n".join([f"evaluated {arguments[0].adapter}", *(f"  {line}" for line in table(metrics))]))
+        print("\n".join([f"evaluated {adapter}", *(f"  {line}" for line in table(metrics))]))
     return metrics
 
 
@@ -252,31 +254,36 @@ def _final_evaluation(trainer: LoraMoeTrainer) -> dict[str, float]:
     """Evaluates, unless the last step of the training has just been evaluated."""
     evaluations = [entry for entry in trainer.state.log_history if any(n.startswith("eval_") for n in entry)]
     at_last_step = [entry for entry in evaluations if entry["step"] == trainer.state.global_step > 0]
-    if at_last_step and trainer.eval_shares is not None and not trainer.args.load_best_model_at_end:
+    if at_last_step and trainer.evaluated and not trainer.args.load_best_model_at_end:
         return {name: value for entry in at_last_step for name, value in entry.items()}
-    metrics: dict[str, float] = trainer.evaluate()
-    return metrics
+    return dict(trainer.evaluate())
 
 
-def _finish(trainer: LoraMoeTrainer, prepared: Prepared, info: RunInfo) -> Metrics:
+def _finish(trainer: LoraMoeTrainer, prepared: Prepared, repository: str | None) -> Metrics:
     args = prepared.arguments[2]
     output_dir = Path(args.output_dir)
-    adapter, figure = output_dir / checkpoint.ADAPTER, output_dir / checkpoint.FIGURE
+    adapter, report = output_dir / checkpoint.ADAPTER, output_dir / checkpoint.PAGES
     if args.do_eval:
         trainer.save_metrics("eval", _final_evaluation(trainer))
     trainer.measure_recall()
     trainer.save_state()
     metrics = before_and_after(trainer.state.log_history)
-    shares = trainer.eval_shares
     if args.should_save:
-        if shares is not None:
-            write_shares_report(shares, output_dir, prepared.config)
-        write_card(describe(trainer, prepared.arguments, metrics, info), adapter, figure if figure.is_file() else None)
+        conclusion = report_experts(trainer, prepared, report)
+        write_card(
+            adapter,
+            trainer.model.peft_config[checkpoint.ADAPTER],
+            prepared.arguments[0].base_model,
+            metrics,
+            args,
+            trainer.state,
+            data=prepared.splits.report,
+            conclusion=conclusion,
+            figure=report / FIGURES[0] if (report / FIGURES[0]).is_file() else None,
+            repository=repository,
+        )
         write_json(output_dir / checkpoint.METRICS, metrics)
-    if args.do_eval and args.experts_page:  # the run is finished, with a page or without
-        write_experts_page(trainer, prepared.arguments)
-    if args.should_save:
-        print(final_summary(prepared.arguments, metrics, shares))
-        if info.repository is not None:
-            print(f"Pushed: {push(info.repository, adapter, args)}")
+        print(final_summary(prepared.arguments, metrics, conclusion))
+        if repository is not None:
+            print(f"Pushed: {push(repository, adapter, args.hub_revision)}")
     return metrics

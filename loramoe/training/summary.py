@@ -1,4 +1,4 @@
-"""What a run leaves behind, and the words in which it says so."""
+"""What a run prints, with `--dry_run` and at its end; and what it publishes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,78 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from loramoe.report import draw_shares, write_shares
-from loramoe.report.shares import Shares
-from loramoe.report.write import PAGE
-from loramoe.training.arguments import Arguments
-from loramoe.training.checkpoint import ADAPTER, FIGURE, PAGES, SHARES
-from loramoe.tuner.config import LoraMoeConfig
+from huggingface_hub import HfApi
+
+from loramoe.analysis.report import FIGURES, PAGE, ReportInfo, write_report
+from loramoe.analysis.target import conclude
+from loramoe.training.arguments import Arguments, TrainArguments
+from loramoe.training.callbacks import log_figures
+from loramoe.training.checkpoint import ADAPTER, PAGES
+from loramoe.training.distributed import decide_on_rank_0
+from loramoe.training.launch.memory import GIB, Engine, Parameters, Plan, memory_per_gpu
+from loramoe.training.prepare import Prepared
+from loramoe.utils import SaveError, UsageError, as_usage_error, public_name
 
 logger = logging.getLogger(__name__)
 
-_NAMES = {"loss": "evaluation loss", "perplexity": "perplexity", "recall": "recall"}
+Metrics = dict[str, dict[str, float]]
 
 
-def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Finds the first and the last value of what was measured."""
-    found: dict[str, dict[str, float]] = {"before": {}, "after": {}}
+def dry_run_summary(prepared: Prepared) -> str:
+    """What a run would do: processes, batch, samples and tokens, and memory on each device."""
+    model_args, _, args = prepared.arguments
+    report, names = prepared.splits.report, prepared.type_names
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    types = ", ".join(f"{names.get(t, t)} (type {t}): {count:,}" for t, count in sorted(report.task_types.items()))
+    lines = ["", "Dry run: nothing was loaded or trained.", f"  base model         {model_args.base_model}"]
+    lines.append(f"  processes          {args.world_size} ({_engine(args)}, {args.device.type})")
+    lines.append(
+        f"  global batch       {batch} = {args.per_device_train_batch_size} per device x "
+        f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes"
+    )
+    lines += [f"  samples per type   {types}", f"  tokens             {report.tokens:,}"]
+    if prepared.model is not None:
+        lines += _memory_lines(prepared)
+    return "\n".join(lines)
+
+
+def _memory_lines(prepared: Prepared) -> list[str]:
+    model_args, data_args, args = prepared.arguments
+    count = Parameters.of(prepared.model)
+    saved = prepared.model_config.get_text_config().dtype if model_args.dtype == "auto" else model_args.dtype
+    plan = Plan(
+        engine=_engine(args),
+        gpus=args.world_size,
+        experts=prepared.config.lora_nums,
+        rank=prepared.config.r,
+        batch=args.per_device_train_batch_size,
+        length=data_args.max_seq_length,
+        bits=32 if model_args.load_in_kbits == 16 and "float32" in str(saved) else model_args.load_in_kbits,
+        checkpointing=bool(args.gradient_checkpointing),
+    )
+    parts = memory_per_gpu(count, prepared.model_config, plan)
+    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+    return [
+        f"  parameters         {count.frozen:,} frozen, {count.trained:,} trained",
+        f"  memory per device  {sum(parts.values()) / GIB:.1f} GiB by formula ({named})",
+    ]
+
+
+def _engine(args: TrainArguments) -> Engine:
+    if args.fsdp:
+        return "fsdp2"
+    if not args.deepspeed:
+        return "ddp"
+    zero = args.hf_deepspeed_config.config.get("zero_optimization", {})
+    offloads = zero.get("stage", 0) > 1 and any(str(name).startswith("offload") for name in zero)
+    return cast("Engine", f"zero{zero.get('stage', 0) or 1}{'_offload' * offloads}")
+
+
+def before_and_after(history: list[dict[str, Any]]) -> Metrics:
+    """The first and the last value of each evaluation loss, perplexity and recall of a log."""
+    found: Metrics = {"before": {}, "after": {}}
     for entry in history:
         for key, value in entry.items():
             name = key.removeprefix("eval_")
@@ -33,83 +88,112 @@ def before_and_after(history: list[dict[str, Any]]) -> dict[str, dict[str, float
     return found
 
 
-def write_shares_report(shares: Shares, output_dir: Path, config: LoraMoeConfig) -> None:
-    """Writes the JSON of the experts' shares and its figure; a run whose figure cannot be drawn is finished too."""
-    try:
-        write_shares(shares, output_dir / SHARES, blc_target=config.blc_target, blc_weight=config.blc_weight)
-        draw_shares(shares, output_dir / FIGURE, config.blc_target, config.blc_weight)
-    except Exception as error:  # of a drawing library, too
-        (output_dir / FIGURE).unlink(missing_ok=True)  # it may be half a figure
-        logger.warning("no figure of the experts' shares: %s: %s", type(error).__name__, error)
-
-
-def final_summary(arguments: Arguments, metrics: dict[str, dict[str, float]], shares: Shares | None = None) -> str:
-    """The summary that ends a run."""
-    model, data, training = arguments
-    output_dir = Path(training.output_dir)
-    adapter = output_dir / ADAPTER
-    lines = ["", "Finished.", f"  adapter   {adapter}"]
-    if (output_dir / FIGURE).is_file():
-        lines.append(f"  figure    {output_dir / FIGURE}   which expert served which task type")
-    if (output_dir / PAGES / PAGE).is_file():
-        lines.append(f"  page      {output_dir / PAGES / PAGE}   what each expert does")
-    lines += [f"  {line}" for line in table(metrics)]
-    if shares is not None and set(shares.task_types) <= set(shares.groups):
-        lines.append(f"  gate weight of the experts of a sample's own type: {_own_shares(shares)}")
-    lines += [
-        "",
-        "Load it in Python (from this folder, or after pip install):",
-        *_python(model.base_model, adapter),
-    ]
-    lines += ["", "Generate:", f"  {_generate(data, adapter)}"]
-    lines += ["", "Evaluate:", f"  {_evaluate(data, model.base_model, adapter)}", ""]
-    return "\n".join(lines)
-
-
-def table(metrics: dict[str, dict[str, float]]) -> list[str]:
+def table(metrics: Metrics) -> list[str]:
     """What was measured, a line each."""
-    before, after = metrics["before"], metrics["after"]
+    before = metrics["before"]
     return [
         f"{_label(name)}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"
-        for name, value in after.items()
+        for name, value in metrics["after"].items()
     ]
 
 
 def _label(name: str) -> str:
     """`loss` is the evaluation loss; `loss/knowledge` and `held_out_loss` are parts of it."""
     kind, slash, part = name.partition("/")
-    label = _NAMES.get(kind, kind.replace("_", " "))
+    label = "evaluation loss" if kind == "loss" else kind.replace("_", " ")
     return f"{label} ({part})" if slash else label
 
 
-def _own_shares(shares: Shares) -> str:
-    share_TG = shares.group_share().mean(dim=1)
-    own = {t: share_TG[row, shares.groups.index(t)].item() for row, t in enumerate(shares.task_types)}
-    return ", ".join(f"{100 * share:.1f} % (type {task_type})" for task_type, share in own.items())
+def report_experts(trainer: Any, prepared: Prepared, folder: Path) -> str:
+    """Writes the report on the experts, and sends its figures to the trackers; a run whose report fails is finished.
+
+    Returns:
+        What the report concludes; empty without an evaluation, or with a single expert.
+    """
+    stats, config, names = trainer.eval_routing, trainer.model.peft_config[ADAPTER], prepared.type_names
+    if stats is None:
+        return ""
+    model_args, data_args, args = prepared.arguments
+    data = public_name(data_args.validation_file) if data_args.validation_file else "the validation samples"
+    try:
+        if args.experts_page:
+            write_report(stats, ReportInfo(ADAPTER, public_name(model_args.base_model), data, config, names), folder)
+            log_figures(trainer, [folder / name for name in FIGURES])
+    except Exception as error:  # of a drawing library, too
+        logger.warning("no report on the experts: %s: %s; loramoe report can write it.", type(error).__name__, error)
+    return conclude(stats, config, names)
 
 
-def _python(base: str, adapter: Path) -> list[str]:
-    return [
-        "  import loramoe",
-        "  from peft import PeftModel",
-        "  from transformers import AutoModelForCausalLM",
-        f'  model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")',
-    ]
-
-
-def _interpreter() -> str:
-    """The running Python as the user would type it: from the current folder, if it lies below that."""
+def final_summary(arguments: Arguments, metrics: Metrics, conclusion: str = "") -> str:
+    """What a finished run has made and measured, and the commands that use it."""
+    model_args, data_args, args = arguments
+    output_dir = Path(args.output_dir)
+    adapter = output_dir / ADAPTER
+    lines = ["", "Finished.", f"  adapter   {adapter}"]
+    if (output_dir / PAGES / PAGE).is_file():
+        lines.append(f"  report    {output_dir / PAGES / PAGE}   which expert serves which task type")
+    lines += [f"  {line}" for line in table(metrics)]
+    if conclusion:
+        lines.append(f"  experts   {conclusion}")
     python, here = Path(sys.executable), Path.cwd()
-    return str(python.relative_to(here) if python.is_relative_to(here) else python)
-
-
-def _generate(data: Any, adapter: Path) -> str:
-    return f'{_interpreter()} -m loramoe.generate --adapter {adapter} --prompt "…"'
-
-
-def _evaluate(data: Any, base: str, adapter: Path) -> str:
-    if data.recall_file:
-        return f"{_interpreter()} -m loramoe.recall --adapter {adapter} --file {data.recall_file}"
-    return (
-        f"PYTHONPATH=. {_interpreter()} -m lm_eval --model hf --model_args pretrained={base},peft={adapter} --tasks …"
+    python = python.relative_to(here) if python.is_relative_to(here) else python  # as the user would type it
+    lm_eval = f"--model hf --model_args pretrained={model_args.base_model},peft={adapter} --tasks …"
+    measure = f"PYTHONPATH=. {python} -m lm_eval {lm_eval}"
+    if data_args.recall_file:
+        measure = f"{python} -m loramoe.recall --adapter {adapter} --file {data_args.recall_file}"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "Load it in Python (from this folder, or after pip install):",
+            "  import loramoe",
+            "  from peft import PeftModel",
+            "  from transformers import AutoModelForCausalLM",
+            f'  base = AutoModelForCausalLM.from_pretrained("{model_args.base_model}")',
+            f'  model = PeftModel.from_pretrained(base, "{adapter}")',
+            "",
+            f'Generate:\n  {python} -m loramoe.generate --adapter {adapter} --prompt "…"',
+            "",
+            f"Evaluate:\n  {measure}",
+            "",
+        ]
     )
+
+
+def create_repository(args: TrainArguments) -> str | None:
+    """Creates the repository of `--push_to_hub`, so that a wrong token or name is found early.
+
+    The Trainer would push output_dir at each save, with the optimizer's state and paths of this machine.
+    """
+    if not args.push_to_hub:
+        return None
+    if not args.do_train:
+        raise UsageError("push_to_hub pushes what a training has finished, and do_train is false. Leave it out.")
+    args.push_to_hub = False
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    hub = HfApi()
+
+    def create() -> str:
+        # What cannot reach the hub raises errors of requests, httpx or the hub's own, by version.
+        with as_usage_error(Exception, about=f"push_to_hub: there can be no repository {name} on {hub.endpoint}:"):
+            repository: str = hub.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+            if args.hub_revision:
+                hub.create_branch(repository, branch=args.hub_revision, exist_ok=True)
+            return repository
+
+    return decide_on_rank_0(create)
+
+
+def push(repository: str, folder: Path, revision: str | None) -> str:
+    """Uploads an adapter's folder in one commit, and returns the commit's address."""
+    try:
+        commit = HfApi().upload_folder(
+            repo_id=repository, folder_path=folder, revision=revision, commit_message="Upload the trained adapter"
+        )
+    except Exception as error:
+        branch = f" --revision {revision}" if revision else ""
+        raise SaveError(
+            f"the run is finished, and its adapter whole in {folder}, but it could not be pushed to {repository}: "
+            f"{' '.join(str(error).split())}. To push it again: hf upload {repository} {folder}{branch}"
+        ) from error
+    return str(commit.commit_url)

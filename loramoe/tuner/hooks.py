@@ -42,6 +42,7 @@ class BalanceStats:
         constraint_L: The localized balancing constraint of each of the L adapted layers, unweighted, float32.
         importance_LME: Importance of each expert for each sample: the mean or the sum of its gates, as `kind` says.
         tokens_M: Number of real tokens of each sample.
+        entropy_LM: Mean entropy of the gates of a sample's tokens, in nats; None where gradients are computed.
     """
 
     constraint_L: Tensor
@@ -51,6 +52,7 @@ class BalanceStats:
     task_types_M: Tensor
     expert_types: tuple[int, ...]
     layers: tuple[str, ...]  # their names
+    entropy_LM: Tensor | None = None
 
     @property
     def constraint(self) -> Tensor:
@@ -180,6 +182,8 @@ class BalanceHooks:
             Q_LME = torch.stack(of_layers)
             coefficient_ME = coefficient(types_M, config.types_of_experts, config.blc_alpha, config.blc_target)
             constraint_L = localized_balance(Q_LME, coefficient_ME, tokens_M > 0)
+            observed = [] if torch.is_grad_enabled() else list(by_layer.values())
+            entropy_LM1 = [samples.importance(torch.special.entr(g).sum(-1, True)).to(device) for g in observed]
             self.last[name] = BalanceStats(
                 constraint_L=constraint_L.detach(),
                 importance_LME=Q_LME.detach(),
@@ -188,6 +192,7 @@ class BalanceHooks:
                 task_types_M=types_M,
                 expert_types=config.types_of_experts,
                 layers=tuple(by_layer),
+                entropy_LM=torch.stack(entropy_LM1).squeeze(-1) if entropy_LM1 else None,
             )
             return config.blc_weight * constraint_L.sum()
 

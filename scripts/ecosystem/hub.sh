@@ -9,4 +9,4 @@ versions huggingface_hub transformers peft torch
 
 show env max_steps=10 overwrite_output_dir=true output_dir=output/hub bash run_loramoe.sh
 show cat output/hub/sft_lora_model/README.md
-check tests/report/test_card.py tests/training/test_hub.py tests/ecosystem/test_hub.py
+check tests/analysis/test_card.py tests/training/test_summary.py tests/ecosystem/test_hub.py

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from loramoe.training.checkpoint import ADAPTER, METRICS, PAGES
+from loramoe.training.checkpoint import ADAPTER, METRICS
 from tests.chaos.victim import Killer
 
 FLAGS: dict[str, object] = {"max_steps": 8, "save_steps": 2, "logging_steps": 1, "lora_dropout": 0.1, "blc_weight": 0.5}
@@ -48,12 +48,6 @@ def whole(killer: Killer, flags: Callable[..., list[str]], undisturbed: dict, tm
         assert code == 0, log[-3000:]
         undisturbed["whole"] = trajectory(tmp_path / "whole")
     return undisturbed["whole"]
-
-
-def pages(output_dir: Path) -> set[str]:
-    """Names of what stands in the folder of the page on the experts."""
-    folder = output_dir / PAGES
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
 
 
 def trajectory(output_dir: Path) -> dict[str, object]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loramoe.training.checkpoint import METRICS, checkpoints, damage
-from tests.chaos.conftest import pages, trajectory
+from tests.chaos.conftest import trajectory
 from tests.chaos.victim import Killer
 
 pytestmark = pytest.mark.slow
@@ -49,39 +48,6 @@ def test_a_run_that_is_killed_at_any_moment_loses_nothing(
     for how, count in killer.kills.items():
         record_property(f"runs killed {how}", count)
     record_property("runs that ended on the same trajectory", runs)
-
-
-@pytest.mark.slow(minutes=5)
-def test_a_run_that_leaves_any_of_its_last_files_empty_goes_on(
-    killer: Killer,
-    flags: Callable[..., list[str]],
-    tmp_path: Path,
-    record_property: Callable[[str, int], None],
-):
-    """The page on the experts is made when the run has finished: a kill then costs the page alone."""
-    changes: dict[str, object] = {"save_total_limit": 9, "experts_page": "true"}
-    first = tmp_path / "first"
-    code, log = killer.start(flags(first, **changes), first)
-    assert code == 0, log[-3000:]
-    whole, page = trajectory(first), pages(first)
-    assert "experts.html" in page
-    shutil.rmtree(first / "checkpoint-8")
-    (first / METRICS).unlink()
-    for kill_at in range(2, 200, 2):
-        out = tmp_path / f"out{kill_at}"
-        shutil.copytree(first, out, ignore=shutil.ignore_patterns("*results.json", "runs"))
-        code, log = killer.start(flags(out, **changes), out, kill_at=kill_at)
-        if code == 0:
-            break
-        if (out / METRICS).is_file():
-            assert "experts.html" not in pages(out) or pages(out) >= page
-        else:
-            code, log = killer.start(flags(out, **changes), out)
-            assert code == 0, log[-3000:]
-            assert pages(out) == page
-        assert trajectory(out) == whole
-    assert kill_at > 20
-    record_property("runs killed at a file that they left empty", kill_at // 2 - 1)
 
 
 def spoil(folder: Path, killer: Killer) -> None:

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,12 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from loramoe.training.checkpoint import ADAPTER, METRICS, checkpoints, latest_complete
+from loramoe.training.checkpoint import ADAPTER, METRICS
 from tests.chaos.conftest import trajectory
-from tests.chaos.victim import Killer
 
 pytestmark = pytest.mark.slow
 
@@ -36,12 +33,10 @@ class Launched:
     Args:
         flags: Of `train.py`.
         log: File for what all processes print.
-        node: The launcher's variables where it has one of the two processes, and another launcher the other.
     """
 
-    def __init__(self, flags: list[str], log: Path, node: list[str] | None = None) -> None:
-        command = [sys.executable, "-m", "loramoe.training.launch"]
-        command += node or ["nproc_per_node=2"]
+    def __init__(self, flags: list[str], log: Path) -> None:
+        command = [sys.executable, "-m", "loramoe.training.launch", "nproc_per_node=2"]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
         self.log = log
@@ -74,9 +69,9 @@ def launch(own_dataset_cache: None, tmp_path: Path) -> Iterator[Callable[..., La
     """Starts runs; none outlives the test."""
     started: list[Launched] = []
 
-    def start(flags: list[str], node: list[str] | None = None) -> Launched:
+    def start(flags: list[str]) -> Launched:
         flags = [*flags, "--ddp_find_unused_parameters", "false"]
-        started.append(Launched(flags, tmp_path / f"log{len(started)}.txt", node))
+        started.append(Launched(flags, tmp_path / f"log{len(started)}.txt"))
         return started[-1]
 
     yield start
@@ -142,66 +137,6 @@ def test_whatever_dies_the_next_start_goes_on(
     assert code == 0, log[-3000:]
     assert f"resuming from {out}" in log
     assert trajectory(out) == trajectory(tmp_path / "whole")
-
-
-def test_a_worker_that_dies_ends_the_other_node(
-    launch: Callable[..., Launched], flags: Callable[..., list[str]], tmp_path: Path
-):
-    out = tmp_path / "out"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nodes_of = ["nnodes=2", "nproc_per_node=1", f"master_port={probe.getsockname()[1]}"]
-    nodes = [launch(flags(out, max_steps=10_000), [*nodes_of, f"node_rank={rank}"]) for rank in "01"]
-    nodes[0].wait_for(out, "checkpoint-*/complete", but=set())
-    (worker,) = nodes[1].workers()
-    worker.kill()
-    code, log = nodes[1].end(within=MINUTE)
-    assert code == 128 + signal.SIGKILL, log[-3000:]
-    code, log = nodes[0].end(within=MINUTE)
-    assert code == 1, log[-3000:]
-    assert "launch: rank 0 failed with code 1" in log
-    assert latest_complete(out)
-
-
-def test_two_runs_never_write_one_folder(
-    launch: Callable[[list[str]], Launched], killer: Killer, flags: Callable[..., list[str]], tmp_path: Path
-):
-    out = tmp_path / "out"
-    first = launch(flags(out, max_steps=10_000, save_steps=2))
-    first.wait_for(out, "checkpoint-*/complete", but=set())
-    code, log = killer.start(flags(out, max_steps=10_000, save_steps=2), out)
-    assert code == 1
-    assert (
-        f"loramoe train: {out} is in use by another run. Wait for its end or stop it, or set another --output_dir."
-        in log
-    )
-    first.launcher.send_signal(signal.SIGUSR1)
-    code, log = first.end(within=MINUTE)
-    assert code == 75, log[-3000:]
-    assert checkpoints(out)
-
-
-def test_a_run_goes_on_with_another_number_of_processes(
-    launch: Callable[[list[str]], Launched], killer: Killer, flags: Callable[..., list[str]], tmp_path: Path
-):
-    """Two processes take the micro-batches that one took one after the other."""
-    alone = {"gradient_accumulation_steps": 2, "lora_dropout": 0, "max_grad_norm": 0, "max_steps": 6}
-    code, log = killer.start(flags(tmp_path / "whole", **alone), tmp_path / "whole")
-    assert code == 0, log[-3000:]
-    out = tmp_path / "out"
-    code, log = killer.start(flags(out, **alone), out, "after saving")
-    assert code == -signal.SIGKILL, log[-3000:]
-    newest = latest_complete(out)
-    assert newest
-    code, log = killer.start(flags(out, **{**alone, "gradient_accumulation_steps": 1}), out)
-    assert code == 1
-    assert "gradient_accumulation_steps was 2, now 1" in log
-    code, log = launch(flags(out, **{**alone, "gradient_accumulation_steps": 1})).end()
-    assert code == 0, log[-3000:]
-    assert f"resuming from {newest}" in log
-    one, two = (load_file(folder / ADAPTER / "adapter_model.safetensors") for folder in (tmp_path / "whole", out))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_ends_all_processes_or_is_left_out_in_all(

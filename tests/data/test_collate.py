@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramoe.data import IGNORE_INDEX, PackedCollator, PackedSamples, SftCollator, pack
@@ -18,6 +18,7 @@ def feature(ids, **more):
     return {"input_ids": ids, "labels": [IGNORE_INDEX, *ids[1:]], **more}
 
 
+@settings(deadline=None)
 @given(rows=st.lists(IDS, min_size=1, max_size=6), pad=st.integers(0, 9), multiple=st.sampled_from([None, 1, 8]))
 def test_padding_changes_nothing(rows, pad, multiple):
     features = [feature(ids, task_types=index) for index, ids in enumerate(rows)]
@@ -33,10 +34,10 @@ def test_padding_changes_nothing(rows, pad, multiple):
     assert batch["task_types"].tolist() == list(range(len(rows)))
 
 
+@settings(deadline=None)
 @given(rows=st.lists(IDS, min_size=1, max_size=6), cut=st.integers(0, 6))
 def test_every_sample_is_found_again_in_a_packed_row(rows, cut):
-    features = [feature(ids, labels=ids, task_types=index) for index, ids in enumerate(rows)]
-    features = [{**one, "labels": one["input_ids"]} for one in features]
+    features = [{"input_ids": ids, "labels": ids, "task_types": index} for index, ids in enumerate(rows)]
     batch = PackedCollator()(features)
     bounds = batch["cu_seq_lens_q"].tolist()
     assert batch["input_ids"].shape == (1, bounds[-1])
@@ -72,31 +73,20 @@ def test_samples_may_be_tensors_and_without_task_types(collate):
 
 
 @COLLATORS
-@pytest.mark.parametrize(
-    ("features", "words"),
-    [
-        ([], "at least one sample"),
-        ([feature([5]), {"input_ids": [1, 2], "labels": [1]}], "sample 1 of the batch has 2 input_ids and 1 labels"),
-        ([feature([5], task_types=1), feature([5])], "1 of the 2 samples"),
-        ([feature([5]), feature([5], task_types=1)], "1 of the 2 samples"),
-    ],
-)
-def test_samples_that_make_no_batch(collate, features, words):
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize("with_type", [0, 1])
+def test_a_batch_with_some_task_types_is_refused(collate, with_type):
+    features = [feature([5]), feature([5])]
+    features[with_type]["task_types"] = 1
+    with pytest.raises(ValueError, match="1 of the 2 samples"):
         collate(features)
 
 
-def test_a_sample_without_tokens_cannot_be_packed():
-    with pytest.raises(ValueError, match="sample 1 of the batch has no tokens"):
-        PackedCollator()([feature([5]), {"input_ids": [], "labels": []}])
+def test_a_padding_token_is_needed():
+    with pytest.raises(ValueError, match="got None"):
+        SftCollator(None)
 
 
-@pytest.mark.parametrize(("options", "words"), [((None,), "got None"), ((0, 0), "at least 1 or None; got 0")])
-def test_options_out_of_range(options, words):
-    with pytest.raises(ValueError, match=words):
-        SftCollator(*options)
-
-
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 20), max_size=60), seed=st.integers(0, 3))
 def test_rows_hold_every_sample_once_and_no_more_than_they_may(lengths, seed):
     rows = pack(np.array(lengths, dtype=np.int64), 20, seed)
@@ -108,10 +98,9 @@ def test_rows_hold_every_sample_once_and_no_more_than_they_may(lengths, seed):
 
 def test_rows_are_full_and_their_order_is_the_seeds():
     lengths = np.random.default_rng(0).lognormal(np.log(60), 0.7, 2_000).clip(1, 512).astype(np.int64)
-    rows = pack(lengths, 1024, 0)
+    rows, again, other = ([row.tolist() for row in pack(lengths, 1024, seed)] for seed in (0, 0, 1))
     assert lengths.sum() / (len(rows) * 1024) > 0.97
-    assert [row.tolist() for row in pack(lengths, 1024, 0)] == [row.tolist() for row in rows]
-    assert [row.tolist() for row in pack(lengths, 1024, 1)] != [row.tolist() for row in rows]
+    assert rows == again != other
 
 
 def test_items_are_lists_of_samples(write, row, run):

@@ -1,4 +1,4 @@
-"""Tokenising a data set: fast and slow reading give the same, results are cached by content, faults have a place."""
+"""Tokenising a data set: results are cached by content, faults have a place, a data set of the hub is one of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import datasets
 import pytest
 from tokenizers import AddedToken
 
-from loramoe.data import DatasetError, DataSource, read
+from loramoe.data import DatasetError, DataSource
 from loramoe.data.pipeline import Encoder, Tokeniser
 from loramoe.data.templates import tokenizer_hash
 from tests.data.conftest import CHAT
 
 COLUMNS = ["input_ids", "labels", "task_types", "length"]
-KINDS = ["json", "jsonl", "csv", "parquet", "jsonl.gz", "jsonl.zst", "json.gz", "parquet.gz"]
 
 
 @pytest.fixture
@@ -46,43 +45,14 @@ def test_a_sample(run, write, row):
     assert report.max_token_id == max(sample["input_ids"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_kinds_of_files_give_the_same(run, write, rows, expected, kind):
-    dataset, report = run(write(f"rows.{kind}", rows))
+def test_the_number_of_processes_and_the_kind_of_file_change_nothing(run, write, rows, expected):
+    dataset, report = run(write("rows.csv", rows), num_proc=2)
     assert dataset.to_list() == expected
     assert (report.samples, report.kept, report.task_types) == (50, 50, {0: 17, 1: 17, 2: 16})
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_what_the_library_cannot_read_gives_the_same(run, write, rows, expected, kind, monkeypatch):
-    monkeypatch.delattr(datasets, "load_dataset")
-    assert run(write(f"rows.{kind}", rows))[0].to_list() == expected
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        [{"meta": "a"}, {"meta": {"b": 1}}, {"meta": [2]}],  # of mixed types, not needed
-        [{"input": "1"}, {"input": None}, {"input": ""}],
-        [{"output": "2020-01-01"}] * 3,  # which the library takes for a date
-        [{"task_type": "1"}, {"task_type": 1}, {"task_type": 1.0}],
-        [{"id": "a", "source": "b", "model": "c", "system_prompt": "d"}] * 3,  # which it takes for an agent's trace
-    ],
-)
-def test_what_the_library_reads_otherwise(run, write, row, more):
-    rows = [row(**one) for one in more]
-    by_python = run(write("rows.json", rows))[0].to_list()
-    assert run(write("rows.jsonl", rows))[0].to_list() == by_python
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_the_number_of_processes_changes_nothing(run, write, rows, expected, kind, tmp_path):
-    assert run(write(f"rows.{kind}", rows), num_proc=2)[0].to_list() == expected
-
-
-@pytest.mark.parametrize("kind", ["json", "jsonl"])
-def test_the_first_samples_only(write, rows, expected, tokenizer, tmp_path, kind):
-    write(f"rows/a.{kind}", rows[:8])
+def test_the_first_samples_only(write, rows, expected, tokenizer, tmp_path):
+    write("rows/a.json", rows[:8])
     source = DataSource(str(write("rows/b.jsonl", rows[8:]).parent), max_samples=10)
     dataset, report, _ = Tokeniser(tokenizer, cache_dir=tmp_path / "cache").store(source)
     assert dataset.to_list() == expected[:10]
@@ -114,25 +84,19 @@ def test_numbers_out_of_range(run, write, row, name, least):
         run(write("rows.json", [row()]), **{name: least - 1})
 
 
-@pytest.mark.parametrize(
-    ("kind", "place"), [("json", "row 51"), ("jsonl", "line 51"), ("csv", "line 52"), ("parquet", "row 51")]
-)
-@pytest.mark.parametrize(
-    ("changes", "words"), [({"output": " "}, "field 'output'"), ({"task_type": 7}, "types 0, 1, 2")]
-)
-def test_a_fault_has_a_place(run, write, rows, row, kind, place, changes, words, tmp_path):
-    file = write(f"rows.{kind}", [*rows, row(**changes)])
-    with pytest.raises(DatasetError, match=f"{re.escape(str(file))}, {place}, .*{words}") as caught:
-        run(file, task_types=[0, 1, 2], num_proc=2)
-    assert caught.value.__context__ is None  # no traceback of the library before the message
+def test_a_fault_has_a_place(run, write, rows, row, tmp_path):
+    file = write("rows.jsonl", [*rows, row(task_type=7)])
+    with pytest.raises(DatasetError, match=f"{re.escape(str(file))}, line 51, .*types 0, 1, 2") as caught:
+        run(file, task_types=[0, 1, 2])
+    assert caught.value.__suppress_context__  # no traceback of the library before the message
     assert cached(tmp_path) == []
 
 
-def test_a_sample_that_the_template_refuses_has_a_place(run, write, row, make_tokenizer):
+def test_samples_that_the_template_refuses_have_a_place(run, write, row, make_tokenizer):
     refuse = "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}"
     tokenizer = make_tokenizer(chat_template=refuse + CHAT)
-    file = write("rows.jsonl", [row(), row(instruction="no")])
-    with pytest.raises(DatasetError, match=r"rows\.jsonl, line 2: .*not this"):
+    file = write("rows.jsonl", [row(), row(instruction="no"), row(), row(instruction="no")])
+    with pytest.raises(DatasetError, match=r"rows\.jsonl, line 2: .*not this \(2 samples"):
         run(file, tokenizer=tokenizer, template="chat")
 
 
@@ -140,16 +104,9 @@ def test_a_full_disk_is_no_fault_of_the_data(run, write, row, monkeypatch):
     def full(*_, **__):
         raise datasets.exceptions.DatasetGenerationError from OSError(28, "No space left on device")
 
-    monkeypatch.setattr(read, "by_library", full)
+    monkeypatch.setattr(datasets.Dataset, "from_generator", full)
     with pytest.raises(OSError, match="No space left"):
         run(write("rows.jsonl", [row()]))
-
-
-def test_a_killed_process_is_named(run, write, row, monkeypatch):
-    parent = os.getpid()
-    monkeypatch.setattr(Encoder, "encode", lambda *_: os.getpid() == parent or os.kill(os.getpid(), 9))
-    with pytest.raises(RuntimeError, match="fewer processes"):
-        run(write("rows.json", [row()] * 10), num_proc=2)
 
 
 class TestCache:
@@ -158,7 +115,7 @@ class TestCache:
     def test_found_again_wherever_it_lies(self, run, write, rows, tmp_path, monkeypatch):
         file = write("rows.jsonl", rows)
         first, report = run(file)
-        monkeypatch.delattr(Encoder, "encode")
+        monkeypatch.delattr(Encoder, "__call__")
         again, same = run(file.rename(tmp_path / "other.jsonl"), num_proc=2)
         assert (again.to_list(), same) == (first.to_list(), report)
 
@@ -186,16 +143,6 @@ class TestCache:
         other.add_tokens(AddedToken("<new>"))
         hashes = {tokenizer_hash(make_tokenizer(chat_template=text)) for text in ("a", "b")}
         assert len({tokenizer_hash(one), tokenizer_hash(other), *hashes}) == 4
-
-    def test_what_was_left_unfinished_is_done_again(self, run, write, rows, expected, tmp_path):
-        file = write("rows.jsonl", rows)
-        run(file)
-        for name in cached(tmp_path):
-            folder = tmp_path / "cache" / name
-            (folder / "report.json").unlink()
-            folder.rename(f"{folder}.building")
-        assert run(file)[0].to_list() == expected
-        assert [name for name in cached(tmp_path) if name.endswith(".building")] != cached(tmp_path)
 
     def test_two_processes_at_once(self, run, write, rows, expected, tmp_path):
         file, ready = write("rows.jsonl", rows), multiprocessing.get_context("fork").Barrier(2)
@@ -229,10 +176,13 @@ class TestHub:
 
     def test_it_is_tokenised(self, hub, tokenizer, expected, tmp_path):
         tokeniser = Tokeniser(tokenizer, cache_dir=tmp_path / "cache")
-        assert tokeniser.store(hub).dataset.to_list() == expected
-        stream, report, _ = tokeniser.stream(replace(hub, max_samples=9))
-        assert list(stream) == expected[:9]
+        assert tokeniser.store(hub)[0].to_list() == expected
+
+    def test_a_stream_skips_faulty_samples(self, hub, tokenizer, expected, caplog):
+        stream, report, _ = Tokeniser(tokenizer, task_types=[0, 1]).stream(replace(hub, max_samples=9))
+        assert list(stream) == [one for one in expected[:9] if one["task_types"] != 2]
         assert "unknown length" in str(report)
+        assert "(3 so far)" in caplog.text
 
     def test_a_fault_has_a_place(self, hub, tokenizer, tmp_path):
         tokeniser = Tokeniser(tokenizer, task_types=[0, 1], cache_dir=tmp_path / "cache")

@@ -11,7 +11,7 @@ from loramoe.data import DataConfig, DatasetError, DataSource, data_files, read_
 EXAMPLE = """
 datasets:
   - {path: tatsu-lab/alpaca, task_type: 0, weight: 0.7}
-  - {path: my/questions.jsonl, format: messages, task_type: 1, weight: 3e-1, max_samples: 20000}
+  - {path: my/questions.jsonl, format: messages, task_type: 1, weight: 0.3, max_samples: 20000}
   - {path: more.csv, weight: 1, columns: {instruction: question}}
 validation:
   - my/held_out.jsonl
@@ -45,7 +45,9 @@ def test_json_is_read_too(tmp_path):
         ("datasets: [{path: a, wieght: 1}]", ["'wieght'", "'weight'", "entry 1"]),
         ("dataset: [{path: a}]", ["'dataset'", "'datasets'"]),
         ("datasets: [{path: a, columns: {instrution: q}}]", ["'instrution'", "'instruction'"]),
-        ("datasets: {path: a}", ["datasets: expected a list"]),
+        ("datasets: [{task_type: 1}]", ["entry 1: expected a path"]),
+        ("[a]", ["expected the keys"]),
+        ("datasets: a\ntype_names: [b]", ["expected the keys"]),
         ("validation: [a]", ["datasets"]),
         ("datasets: [a", ["YAML"]),
         ("datasets: [{path: 3}]", ["path", "got 3 (int)"]),

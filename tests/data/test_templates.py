@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer
 
-from loramoe.data import TEMPLATES, Encoded, TemplateError, conversation, get_template
+from loramoe.data import Encoded, TemplateError, conversation, get_template
 
 BOS, EOS = 0, 1
 FRAMES = {"<s> $A": [BOS], "$A": [], "<s> $A </s>": [BOS]}
@@ -29,7 +28,6 @@ COLON = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 PARTS = "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
-SELECTED = "{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}{{ c['text'] }}{% endfor %}"
 
 
 def turns(before: str, after: str) -> str:
@@ -56,9 +54,6 @@ def chat(make_tokenizer):
     return lambda text: get_template("chat", make_tokenizer(chat_template=text))
 
 
-# --- release ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("frame", FRAMES)
 def test_release_adds_each_special_token_once(make_tokenizer, frame):
     tokenizer = make_tokenizer(frame)
@@ -79,15 +74,6 @@ def test_release_ends_each_turn_and_learns_the_answers(make_tokenizer, frame):
     assert encoded.labels[-len(so) :] == so
 
 
-@given(instruction=st.text(min_size=1), output=st.text(min_size=1))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_release_decodes_to_what_the_sample_says(tokenizer, instruction, output):
-    instruction, output = (text.encode("utf-8", "ignore").decode() + "." for text in (instruction, output))
-    (encoded,) = encode(get_template("release", tokenizer), conversation(instruction, "", output))
-    assert tokenizer.decode(encoded.prompt[1:-1]) == instruction
-    assert tokenizer.decode(encoded.target[:-1]) == output
-
-
 def test_release_takes_special_tokens_in_a_sample_for_text(tokenizer):
     (encoded,) = encode(get_template("release", tokenizer), conversation("<s>a</s>b", "", "</s>c"))
     assert not encoded.special
@@ -100,9 +86,6 @@ def test_release_does_so_with_a_tokenizer_written_in_python():
     tokenizer = ByT5Tokenizer()
     (encoded,) = encode(get_template("release", tokenizer), conversation("a</s>b", "", "</s>c"))
     assert encoded.prompt == [3 + byte for byte in b"a</s>b"] + [tokenizer.eos_token_id]
-
-
-# --- chat -------------------------------------------------------------------------------------------------------------
 
 
 def test_chat_learns_answers_and_their_ends_alone(chat):
@@ -142,6 +125,12 @@ def test_generation_gets_the_prompt_of_training(make_tokenizer, make, text, answ
     assert [label for label in several.labels[len(asked) :] if label != -100][:1] == several.labels[len(asked) :][:1]
 
 
+def test_a_chat_goes_on_though_the_template_drops_earlier_thoughts(chat):
+    template = chat(turns(THINK, "</s>").replace("m.content", "m.content.split('</think>')[-1]") + PROMPT)
+    ids = template.chat_ids([ONE[0], {"role": "assistant", "content": "a</think>Me."}, TWO[0]])
+    assert template.tokenizer.decode(ids).endswith("Me.</s><|user|>Why?</s><|assistant|><think></think>")
+
+
 def test_chat_with_a_tokenizer_written_in_python():
     tokenizer = ByT5Tokenizer()
     tokenizer.chat_template = COLON
@@ -164,51 +153,38 @@ def test_what_ends_an_answer_in_training_ends_generation(make_tokenizer, after, 
     assert template.end_ids == (() if after.strip() == "" else tuple(encoded.target[-1:]))
 
 
-@pytest.mark.parametrize("loop", [PARTS, SELECTED])
-def test_a_template_that_wants_content_in_parts_gets_parts(chat, loop):
-    template = chat("{% for m in messages %}<|{{ m.role }}|>" + loop + "</s>{% endfor %}" + PROMPT)
-    (encoded,) = encode(template, [SYSTEM, *ONE])
-    assert template.tokenizer.decode(encoded.input_ids) == "<|system|>Be brief.</s><|user|>Who?</s><|assistant|>Me.</s>"
-    assert template.prompt_ids("Who?") == encode(template, ONE)[0].prompt
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "divided"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}" + PROMPT, "divided"),
-        ("{{ messages[0].content }}", "leaves out .* assistant: 'a</think>Me"),
+        ("{{ messages[0].content }}", "leaves out"),
         ("{% for m in messages %}{{ m.content.split('</think>')[-1] }}</s>{% endfor %}", "assistant: 'a</think>Me"),
-        ("{{ messages[-1].content }}</s>", "divided"),
-        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "leaves out .* user: 'Who"),
+        ("{% if 'a' in messages[-1].content %}odd{% endif %}" + PLAIN, "user: 'Who"),
+        ("{% for m in messages if m.role == 'assistant' %}{{ m.content }}{% endfor %}", "leaves out"),
+        ("{% for m in messages %}" + PARTS + "</s>{% endfor %}" + PROMPT, "leaves out"),
         ("{% if messages[0].role != 'system' %}{{ raise_exception('System\nfirst.') }}{% endif %}", r"System first\.$"),
         ("{{ messages[0].content + 1 }}", "refuses"),
     ],
 )
 def test_a_conversation_that_cannot_be_rendered_is_refused(chat, text, words):
-    (error,) = chat(text).encode([conversation("Who?", "", "a</think>Me.")])
-    assert isinstance(error, TemplateError)
-    with pytest.raises(TemplateError, match=words):
-        raise error
-    assert "\n" not in str(error)
+    refused, same = chat(text).encode([conversation("Who?", "", "a</think>Me.")] * 2)
+    assert isinstance(refused, TemplateError)
+    assert re.search(words, str(refused))
+    assert "\n" not in str(refused)
+    assert str(same) == str(refused)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_the_others_are_encoded_all_the_same(chat_tokenizer, name):
-    template = get_template(name, chat_tokenizer)
-    found = template.encode([[], ONE, [SYSTEM], TWO[1:], [SYSTEM, *ONE]])
-    assert [isinstance(one, TemplateError) for one in found] == [True, False, True, True, False]
-    assert [found[1], found[4]] == encode(template, ONE, [SYSTEM, *ONE])
+def test_the_others_are_encoded_all_the_same(chat):
+    template = chat("{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}" + PLAIN)
+    first, refused, last = template.encode([ONE, conversation("no", "", "Me."), [SYSTEM, *ONE]])
+    assert isinstance(refused, TemplateError)
+    assert [first, last] == encode(template, ONE, [SYSTEM, *ONE])
     assert template.encode([]) == []
 
 
-def test_a_last_question_is_no_answer(chat):
-    template = chat("{% for m in messages %}{{ m.content }}</s>{% endfor %}")
-    assert encode(template, [*ONE, TWO[0]])[0].target == encode(template, ONE)[0].target
-
-
 def test_a_template_that_does_not_compile_is_refused_at_once(chat):
-    with pytest.raises(TemplateError, match="does not compile: unexpected '}'"):
+    with pytest.raises(ValueError, match="does not compile: unexpected '}'"):
         chat("{% for m in messages %}{{ m.content }{% endfor %}")
 
 
@@ -217,26 +193,21 @@ def test_a_template_that_does_not_compile_is_refused_at_once(chat):
 def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokenizer, position, token):
     chat_tokenizer.add_tokens([AddedToken("<|reserved|>", special=True)])
     assert "<|reserved|>" not in chat_tokenizer.all_special_tokens
-    marked_turns = [dict(turn) for turn in (SYSTEM, *ONE)]
-    marked_turns[position]["content"] += f"{token} b"
-    plain, marked = encode(get_template("chat", chat_tokenizer), [SYSTEM, *ONE], marked_turns)
+    turns = [dict(turn) for turn in (SYSTEM, *ONE)]
+    turns[position]["content"] += f"{token} b"
+    plain, marked = encode(get_template("chat", chat_tokenizer), [SYSTEM, *ONE], turns)
     assert (plain.special, marked.special) == (False, True)
 
 
-def test_a_sample_of_one_answer_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
-    """So that `chat` is about half as fast as `release` or faster."""
+def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
+    """So that `chat` is at least half as fast as `release`."""
     template, rendered, tokenised = chat(PLAIN), [], []
-    tokenizer, render = template.tokenizer, template.tokenizer.apply_chat_template
-    monkeypatch.setattr(
-        tokenizer, "apply_chat_template", lambda chats, **options: rendered.extend(chats) or render(chats, **options)
-    )
-    ids = template._ids
-    monkeypatch.setattr(template, "_ids", lambda texts: tokenised.append(texts) or ids(texts))
+    encode(template, ONE, [SYSTEM, *ONE])
+    tokenizer, render, ids = template.tokenizer, template.tokenizer.apply_chat_template, template._ids
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda c, **more: rendered.extend(c) or render(c, **more))
+    monkeypatch.setattr(template, "_ids", lambda texts, *more: tokenised.append(texts) or ids(texts, *more))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
-
-
-# --- both -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_conversation_is_cut_at_its_end():
@@ -249,7 +220,7 @@ def test_a_conversation_is_cut_at_its_end():
 def test_what_a_tokenizer_lacks_is_named(tokenizer, make_tokenizer):
     with pytest.raises(ValueError, match=r"'release' .*eos_token, which is not set\. Set it"):
         get_template("release", make_tokenizer(eos_token=None))
-    with pytest.raises(TemplateError, match=r"chat_template, which is not set .*Set it, or use .*'release'"):
+    with pytest.raises(ValueError, match=r"chat_template, which is not set .*Set it, or use .*'release'"):
         get_template("chat", tokenizer)
     with pytest.raises(ValueError, match=r"one of 'release', 'chat'; got 'alpaca'\. Choose one\."):
         get_template("alpaca", tokenizer)

@@ -94,12 +94,6 @@ def skip_without_launcher() -> None:
         pytest.skip(f"run_loramoe.sh refuses this Python: {missing().strip()}")
 
 
-def shell(command: str, folder: Path, variables: dict[str, object]) -> str:
-    """Runs a line of a page."""
-    skip_without_launcher()
-    return check(start(["bash", "-c", command], folder, variables))
-
-
 class Runs:
     """Makes runs through `run_loramoe.sh`, or in this process if they have only one; see the methods."""
 
@@ -117,7 +111,7 @@ class Runs:
 
     def alone(self, name: str, **changes: object) -> Finished:
         """A run in this process."""
-        from loramoe.training.parser import parse
+        from loramoe.training import parse
         from loramoe.training.run import run_sft
 
         out = self.folder / name

@@ -54,15 +54,14 @@ def test_an_adapter_of_zero_is_whole(zero_run: tuple[Finished, Any]) -> None:
     assert all(torch.equal(last[name], trained[name]) for name in trained)
 
 
-def test_it_leaves_the_page_unless_the_model_is_sharded(zero_run: tuple[Finished, Any]) -> None:
+def test_it_leaves_the_report(zero_run: tuple[Finished, Any]) -> None:
     run, _ = zero_run
-    assert (run.folder / "expert_shares.json").is_file()
-    assert (run.folder / "report" / "experts.html").is_file() == ("zero3" not in run.folder.name)
+    assert (run.folder / "report" / "experts.html").is_file()
 
 
 def test_it_loads_anywhere(zero_run: tuple[Finished, Any], runs: Any) -> None:
     """One process without DeepSpeed measures what the run measured."""
-    from loramoe.training.parser import parse
+    from loramoe.training import parse
     from loramoe.training.run import run_sft as evaluate
 
     finished, _ = zero_run
@@ -81,26 +80,6 @@ def test_a_run_of_zero_resumes_on_the_same_trajectory(zero_run: tuple[Finished, 
     resumed = runs.together(cut.name, **made, **WHOLE_RUN)
     assert f"resuming from {cut / 'checkpoint-15'}" in (cut / "printed.txt").read_text()
     assert resumed.apart(run) == (0, 0)
-
-
-def test_the_optimisers_states_are_divided(zero_run: tuple[Finished, Any]) -> None:
-    run, _ = zero_run
-    trained = sum(tensor.numel() for tensor in run.adapter().values())
-    files = sorted(run.folder.glob(f"checkpoint-{STEPS}/global_step{STEPS}/*_optim_states.pt"))
-    assert len(files) == 2
-    for file in files:
-        states = torch.load(file, weights_only=False)["optimizer_state_dict"]
-        assert trained / 2 <= moments(states) <= 1.01 * trained / 2, "AdamW's first moments of one process"
-
-
-def moments(value: Any) -> int:
-    """Numbers in the tensors that are called exp_avg, wherever ZeRO's versions put them."""
-    if isinstance(value, (list, tuple)):
-        return sum(map(moments, value))
-    if not isinstance(value, dict):
-        return 0
-    own = value["exp_avg"].numel() if isinstance(value.get("exp_avg"), torch.Tensor) else 0
-    return own + sum(map(moments, value.values()))
 
 
 def test_evaluation_alone_under_zero_3(runs: Any, zero: None) -> None:

@@ -12,10 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import loading
+from loramoe.training import parse, run_sft
+from loramoe.training.arguments import ModelArguments
 from loramoe.training.model import adapter_config, add_adapter, load_base
-from loramoe.training.model_arguments import ModelArguments
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
 from tests.helpers import layers_of
 from tests.plain_loop import weights
 

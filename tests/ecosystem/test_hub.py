@@ -77,7 +77,7 @@ def test_the_adapter_is_pushed_in_one_commit_with_card_and_figure(pushed: Pushed
     folder = pushed.output_dir / ADAPTER
     on_disk = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     assert pushed.hub.files["user/mine"] == on_disk
-    assert {"README.md", "expert_shares.png", "adapter_model.safetensors", "tokenizer.json"} <= on_disk.keys()
+    assert {"README.md", "experts_groups.png", "adapter_model.safetensors", "tokenizer.json"} <= on_disk.keys()
     assert pushed.hub.commits["user/mine"] == [("main", sorted(on_disk))]
     assert f"Pushed: {pushed.hub.url}/user/mine/commit/" in pushed.said
 

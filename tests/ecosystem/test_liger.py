@@ -18,8 +18,7 @@ from transformers.models.llama import modeling_llama
 
 from loramoe import last_balance
 from loramoe.data import SftCollator
-from loramoe.training.parser import parse
-from loramoe.training.run import run_sft
+from loramoe.training import parse, run_sft
 from tests.plain_loop import OrderedTrainer, assert_same_run, make_model, make_rows, plain_loop, settings, weights
 
 pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")

@@ -1,74 +1,80 @@
-"""Whatever a data file holds, it is read, or refused by DatasetError with its name."""
+"""Whatever a data file holds, it is read, or refused by DatasetError with its name.
+
+CHAOS_SEED decides the thousands of inputs under the mark `slow`; hypothesis prints how to draw a failure again.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from loramoe.data import DatasetError, read_samples
-from tests.fuzz.strategies import SCALARS, VALUES, as_json, broken, drawn, spoilt, times, told
 
 ROW = {"instruction": "what is it", "input": "this", "output": "it", "task_type": 1}
 FIELDS = {"instruction": str, "input": str, "output": str, "task_type": int}
+NUMBERS = [0, 1, -1, 2**31, -(2**64), 10**400, 0.5, -0.0, 1e308, 5e-324, math.nan, math.inf]
+TEXTS = ["", " ", "0", "1,0", "true", "a\0b", "\ud800", "[", "é" * 300]
+SCALARS = st.none() | st.booleans() | st.sampled_from([*NUMBERS, *TEXTS]) | st.text(max_size=8)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def spoilt_rows(draw: Any) -> dict[str, Any]:
+    """A good row with fields left out, replaced by anything, or added."""
+    row = {name: value for name, value in ROW.items() if draw(st.integers(0, 9))}
+    names = st.sampled_from([*ROW, "messages", "conversations", "system"]) | st.text(max_size=4)
+    return row | draw(st.dictionaries(names, VALUES, max_size=2))
 
 
 @st.composite
 def files(draw: Any) -> tuple[str, bytes]:
-    """Suffix and content of a data file."""
-    rows = draw(st.lists(st.one_of(st.just(ROW), spoilt(ROW, st.text(max_size=4)), VALUES), max_size=4))
-    suffix = draw(st.sampled_from([".json", ".jsonl"]))
-    if suffix == ".jsonl":
-        content = draw(st.sampled_from([b"\n", b"\r\n", b"\n\n"])).join(map(as_json, rows))
-    else:
-        content = as_json(draw(st.sampled_from([rows, {"data": rows}]) | SCALARS))
-    start = draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf", b"\xff\xfe", b" \n"]))
-    return suffix, start + draw(broken(content))
+    """Suffix and content of a data file: whole, cut off, or with bytes flipped or put in."""
+    rows = draw(st.lists(st.just(ROW) | spoilt_rows() | VALUES, max_size=4))
+    suffix = draw(st.sampled_from([".json", ".jsonl", ".csv", ".parquet", ".jsonl.gz"]))
+    lines = "\n".join(map(json.dumps, rows))
+    content = (json.dumps(draw(st.sampled_from([rows, {"data": rows}]))) if suffix == ".json" else lines).encode()
+    at = draw(st.integers(0, len(content)))
+    content = content[:at] + draw(st.binary(max_size=8)) + content[draw(st.sampled_from([at, at + 1, len(content)])) :]
+    return suffix, draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf", b"\xff\xfe", b" \n"])) + content
 
 
-def read(file: Path, task_types: list[int] | None) -> None:
-    try:
-        samples = list(read_samples(file, task_types))
-    except DatasetError as error:
-        message = told(error)
-        assert file.name in message
-        return
-    assert samples
-    for sample in samples:
-        assert {name: type(getattr(sample, name)) for name in FIELDS} == FIELDS
-        assert sample.instruction.strip()
-        assert sample.output.strip()
-        assert task_types is None or sample.task_type in task_types
-        "".join(turn["content"] for turn in sample.messages).encode()
-
-
-@times(fast=300, slow=4000)
+@pytest.mark.parametrize("count", [200, pytest.param(4000, marks=pytest.mark.slow)], ids=["fast", "slow"])
 def test_data_files(count: int, tmp_path: Path) -> None:
-    @drawn(count)
+    @seed(int(os.environ["CHAOS_SEED"]))
+    @settings(max_examples=count, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(files(), st.sampled_from([None, [0, 1]]))
-    def holds(drawn_file: tuple[str, bytes], task_types: list[int] | None) -> None:
-        suffix, content = drawn_file
-        file = tmp_path / f"data{suffix}"
-        file.write_bytes(content)
-        read(file, task_types)
-
-    holds()
-
-
-@times(fast=50, slow=500)
-def test_names_of_data_files(count: int, tmp_path: Path) -> None:
-    """A folder as file, no such file, a path that is none."""
-
-    @drawn(count)
-    @given(st.text(max_size=6) | st.sampled_from(["", ".", "a\0b", "x" * 300, "~", "~x/y", "no.json", "dir.json"]))
-    def holds(name: str) -> None:
+    def is_read_or_refused(drawn: tuple[str, bytes], task_types: list[int] | None) -> None:
+        file = tmp_path / f"data{drawn[0]}"
+        file.write_bytes(drawn[1])
+        samples, message = [], ""
         try:
-            for _ in read_samples(f"{tmp_path}/{name}"):
-                raise AssertionError(f"read a row from {name!r}")
+            samples = list(read_samples(file, task_types))
         except DatasetError as error:
-            told(error)
+            message = str(error)
+        assert samples or file.name in message
+        for sample in samples:
+            assert {name: type(getattr(sample, name)) for name in FIELDS} == FIELDS
+            assert sample.instruction.strip()
+            assert sample.output.strip()
+            assert task_types is None or sample.task_type in task_types
+            json.dumps(sample.messages, ensure_ascii=False).encode()
 
+    is_read_or_refused()
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0b", "x" * 300, "~", "~x/y", "no.json", "dir.json"])
+def test_names_that_are_no_data_files(name: str, tmp_path: Path) -> None:
     (tmp_path / "dir.json").mkdir()
-    holds()
+    with pytest.raises(DatasetError):
+        list(read_samples(f"{tmp_path}/{name}"))

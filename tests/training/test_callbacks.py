@@ -263,7 +263,7 @@ FIGURES = {"cov": 0.5, "routing/cov/early": 0.25, "share/type0/group0": 0.75}
 def test_totals_are_printed_and_everything_is_kept(
     train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, disable_tqdm: str
 ):
-    monkeypatch.setattr(trainer, "live_figures", lambda shares: FIGURES)
+    monkeypatch.setattr(trainer, "log_values", lambda stats: FIGURES)
     train(tmp_path, disable_tqdm=disable_tqdm, max_steps=2)
     printed = re.sub(r"'([\d.]+)'", r"\1", "".join(capsys.readouterr()))  # transformers 4.57 has no quotes there
     for line in ("'cov': 0.5, 'share/type0/group0': 0.75", "'eval_cov': 0.5, 'eval_share/type0/group0': 0.75"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +17,13 @@ import torch
 from transformers import TrainingArguments
 
 from loramoe.training import distributed as module
+from loramoe.training import parse
 from loramoe.training.distributed import (
     check_engine,
     decide_on_rank_0,
-    exit_process,
     start_engine,
     whole_adapter,
 )
-from loramoe.training.parser import parse
 from loramoe.utils import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +36,8 @@ def arguments(**changes: object) -> SimpleNamespace:
     )
 
 
-def test_a_run_without_an_engine_asks_for_nothing():
-    check_engine(arguments())
-    start_engine(arguments(), generates=True)
+def test_a_run_without_an_engine_needs_nothing():
+    start_engine(arguments(), generates=True, load_in_kbits=4)
 
 
 def test_fsdp_without_a_gpu_is_refused(tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -49,46 +48,38 @@ def test_fsdp_without_a_gpu_is_refused(tiny_task, tmp_path: Path, monkeypatch: p
         parse(tiny_task.flags(tmp_path))
 
 
-class TestFsdpWithAGpu:
-    """What is refused before the base model is loaded."""
-
-    @pytest.fixture
-    def args(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        return arguments(fsdp="full_shard", use_cpu=False)
-
-    def test_training_is_not(self, args: SimpleNamespace):
-        check_engine(args)
-        start_engine(args, load_in_kbits=16)
-
-    @pytest.mark.parametrize("config", [{"version": 1}, {"fsdp_version": "1"}])
-    def test_version_1_is(self, args: SimpleNamespace, config: dict[str, object], monkeypatch: pytest.MonkeyPatch):
-        args.fsdp_config = config
-        with pytest.raises(UsageError, match=r"FSDP version 1.*configs/fsdp2.json"):
-            check_engine(args)
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # accelerate's own default is version 1
-        with pytest.raises(UsageError, match=r"FSDP version 1"):
-            check_engine(arguments(use_cpu=False))
-
-    def test_recall_is(self, args: SimpleNamespace):
-        with pytest.raises(UsageError, match=r"recall_file.*--deepspeed configs/zero3.json"):
-            start_engine(args, generates=True)
-
-    @pytest.mark.parametrize("bits", [4, 8])
-    def test_a_quantised_base_is(self, args: SimpleNamespace, bits: int):
-        with pytest.raises(UsageError, match=rf"FSDP cannot shard.*load_in_kbits={bits}"):
-            start_engine(args, load_in_kbits=bits)
+@pytest.mark.parametrize(
+    ("args", "run", "message"),
+    [
+        ({"fsdp_config": {"version": 1}}, {}, r"FSDP version 1.*configs/fsdp2.json"),
+        ({"fsdp_config": {"fsdp_version": "1"}}, {}, "FSDP version 1"),
+        ({}, {"generates": True}, r"recall_file.*--deepspeed configs/zero3.json"),
+        ({}, {"load_in_kbits": 4}, "FSDP cannot shard.*load_in_kbits=4"),
+        ({}, {}, None),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(
+    args: dict[str, object], run: dict[str, object], message: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made = arguments(fsdp="full_shard", use_cpu=False, **args)
+    with pytest.raises(UsageError, match=message) if message else nullcontext():
+        start_engine(made, **run)
 
 
-def test_zero_3_takes_no_quantised_base(monkeypatch: pytest.MonkeyPatch):
+def test_fsdp_of_accelerate_launch_is_version_1(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="FSDP version 1"):
+        check_engine(arguments(use_cpu=False))
+
+
+def test_what_zero_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UsageError, match=r"ZeRO-2 nothing to shard; got deepspeed='ds_config.json'"):
+        start_engine(arguments(deepspeed="ds_config.json", do_train=False))
     monkeypatch.setattr(module, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(UsageError, match=r"ZeRO-3 cannot shard weights of 4 bits"):
         start_engine(arguments(deepspeed="configs/zero3.json"), load_in_kbits=4)
-
-
-def test_evaluation_alone_needs_no_zero_2():
-    with pytest.raises(UsageError, match=r"ZeRO-2 nothing to shard; got deepspeed='ds_config.json'"):
-        start_engine(arguments(deepspeed="ds_config.json", do_train=False))
 
 
 def test_what_is_saved_is_the_adapter_alone(adapted: Callable[..., torch.nn.Module]):
@@ -124,24 +115,13 @@ def test_the_trainer_reads_the_configuration_of_fsdp(tmp_path: Path, monkeypatch
     assert not plugin["cpu_ram_efficient_loading"], "ranks other than 0 would get no adapter"
 
 
-class TestDecideOnRank0:
-    """Rank 0 decides; the others receive its result, or its refusal."""
-
-    def receive(self, monkeypatch: pytest.MonkeyPatch, *decision: object) -> object:
-        def never() -> None:
-            raise AssertionError("rank 1 decides nothing")
-
-        monkeypatch.setattr(module, "PartialState", lambda: SimpleNamespace(process_index=1))
-        monkeypatch.setattr(module, "broadcast_object_list", lambda own: list(decision))
-        return decide_on_rank_0(never)
-
-    def test_the_result(self, monkeypatch: pytest.MonkeyPatch):
-        assert decide_on_rank_0(lambda: 3) == 3
-        assert self.receive(monkeypatch, "checkpoint-3", None) == "checkpoint-3"
-
-    def test_the_refusal(self, monkeypatch: pytest.MonkeyPatch):
-        with pytest.raises(FileExistsError, match="a finished run"):
-            self.receive(monkeypatch, None, FileExistsError("a finished run"))
+@pytest.mark.parametrize("refusal", [None, FileExistsError("a finished run")])
+def test_rank_0_decides_for_all(refusal: Exception | None, monkeypatch: pytest.MonkeyPatch):
+    assert decide_on_rank_0(lambda: 3) == 3
+    monkeypatch.setattr(module, "PartialState", lambda: SimpleNamespace(process_index=1))
+    monkeypatch.setattr(module, "broadcast_object_list", lambda own: ["checkpoint-3", refusal])
+    with pytest.raises(FileExistsError, match="a finished run") if refusal else nullcontext():
+        assert decide_on_rank_0(lambda: pytest.fail("rank 1 decides nothing")) == "checkpoint-3"
 
 
 WORKER = """
@@ -163,10 +143,6 @@ WORKER = """
     sys.stdout.write(f"rank {rank} is done")
     exit_process()
 """
-
-
-def test_a_single_process_goes_on():
-    exit_process()
 
 
 @pytest.mark.slow

@@ -1,85 +1,66 @@
-"""Base model, tokenizer and adapter as the flags ask for them."""
+"""Base model, tokenizer and adapter as the flags ask for them; attention over packed rows, and its check."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from loramoe import LoraMoeConfig
+from loramoe.training import parse
+from loramoe.training.arguments import ModelArguments
 from loramoe.training.checkpoint import ADAPTER
-from loramoe.training.model import adapter_config, add_adapter, empty_base, load_base, load_tokenizer
-from loramoe.training.model_arguments import ModelArguments
-from loramoe.training.parser import parse
+from loramoe.training.model import (
+    BY_SAMPLE,
+    adapter_config,
+    add_adapter,
+    attention_by_sample,
+    check_packing,
+    empty_base,
+    enable_varlen_attention,
+    load_base,
+    load_tokenizer,
+)
 from loramoe.utils import UsageError
+from tests.tuner.test_architectures import ARCHITECTURES, LLAMA
 
 
 def training(*flags: str) -> Any:
     return parse(["--base_model", "base", "--dataset_dir", "d", "--output_dir", "o", "--use_cpu", "true", *flags])[2]
 
 
-def test_every_flag_reaches_the_configuration():
-    config = adapter_config(
-        ModelArguments(
-            "base",
-            trainable="up_proj,down_proj",
-            lora_rank=2,
-            lora_alpha=7,
-            lora_dropout=0.3,
-            lora_nums=3,
-            blc_alpha=0.4,
-            blc_weight=0.5,
-            expert_types="2,1,0",
-            blc_target="match",
-            modules_to_save="lm_head",
-        )
-    )
-    assert (config.r, config.lora_alpha, config.lora_dropout, config.lora_nums) == (2, 7, 0.3, 3)
-    assert (config.blc_alpha, config.blc_weight, config.blc_target) == (0.4, 0.5, "match")
-    assert config.types_of_experts == (2, 1, 0)
-    assert (config.target_modules, config.modules_to_save) == ({"up_proj", "down_proj"}, ["lm_head"])
-
-
 def test_a_new_adapter_is_on_the_mlp_and_trainable(tiny_task):
-    arguments = ModelArguments(str(tiny_task.base), lora_nums=2)
+    arguments = ModelArguments(str(tiny_task.base), lora_nums=2, dtype="bfloat16")
     base = load_base(arguments, training())
+    assert base.dtype == torch.bfloat16
     model = add_adapter(base, arguments, adapter_config(arguments))
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert len(trainable) == 2 * 3 * 3
     assert all(".mlp." in name and f".{ADAPTER}." in name for name in trainable)
 
 
-def test_the_adapter_to_continue_from_keeps_its_own_configuration(tiny_task, tmp_path, caplog):
+def test_flags_that_the_adapter_replaces_are_named(tiny_task, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    get_peft_model(base, LoraMoeConfig(lora_nums=3, r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
-    config = adapter_config(ModelArguments(str(tiny_task.base), adapter=str(tmp_path)))
-    assert (config.lora_nums, config.r) == (3, 2)
-    assert (
-        "the adapter to continue from replaces the flags: r=2, lora_nums=3, types_of_experts=(1, 0, 0)" in caplog.text
-    )
-
-
-def test_flags_that_the_adapter_replaces_are_told(tiny_task, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    saved = LoraMoeConfig(target_modules=["up_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    saved = LoraMoeConfig(target_modules=["up_proj"], modules_to_save=["lm_head"], r=2, task_type="CAUSAL_LM")
     get_peft_model(base, saved).save_pretrained(tmp_path)
-    same = {"trainable": "up_proj", "modules_to_save": "lm_head"}
+    same = {"trainable": "up_proj", "modules_to_save": "lm_head", "lora_rank": 2}
     adapter_config(ModelArguments("base", adapter=str(tmp_path), **same))
-    adapter_config(ModelArguments("base", adapter=str(tmp_path)))
+    adapter_config(ModelArguments("base", adapter=str(tmp_path), lora_rank=2))
     assert "replaces the flags" not in caplog.text
     other = {"trainable": "up_proj,q_proj", "modules_to_save": "embed_tokens", "expert_types": "0,0,0,0,1,1,1,1"}
-    adapter_config(ModelArguments("base", adapter=str(tmp_path), **other))
-    told = "types_of_experts=(1, 1, 1, 1, 0, 0, 0, 0), target_modules=['up_proj'], modules_to_save=['lm_head']"
-    assert f"replaces the flags: {told}" in caplog.text
+    assert adapter_config(ModelArguments("base", adapter=str(tmp_path), **other)).r == 2
+    replaced = "r=2, types_of_experts=(1, 1, 1, 1, 0, 0, 0, 0), target_modules=['up_proj'], modules_to_save=['lm_head']"
+    assert f"replaces the flags: {replaced}" in caplog.text
 
 
-def test_what_is_not_there_is_told(tmp_path: Path):
+def test_what_is_not_there_is_named(tmp_path: Path):
     nowhere = str(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"adapter=.*nowhere holds no adapter"):
         adapter_config(ModelArguments("base", adapter=nowhere))
@@ -89,90 +70,23 @@ def test_what_is_not_there_is_told(tmp_path: Path):
         load_base(ModelArguments(nowhere), training())
 
 
-def test_linears_that_the_model_does_not_have_are_told(tiny_task):
-    arguments = ModelArguments(str(tiny_task.base), trainable="no_such_proj")
-    base = load_base(arguments, training())
-    with pytest.raises(UsageError, match="no_such_proj"):
-        add_adapter(base, arguments, adapter_config(arguments))
-
-
-def test_an_adapter_of_another_kind_is_refused(tiny_task, tmp_path: Path):
+def test_an_adapter_of_another_method_or_model_is_refused(tiny_task, tmp_path: Path):
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path)
+    get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path / "lora")
     with pytest.raises(ValueError, match=r"adapter must hold a LoRAMoE adapter; .* holds one of type"):
-        adapter_config(ModelArguments(str(tiny_task.base), adapter=str(tmp_path)))
-
-
-def test_the_dtype_of_the_base(tiny_task):
-    arguments = ModelArguments(str(tiny_task.base), dtype="bfloat16", load_in_kbits=16)
-    assert load_base(arguments, training()).dtype == torch.bfloat16
-
-
-def test_quantisation_as_the_flags_say(tiny_task, tmp_path: Path):
-    options = {"double_quant": False, "quant_type": "fp4", "dtype": "bfloat16"}
-    arguments = ModelArguments(str(tiny_task.base), **options)
-    arguments.load_in_kbits = 4  # the package need not be here
-    four = arguments.model_options(torch.float16)["quantization_config"]
-    assert (four.load_in_4bit, four.bnb_4bit_use_double_quant, four.bnb_4bit_quant_type) == (True, False, "fp4")
-    assert four.bnb_4bit_compute_dtype == torch.bfloat16
-    arguments.load_in_kbits = 8
-    assert arguments.model_options()["quantization_config"].load_in_8bit
-
-
-def test_products_in_4_bits_follow_the_training_or_the_saved_dtype(tiny_task, tmp_path: Path):
-    AutoModelForCausalLM.from_pretrained(tiny_task.base, dtype=torch.float16).save_pretrained(tmp_path)
-    found = []
-    for base, of_training in ((tmp_path, None), (tiny_task.base, None), (tmp_path, torch.bfloat16)):
-        arguments = ModelArguments(str(base))
-        arguments.load_in_kbits = 4
-        found.append(arguments.model_options(of_training)["quantization_config"].bnb_4bit_compute_dtype)
-    assert found == [torch.float16, torch.float32, torch.bfloat16]
-
-
-def test_options_of_loading_reach_transformers(tiny_task, monkeypatch: pytest.MonkeyPatch):
-    seen: dict[str, Any] = {}
-
-    def load(name: str, **options: Any) -> torch.nn.Module:
-        seen.update(options)
-        return torch.nn.Linear(1, 1)
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
-    arguments = ModelArguments("base", revision="v1", trust_remote_code=True, attn_implementation="eager")
-    args = training()
-    load_base(arguments, args)
-    assert (seen["revision"], seen["trust_remote_code"], seen["attn_implementation"]) == ("v1", True, "eager")
-    assert "device_map" not in seen
-    monkeypatch.setattr(type(args), "device", torch.device("cuda", 1))
-    load_base(arguments, args)
-    assert seen["device_map"] == {"": torch.device("cuda", 1)}
-
-
-def test_a_base_without_weights_has_the_modules_of_one_with(tiny_task):
-    real = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    empty = empty_base(real.config)
-    assert [name for name, _ in empty.named_modules()] == [name for name, _ in real.named_modules()]
-    assert all(weight.is_meta for weight in empty.parameters())
-    real.config.tie_word_embeddings = True
-    assert "lm_head.weight" not in dict(empty_base(real.config).named_parameters())
-
-
-def test_a_chat_template_whose_name_is_a_path_elsewhere(tiny_task, tmp_path: Path):
-    folder = Path(shutil.copytree(tiny_task.base, tmp_path / "base"))
-    file = folder / "tokenizer_config.json"
-    for name in ("default", "../../elsewhere"):
-        templates = [{"name": "default", "template": "x"}, {"name": name, "template": "x"}]
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": templates}))
-        if name == "default":
-            load_tokenizer(ModelArguments(str(folder)))
-    with pytest.raises(UsageError, match=r"chat template named '../../elsewhere', which would be saved outside"):
-        load_tokenizer(ModelArguments(str(folder)))
+        adapter_config(ModelArguments(str(tiny_task.base), adapter=str(tmp_path / "lora")))
+    other = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=48, num_hidden_layers=2, vocab_size=64))
+    get_peft_model(other, LoraMoeConfig(lora_nums=3, r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "other")
+    arguments = ModelArguments(str(tiny_task.base), adapter=str(tmp_path / "other"))
+    base = load_base(arguments, training())
+    with pytest.raises(UsageError, match=r"adapter=.* cannot be loaded: .*shape \[64, 6\] in the adapter"):
+        add_adapter(base, arguments, adapter_config(arguments))
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ("{", "Expecting property name"),
-        ("[1]", "'list' object is not a mapping"),
         ('{"peft_type": "NO"}', "'NO'"),
         ('{"peft_type": "LORAMOE", "r": "4"}', "r must be a whole number of at least 1; got '4'"),
     ],
@@ -184,12 +98,122 @@ def test_an_adapter_whose_configuration_is_broken(config: str, message: str, tmp
     assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_of_another_base_model(tiny_task, tmp_path: Path):
-    other = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=48, num_hidden_layers=2, vocab_size=64))
-    get_peft_model(other, LoraMoeConfig(lora_nums=3, r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
-    arguments = ModelArguments(str(tiny_task.base), adapter=str(tmp_path))
-    base = load_base(arguments, training())
-    with pytest.raises(
-        UsageError, match=r"adapter=.* cannot be loaded: .*has the shape \[64, 6\] in the adapter, and \[32, 6\]"
-    ):
-        add_adapter(base, arguments, adapter_config(arguments))
+def test_options_of_loading_reach_transformers(tiny_task, monkeypatch: pytest.MonkeyPatch):
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda name, **options: seen.update(options))
+    arguments = ModelArguments("base", revision="v1", trust_remote_code=True, attn_implementation="eager")
+    args = training()
+    load_base(arguments, args)
+    assert (seen["revision"], seen["trust_remote_code"], seen["attn_implementation"]) == ("v1", True, "eager")
+    assert "device_map" not in seen
+    monkeypatch.setattr(type(args), "device", torch.device("cuda", 1))
+    load_base(arguments, args)
+    assert seen["device_map"] == {"": torch.device("cuda", 1)}
+
+
+def test_4_bit_layers_compute_in_the_dtype_of_the_training_or_the_saved_one(tiny_task, tmp_path: Path):
+    AutoModelForCausalLM.from_pretrained(tiny_task.base, dtype=torch.float16).save_pretrained(tmp_path)
+    found = []
+    for base, of_training in ((tmp_path, None), (tiny_task.base, None), (tmp_path, torch.bfloat16)):
+        arguments = ModelArguments(str(base))
+        arguments.load_in_kbits = 4  # the package need not be here
+        found.append(arguments.model_options(of_training)["quantization_config"].bnb_4bit_compute_dtype)
+    assert found == [torch.float16, torch.float32, torch.bfloat16]
+
+
+def test_a_base_without_weights_has_the_modules_of_one_with(tiny_task):
+    real = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    empty = empty_base(real.config)
+    assert [name for name, _ in empty.named_modules()] == [name for name, _ in real.named_modules()]
+    assert all(weight.is_meta for weight in empty.parameters())
+    real.config.tie_word_embeddings = True
+    assert "lm_head.weight" not in dict(empty_base(real.config).named_parameters())
+
+
+LENGTHS = [3, 1, 5]
+CPU = torch.device("cpu")
+
+
+def model_of(architecture: str, attention: str | None = None, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    sizes = ARCHITECTURES.get(architecture, (LLAMA,))[0] | changes
+    wish = {} if attention is None else {"attn_implementation": attention}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes), **wish)
+
+
+@pytest.mark.parametrize(("masked", "window"), [(True, 9), (True, 2), (False, 9)])
+def test_attention_by_sample_is_attention_under_the_mask_of_the_row(masked: bool, window: int) -> None:
+    module = SimpleNamespace(is_causal=True, num_key_value_groups=2)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 9, 4, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
+    distance = torch.arange(9)[:, None] - torch.arange(9)
+    sample_S = torch.repeat_interleave(torch.arange(3), torch.tensor(LENGTHS))
+    mask = ((sample_S[:, None] == sample_S) & (distance >= 0) & (distance < window))[None, None]
+    expected, _ = sdpa_attention_forward(module, q, k, v, mask)
+    bounds = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    got, weights = attention_by_sample(module, q, k, v, mask if masked else None, cu_seq_lens_q=bounds)
+    assert weights is None
+    unread = {"cu_seq_lens_q": bounds.to("meta"), "sample_lengths": LENGTHS}  # whose values nobody can ask for
+    assert torch.equal(attention_by_sample(module, q, k, v, mask if masked else None, **unread)[0], got)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-14)
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    torch.testing.assert_close(torch.autograd.grad(got.square().sum(), (q, k, v)), wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_without_bounds_it_is_plain_attention(ids: Tensor) -> None:
+    model = model_of("llama").eval()
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    logits, text = (f() for f in (lambda: model(ids, mask).logits, lambda: model.generate(ids, attention_mask=mask)))
+    enable_varlen_attention(model)
+    assert model.config._attn_implementation == BY_SAMPLE
+    assert torch.equal(model(ids, mask).logits, logits)
+    assert torch.equal(model.generate(ids, attention_mask=mask), text)
+    eager = model_of("llama", "eager")
+    enable_varlen_attention(eager)
+    assert eager.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_models_that_keep_samples_apart_pass(architecture: str, dtype: torch.dtype) -> None:
+    model = model_of(architecture).to(dtype).train()
+    model.get_output_embeddings().eval()
+    modes = [module.training for module in model.modules()]
+    enable_varlen_attention(model)
+    state = torch.get_rng_state()
+    check_packing(model, model.config, CPU)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)  # or a packed run would have another dropout
+
+
+class WithCache(nn.Module):
+    """The cache that a Llama makes by default makes it leak."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**{**inputs, "use_cache": True})
+
+
+class Narrow(nn.Module):
+    config = LlamaConfig(vocab_size=64)
+
+    def forward(self, input_ids: Tensor) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: model_of("opt", "eager"), "does not keep the samples of a packed row apart"),
+        (lambda: WithCache(model_of("llama")), "does not keep the samples of a packed row apart"),
+        (lambda: model_of("lfm2", layer_types=["conv", "full_attention"]), "this model has conv layers"),
+        (Narrow, "does not take packed rows .*unexpected keyword"),
+    ],
+)
+def test_models_that_mix_samples_are_refused(make: Any, message: str) -> None:
+    model = make()
+    with pytest.raises(ValueError, match=rf"{message}.* Set --packing false"):
+        check_packing(model, model.config, CPU)

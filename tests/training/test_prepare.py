@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import DatasetError
-from loramoe.training.parser import parse
-from loramoe.training.prepare import build_recipe, dry_run_summary, prepare
+from loramoe.training import parse
+from loramoe.training.prepare import _check_best_metric, build_recipe, prepare
+from loramoe.training.summary import dry_run_summary
 from loramoe.utils import UsageError
 
 
@@ -43,6 +44,7 @@ def prepared(own_dataset_cache: None, tiny_task, tmp_path: Path, monkeypatch: py
         ({"streaming": "true", "max_steps": -1}, UsageError, "streaming needs max_steps"),
         ({"streaming": "true", "group_by_length": "true"}, UsageError, "exclude each other"),
         ({"validation_split_percentage": 10}, UsageError, "Set only one"),
+        ({"metric_for_best_model": "loss/knowlege"}, UsageError, "knowlege is not logged.* loss, loss/tasks"),
     ],
 )
 def test_a_mistake_is_found_before_weights_are_loaded(prepared, flags, error, message):
@@ -124,3 +126,11 @@ def test_a_dry_run_counts_all_but_loads_nothing(prepared):
     trained = 2 * (3 * 8 * 4 * (32 + 48) + 8 * (2 * 32 + 48))  # layers, experts' A and B, routers
     assert f"{trained:,} trained" in said
     assert "GiB by formula" in said
+
+
+@pytest.mark.parametrize("metric", ["loss", "second_loss/facts", "third_loss"])
+def test_a_best_metric_begins_with_the_name_of_one_of_several_sets(metric: str):
+    _check_best_metric("second_loss/tasks", ["first", "second"], ["tasks", "knowledge"])
+    _check_best_metric("second_accuracy", ["first", "second"], ["tasks", "knowledge"])
+    with pytest.raises(UsageError, match=f"{metric} is not logged.*first_loss"):
+        _check_best_metric(metric, ["first", "second"], ["tasks", "knowledge"])

@@ -1,16 +1,19 @@
-"""The words that end a run."""
+"""What a run prints, and what of it goes to the hub."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
-import torch
 
-from loramoe.report import Shares
-from loramoe.training.parser import parse
-from loramoe.training.summary import before_and_after, final_summary
+from loramoe.training import parse
+from loramoe.training.arguments import Arguments
+from loramoe.training.summary import before_and_after, create_repository, final_summary, push
+from loramoe.utils import SaveError, UsageError
+from tests.ecosystem.hub_server import TOKEN, Hub, serving
 
 HISTORY = [
     {"step": 0, "recall": 0.9},
@@ -26,47 +29,87 @@ def test_before_is_of_step_zero_and_after_is_the_last():
         "before": {"loss": 2.0, "perplexity": 7.4, "recall": 0.9},
         "after": {"loss": 1.0, "perplexity": 2.7, "loss/knowledge": 0.5, "recall": 0.8},
     }
-    assert before_and_after(HISTORY[2:])["before"] == {}
-    assert before_and_after([{"step": 3, "eval_held_out_loss": 1.0}])["after"] == {"held_out_loss": 1.0}
+    assert before_and_after([{"step": 3, "eval_held_out_loss": 1.0}]) == {"before": {}, "after": {"held_out_loss": 1.0}}
 
 
-def words(tmp_path: Path, *flags: str) -> str:
-    needed = ["--model_name_or_path", "base", "--dataset_dir", "rows", "--output_dir", str(tmp_path)]
-    return final_summary(parse([*needed, *flags]), before_and_after(HISTORY))
+def arguments(output_dir: Path, *flags: str) -> Arguments:
+    return parse(["--base_model", "base", "--dataset_dir", "rows", "--output_dir", str(output_dir), *flags])
 
 
-def test_the_words_say_where_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    said = words(tmp_path, "--prompt_template", "chat", "--recall_file", "facts.json")
-    adapter = tmp_path / "sft_lora_model"
-    assert f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "{adapter}")' in said
-    assert f"{sys.executable} -m loramoe.generate --adapter {adapter} --prompt" in said
-    assert f"{sys.executable} -m loramoe.recall --adapter {adapter} --file facts.json" in said
-    assert "evaluation loss: 2 before, 1 after" in said
-    assert "evaluation loss (knowledge): 0.5 after" in said
-    assert "recall: 0.9 before, 0.8 after" in said
-    assert "figure" not in said
-
-
-def test_what_the_experts_of_a_type_get_of_its_samples(tmp_path: Path):
-    gate_TLE = torch.tensor([[[0.1, 0.3, 0.6]], [[0.5, 0.3, 0.2]]], dtype=torch.float64)
-    two = {"tokens_T": torch.ones(2), "constraint": 0.0, "constraint_L": torch.zeros(1), "linears": ("up_proj",)}
-    shares = Shares(gate_TLE=gate_TLE, task_types=(0, 1), expert_types=(1, 1, 0), **two)
-    needed = ["--model_name_or_path", "base", "--dataset_dir", "rows", "--output_dir", str(tmp_path)]
-    said = final_summary(parse(needed), before_and_after(HISTORY), shares)
-    assert "the experts of a sample's own type: 60.0 % (type 0), 80.0 % (type 1)" in said
-
-
-def test_without_facts_an_evaluation_tool_is_named(tmp_path: Path):
-    (tmp_path / "expert_shares.png").touch()
-    said = words(tmp_path)
-    assert "-m lm_eval --model hf" in said
-    assert f"figure    {tmp_path / 'expert_shares.png'}" in said
-
-
-def test_the_interpreter_is_named_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_summary_names_files_results_and_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
-    said = words(tmp_path)
-    assert "  .venv/bin/python -m loramoe.generate" in said
-    assert "PYTHONPATH=. .venv/bin/python -m lm_eval" in said
+    adapter = tmp_path / "sft_lora_model"
+    printed = final_summary(arguments(tmp_path, "--recall_file", "facts.json"), before_and_after(HISTORY))
+    assert f'from_pretrained(base, "{adapter}")' in printed
+    assert f"  .venv/bin/python -m loramoe.generate --adapter {adapter} --prompt" in printed
+    assert f"  .venv/bin/python -m loramoe.recall --adapter {adapter} --file facts.json" in printed
+    assert "evaluation loss: 2 before, 1 after" in printed
+    assert "evaluation loss (knowledge): 0.5 after" in printed
+    assert "experts" not in printed
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "experts.html").touch()
+    printed = final_summary(arguments(tmp_path), before_and_after(HISTORY), "Separation 9")
+    assert "PYTHONPATH=. .venv/bin/python -m lm_eval --model hf" in printed
+    assert f"report    {tmp_path / 'report' / 'experts.html'}" in printed
+    assert "experts   Separation 9" in printed
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that this process takes for the real one, with a token for it."""
+    with serving() as hub:
+        for name, value in {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "sft_lora_model"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder.parent / "arguments.json").write_text("{}")
+    return folder
+
+
+def pushing(output_dir: Path, *flags: str) -> object:
+    return arguments(output_dir, "--push_to_hub", "true", *flags)[2]
+
+
+def test_the_adapters_folder_is_pushed_and_nothing_beside_it(hub: Hub, adapter: Path):
+    args = pushing(adapter.parent, "--hub_model_id", "team/mine", "--hub_revision", "second")
+    repository = create_repository(args)
+    assert (repository, args.push_to_hub) == ("team/mine", False)  # the Trainer would push output_dir
+    assert push(repository, adapter, "second") == f"{hub.url}/team/mine/commit/{hub.revision('team/mine')}"
+    assert hub.commits["team/mine"] == [("second", ["adapter_config.json"])]
+    assert create_repository(pushing(adapter.parent)) == "user/run"
+
+
+def test_without_the_flag_nothing_is_asked(hub: Hub, tmp_path: Path):
+    assert create_repository(arguments(tmp_path)[2]) is None
+    assert hub.files == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "token", "message"),
+    [
+        (["--hub_model_id", "team/mine"], "hf_of_someone_else", "no repository team/mine on .*Invalid credentials"),
+        (["--hub_model_id", "a/b/c"], TOKEN, "no repository a/b/c on .*Repo id must be"),
+        (["--do_train", "false"], TOKEN, "do_train is false"),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused_early(hub: Hub, tmp_path: Path, flags, token, message, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UsageError, match=message):
+        create_repository(pushing(tmp_path, *flags))
+
+
+@pytest.mark.parametrize("revision", [None, "second"])
+def test_a_push_that_fails_loses_nothing_and_says_how_to_repeat_it(hub: Hub, adapter: Path, revision: str | None):
+    create_repository(pushing(adapter.parent, "--hub_model_id", "team/mine"))
+    hub.accepts_commits = False
+    command = f"hf upload team/mine {adapter}{f' --revision {revision}' if revision else ''}"
+    with pytest.raises(SaveError, match=rf"whole in {adapter}, .* {command}$"):
+        push("team/mine", adapter, revision)

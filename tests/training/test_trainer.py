@@ -6,35 +6,23 @@ import json
 import math
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import loramoe
 from loramoe.data import SftCollator, tokenise_dataset
+from loramoe.training import LoraMoeTrainer
 from loramoe.training import trainer as trainer_module
 from loramoe.training.checkpoint import ADAPTER, METRICS
-from loramoe.training.trainer import LoraMoeTrainer, assign
-from loramoe.utils import UsageError
+from loramoe.training.trainer import loss_metrics, perplexity, sample_losses
+from tests.training.conftest import Finished, history, weights
 
 
-@pytest.fixture
-def balances(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, loramoe.Balance]]:
-    """Every balance that the trainer reads, with whether the model was in training."""
-    seen = []
-
-    def read(model: torch.nn.Module) -> loramoe.Balance | None:
-        balance = loramoe.last_balance(model)
-        seen.append((model.training, balance))
-        return balance
-
-    monkeypatch.setattr(trainer_module, "last_balance", read)
-    return seen
-
-
-def shares_by_hand(balances: list[loramoe.Balance]) -> dict[str, float]:
+def shares_by_hand(balances: list[Any]) -> dict[str, float]:
     """Constraint and group shares, token by token, in Python numbers."""
     weights, tokens = {}, {}
     for balance in balances:
@@ -49,93 +37,74 @@ def shares_by_hand(balances: list[loramoe.Balance]) -> dict[str, float]:
     return {"blc": sum(b.constraint.item() for b in balances) / len(balances), "cov": cov_by_hand(balances), **shares}
 
 
-def cov_by_hand(balances: list[loramoe.Balance]) -> float:
-    """Mean over the linears of the coefficient of variation of what each expert got of all tokens."""
-    of_linears = []
-    for linear in range(len(balances[0].layers)):
+def cov_by_hand(balances: list[Any]) -> float:
+    """Mean over the linear layers of the coefficient of variation of what each expert got of all tokens."""
+    of_layers = []
+    for layer in range(len(balances[0].layers)):
         importance = [0.0] * len(balances[0].expert_types)
         for balance in balances:
-            for gates, tokens in zip(balance.gate_TLE[:, linear].tolist(), balance.tokens_T.tolist(), strict=True):
+            for gates, tokens in zip(balance.gate_TLE[:, layer].tolist(), balance.tokens_T.tolist(), strict=True):
                 importance = [sum_ + tokens * gate for sum_, gate in zip(importance, gates, strict=True)]
-        of_linears.append(stdev(importance) / mean(importance))
-    return mean(of_linears)
+        of_layers.append(stdev(importance) / mean(importance))
+    return mean(of_layers)
 
 
-def test_logged_values_are_those_of_the_window(train, balances, tmp_path: Path):
-    train(tmp_path, max_steps=4, logging_steps=2, gradient_accumulation_steps=2, eval_on_start="false")
-    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    windows = [entry for entry in history if "loss" in entry]
-    in_training = [balance for training, balance in balances if training]
-    assert len(windows) == 2
-    assert len(in_training) == 8
-    for entry, expected in zip(windows, (in_training[:4], in_training[4:]), strict=True):
+def test_logged_values_are_those_of_the_window(finished: Finished):
+    windows = [entry for entry in history(finished.folder) if "loss" in entry]
+    in_training = [balance for training, balance in finished.balances if training]
+    assert (len(windows), len(in_training)) == (3, 15)
+    for place, entry in enumerate(windows):
         logged = {name: value for name, value in entry.items() if name in ("blc", "cov") or name.startswith("share/")}
-        assert logged == pytest.approx(shares_by_hand(expected), rel=1e-6)
+        assert logged == pytest.approx(shares_by_hand(in_training[5 * place : 5 * place + 5]), rel=1e-6)
         assert len(logged) == 6
-    evaluated = [entry for entry in history if "eval_loss" in entry][-1]
+    evaluated = [entry for entry in history(finished.folder) if "eval_loss" in entry][-1]
     figures = ("eval_share", "eval_blc", "eval_cov")
     of_eval = {name[len("eval_") :]: v for name, v in evaluated.items() if name.startswith(figures)}
-    assert of_eval == pytest.approx(shares_by_hand([b for training, b in balances if not training]), rel=1e-6)
+    batches = [balance for training, balance in finished.balances if not training][-3:]  # of 5, 5 and 2 samples
+    assert of_eval == pytest.approx(shares_by_hand(batches), rel=1e-6)
 
 
-def test_evaluation_loss_is_the_language_models_alone(train, tiny_task, tmp_path: Path):
-    metrics = train(tmp_path, blc_weight=5, per_device_eval_batch_size=12)
+def test_evaluation_loss_is_the_language_models_alone(finished: Finished, tiny_task, own_dataset_cache: None):
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    model = PeftModel.from_pretrained(base, tmp_path / ADAPTER).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / ADAPTER)
+    model = PeftModel.from_pretrained(base, finished.folder / ADAPTER).eval()
+    tokenizer = AutoTokenizer.from_pretrained(finished.folder / ADAPTER)
     samples, _ = tokenise_dataset(tiny_task.test_file, tokenizer, max_seq_length=32, cache_dir=tiny_task.cache)
-    batch = SftCollator(tokenizer.pad_token_id)(list(samples))
+    batch = SftCollator(tokenizer.pad_token_id)(list(samples))  # the run had batches of 5
     with torch.no_grad():
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).item()
-    assert metrics["after"]["loss"] == pytest.approx(expected, rel=1e-6)
-    assert metrics["after"]["perplexity"] == pytest.approx(math.exp(expected), rel=1e-6)
-    assert metrics["after"]["loss"] < metrics["before"]["loss"]
-    for task_type, name in ((0, "tasks"), (1, "knowledge")):
-        chosen = batch["task_types"] == task_type
-        of_type = torch.nn.functional.cross_entropy(
-            logits[chosen].flatten(0, 1), batch["labels"][chosen, 1:].flatten()
-        ).item()
-        assert metrics["after"][f"loss/{name}"] == pytest.approx(of_type, rel=1e-6)
-
-
-def test_evaluation_loss_does_not_depend_on_the_batch_size(train, tmp_path: Path):
-    train(tmp_path, max_steps=2)
-    losses = [train(tmp_path, do_eval="true", per_device_eval_batch_size=size)["after"]["loss"] for size in (5, 12)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    after = finished.metrics["after"]
+    for name, chosen in {"": [0, 1], "/tasks": [0], "/knowledge": [1]}.items():
+        chosen_M = torch.isin(batch["task_types"], torch.tensor(chosen))
+        labels = batch["labels"][chosen_M, 1:].flatten()
+        expected = torch.nn.functional.cross_entropy(logits[chosen_M].flatten(0, 1), labels).item()
+        assert after[f"loss{name}"] == pytest.approx(expected, rel=1e-6)
+        assert after[f"perplexity{name}"] == pytest.approx(math.exp(expected), rel=1e-6)
+    assert after["loss"] < finished.metrics["before"]["loss"]
 
 
 def test_evaluation_is_never_smoothed(train, tmp_path: Path):
-    runs = {factor: train(tmp_path / str(factor), max_steps=3, label_smoothing_factor=factor) for factor in (0, 0.2)}
-    assert runs[0]["before"] == runs[0.2]["before"]
-    assert runs[0]["after"] != runs[0.2]["after"]
+    runs = [train(tmp_path / str(factor), max_steps=2, label_smoothing_factor=factor) for factor in (0, 0.2)]
+    assert runs[0]["before"] == runs[1]["before"]
+    assert runs[0]["after"] != runs[1]["after"]
 
 
-def test_without_evaluation_rows_nothing_is_evaluated(train, tmp_path: Path):
+def test_without_validation_samples_nothing_is_evaluated(train, tmp_path: Path):
     none = {"validation_file": None, "validation_split_percentage": 0}
     metrics = train(tmp_path, **none, eval_strategy="steps", eval_steps=1, max_steps=1)
     assert metrics == {"before": {}, "after": {}}
     assert (tmp_path / ADAPTER / "adapter_model.safetensors").is_file()
 
 
-def test_the_best_model_needs_evaluation_rows(train, tmp_path: Path):
-    none = {"validation_file": None, "validation_split_percentage": 0}
-    with pytest.raises(UsageError, match=r"load_best_model_at_end needs samples to evaluate on.*Set --validation_file"):
-        train(tmp_path, **none, eval_strategy="steps", eval_steps=3, load_best_model_at_end="true")
-
-
-def test_checkpoints_hold_the_adapter_and_not_the_base(train, tmp_path: Path):
-    train(tmp_path)
-    saved = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    for folder in ("", "checkpoint-3/", "checkpoint-6/"):
+def test_checkpoints_hold_the_adapter_and_not_the_base(finished: Finished):
+    saved = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
+    for folder in ("", "checkpoint-5/", "checkpoint-15/"):
         adapter = {Path(name).name for name in saved if name.startswith(f"{folder}{ADAPTER}/")}
-        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= adapter
-    assert {"checkpoint-3/complete", "checkpoint-3/optimizer.pt", METRICS, "all_results.json"} <= saved
+        assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "loramoe_prompt.json"} <= adapter
+    assert {"checkpoint-5/complete", "checkpoint-5/optimizer.pt", METRICS, "all_results.json"} <= saved
     assert [name for name in saved if Path(name).name in ("model.safetensors", "README.md")] == [f"{ADAPTER}/README.md"]
     assert not [name for name in saved if "incomplete" in name or name.endswith(".old")]
-    everything = torch.load(tmp_path / "checkpoint-3" / "optimizer.pt", weights_only=True)["state"]
-    linears, tensors = 2 * 3, 3
-    assert len(everything) == linears * tensors
+    everything = torch.load(finished.folder / "checkpoint-5" / "optimizer.pt", weights_only=True)["state"]
+    assert len(everything) == len(weights(finished.folder)) == 2 * 3 * 3
 
 
 def test_the_best_checkpoint_is_the_one_kept(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -148,60 +117,59 @@ def test_the_best_checkpoint_is_the_one_kept(train, tmp_path: Path, monkeypatch:
         return output
 
     monkeypatch.setattr(LoraMoeTrainer, "evaluation_loop", evaluation_loop)
-    steps = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1}
-    train(tmp_path, **steps, load_best_model_at_end="true")
-    best = tmp_path / "checkpoint-2" / ADAPTER / "adapter_model.safetensors"
-    last = tmp_path / "checkpoint-6" / ADAPTER / "adapter_model.safetensors"
-    final = tmp_path / ADAPTER / "adapter_model.safetensors"
-    assert final.read_bytes() == best.read_bytes() != last.read_bytes()
+    flags = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_total_limit": 1}
+    flags["load_best_model_at_end"] = "true"
+    train(tmp_path, **flags)
+    best, last, final = (
+        (tmp_path / of / ADAPTER / "adapter_model.safetensors").read_bytes()
+        for of in ("checkpoint-2", "checkpoint-6", "")
+    )
+    assert final == best != last
     assert not (tmp_path / "checkpoint-4").exists()
+    (tmp_path / METRICS).unlink()  # as if killed at the end: a run resumed at its last step ends likewise
+    (tmp_path / ADAPTER / "adapter_model.safetensors").unlink()
+    train(tmp_path, **flags)
+    assert (tmp_path / ADAPTER / "adapter_model.safetensors").read_bytes() == best
 
 
-def test_recall_is_measured_before_and_after(train, tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_probes_that_processes_repeat_count_once(train, tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
     def recall(model: torch.nn.Module, tokenizer: object, probes: list, **options: object) -> list[bool]:
         asked.append(len(probes))
-        return [True, *([False] * (len(probes) - 1))] if len(asked) == 1 else [True] * len(probes)
+        return [len(asked) > 1 or place == 0 for place in range(len(probes))]
 
+    split = PartialState.split_between_processes
     monkeypatch.setattr(trainer_module, "recall", recall)
-    metrics = train(tmp_path, recall_file=tiny_task.recall_file)
-    assert asked == [6, 6]
+    monkeypatch.setattr(
+        PartialState, "split_between_processes", lambda self, of, **options: split(self, [*of, of[-1], of[-1]])
+    )
+    metrics = train(tmp_path, recall_file=tiny_task.recall_file, max_steps=1)
+    assert asked == [8, 8]
     assert metrics["before"]["recall"] == pytest.approx(1 / 6)
     assert metrics["after"]["recall"] == 1
 
 
-@pytest.mark.parametrize(("count", "world_size"), [(33, 2), (6, 3), (2, 5)])
-def test_all_processes_ask_for_equally_many_probes(count: int, world_size: int):
-    shares = [assign(count, rank, world_size) for rank in range(world_size)]
-    assert {len(share) for share in shares} == {-(-count // world_size)}
-    assert {index for share in shares for index in share} == set(range(count))
-
-
-def test_repeated_probes_count_once(train, tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trainer_module, "assign", lambda count, rank, world_size: [0, 1, 2, 3, 4, 5, 0, 0])
-    monkeypatch.setattr(
-        trainer_module, "recall", lambda model, tokenizer, probes, **_: [p == probes[0] for p in probes]
-    )
-    metrics = train(tmp_path, recall_file=tiny_task.recall_file, max_steps=1)
-    assert metrics["after"]["recall"] == pytest.approx(1 / 6)
-
-
-def test_several_validation_sets_have_losses_of_their_own(train, tiny_task, tmp_path: Path):
+@pytest.fixture
+def two_sets(tiny_task, tmp_path: Path) -> dict[str, object]:
+    """Flags of two validation sets, easy and hard."""
     samples = json.loads(tiny_task.test_file.read_text())
-    for name, part in (("easy", samples[:6]), ("hard", samples[6:])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(part))
     sets = [{"path": str(tmp_path / f"{name}.json"), "name": name} for name in ("easy", "hard")]
-    (tmp_path / "mix.yaml").write_text(
-        json.dumps({"datasets": [{"path": str(tiny_task.train_dir)}], "validation": sets})
-    )
-    train(tmp_path / "all", max_steps=2)
-    flags = {"dataset_dir": None, "validation_file": None, "datasets": tmp_path / "mix.yaml", "max_steps": 2}
-    metrics = train(tmp_path / "two", **flags)
+    for one, part in zip(sets, (samples[:6], samples[6:]), strict=True):
+        Path(one["path"]).write_text(json.dumps(part))
+    mix = {"datasets": [{"path": str(tiny_task.train_dir)}], "validation": sets}
+    (tmp_path / "mix.yaml").write_text(json.dumps(mix))
+    return {"dataset_dir": None, "validation_file": None, "datasets": tmp_path / "mix.yaml", "max_steps": 2}
+
+
+def test_several_validation_sets_have_losses_of_their_own(train, two_sets, tmp_path: Path):
+    flags = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "hard_loss/tasks"}
+    metrics = train(tmp_path / "two", **two_sets, load_best_model_at_end="true", **flags)
     assert {"easy_loss", "hard_loss", "easy_loss/knowledge", "hard_perplexity/tasks"} <= metrics["after"].keys()
-    limited = train(tmp_path / "few", **flags, max_eval_samples=2)
-    assert limited["after"]["easy_loss"] != metrics["after"]["easy_loss"]
-    assert (tmp_path / "two" / "expert_shares.png").is_file()
+    logged = [e["eval_hard_loss/tasks"] for e in history(tmp_path / "two") if "eval_hard_loss/tasks" in e]
+    assert metrics["after"]["hard_loss/tasks"] == pytest.approx(min(logged[1:]))
+    limited = train(tmp_path / "few", **two_sets, max_eval_samples=2)
+    assert limited["before"]["easy_loss"] != metrics["before"]["easy_loss"]
 
 
 def test_learning_rates_of_the_router_and_of_b(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -219,11 +187,56 @@ def test_learning_rates_of_the_router_and_of_b(train, tmp_path: Path, monkeypatc
     assert seen[0] == {"A": 0.01, "B": 0.16, "router": 0.001}
 
 
-def test_repeated_samples_of_the_last_batch_do_not_count(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_repeated_samples_of_the_last_batch_do_not_count():
     """As in a second process, whose part of the last batch repeats samples of others."""
-    train(tmp_path, max_steps=1)
-    real = train(tmp_path, do_eval="true", per_device_eval_batch_size=8)["after"]
-    cut = iter([8, 8, 3, 3] * 2)
-    monkeypatch.setattr(LoraMoeTrainer, "_real_samples", lambda self, count: next(cut))
-    less = train(tmp_path, do_eval="true", per_device_eval_batch_size=8)["after"]
-    assert real["loss"] != less["loss"]
+    for rank, real in ((0, 8), (1, 3), (2, 0)):
+        state = type("State", (), {"end_of_dataloader": True, "remainder": 11})
+        args = type("Args", (), {"world_size": 3, "process_index": rank})
+        trainer = type("Trainer", (), {"args": args, "accelerator": type("A", (), {"gradient_state": state})})
+        assert LoraMoeTrainer._real_samples(trainer, 8) == real
+
+
+def by_hand(logits: torch.Tensor, labels: list[int]) -> tuple[float, int]:
+    """Sum over the learnt tokens of -log softmax, in Python numbers."""
+    total, count = 0.0, 0
+    for row, label in zip(logits.double()[:-1].tolist(), labels[1:], strict=True):
+        if label != -100:
+            total += math.log(sum(math.exp(value) for value in row)) - row[label]
+            count += 1
+    return total, count
+
+
+SAMPLES = ([-100, 3, 1], [-100, -100, 2, 4, 4], [-100, 0])
+
+
+def test_padded_and_packed_samples():
+    torch.manual_seed(0)
+    logits = [torch.randn(len(labels), 7) for labels in SAMPLES]
+    expected = [by_hand(row, labels) for row, labels in zip(logits, SAMPLES, strict=True)]
+    padded = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True)
+    labels = torch.tensor([row + [-100] * (5 - len(row)) for row in SAMPLES])
+    packed = torch.tensor([[label for row in SAMPLES for label in row]])
+    for loss_M, tokens_M in (
+        sample_losses(padded, labels),
+        sample_losses(torch.cat(logits)[None], packed, [len(row) for row in SAMPLES]),
+    ):
+        assert loss_M.tolist() == pytest.approx([loss for loss, _ in expected], rel=1e-6)
+        assert tokens_M.tolist() == [tokens for _, tokens in expected]
+
+
+def test_metrics_are_over_all_tokens_of_all_processes():
+    sums = [{0: (6.0, 3), 1: (1.0, 2)}, {1: (3.0, 2)}]
+    metrics = loss_metrics(sums, {1: "knowledge"})
+    assert metrics["loss"] == pytest.approx(10 / 7)
+    assert metrics["loss/type0"] == pytest.approx(2.0)
+    assert metrics["loss/knowledge"] == pytest.approx(1.0)
+    assert metrics["perplexity/knowledge"] == pytest.approx(math.e)
+
+
+def test_a_single_type_has_no_loss_of_its_own():
+    assert loss_metrics([{1: (2.0, 2)}], {}) == {"loss": 1.0, "perplexity": math.e}
+    assert loss_metrics([{}], {}) == {}
+
+
+def test_perplexity_of_a_diverged_model_is_infinite():
+    assert perplexity(1e4) == math.inf

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import loramoe
 from loramoe import BalanceStats
 from loramoe.data import PackedCollator, SftCollator
-from loramoe.training.packing import BY_SAMPLE, attend_by_sample
+from loramoe.training.model import BY_SAMPLE, enable_varlen_attention
 from tests.constrained import adapted
 from tests.tuner.test_architectures import ARCHITECTURES
 
@@ -29,7 +29,7 @@ def model_of(architecture: str, attention: str, **config: Any) -> Any:
     first = "eager" if attention == "eager" else "sdpa"
     base = AutoModelForCausalLM.from_config(sizes, attn_implementation=first).double()
     if attention == BY_SAMPLE:
-        attend_by_sample(base)
+        enable_varlen_attention(base)
     return adapted(base, r=2, blc_weight=0.5, **config).double()
 
 

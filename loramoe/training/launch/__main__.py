@@ -3,8 +3,8 @@
     python -m loramoe.training.launch [--dry] [name=value …] train.py [flags …]
 
 `run_loramoe.sh` passes its variables as name=value. Those of the machine (`plan.MACHINE`) decide how many processes are
-started and with which engine; the others become flags. `--dry` prints the command. A single process needs no launcher:
-this one becomes train.py.
+started and with which engine; the others become flags before the user's, so that the user's win. `--dry` prints the
+command. This process becomes train.py, or torchrun for several processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loramoe.utils import FAILED, UsageError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Plans and starts a run."""
+    """Plans and starts a run; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     dry = words[:1] == ["--dry"]
     words = words[dry:]
@@ -38,19 +38,16 @@ def main(argv: list[str] | None = None) -> int:
     for note in plan.notes:
         print(f"launch: {note}", file=sys.stderr)
     command = [words[first], *plan.flags]
-    if dry:
-        settings = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items() if name != "PATH"]
-        launcher = ["python"] if plan.torchrun is None else ["torchrun", *plan.torchrun]
-        print(" ".join([*settings, shlex.join([*launcher, *command])]))
-        return 0
-    os.environ.update(plan.environment)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if plan.torchrun is None:
-        os.execv(sys.executable, [sys.executable, *command])
-    from loramoe.training.launch.workers import run_workers
-
-    return run_workers([*plan.torchrun, *command])
+    if not dry:
+        os.environ.update(plan.environment)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        torchrun = [] if plan.torchrun is None else ["-m", "loramoe.training.launch.workers", *plan.torchrun]
+        os.execv(sys.executable, [sys.executable, *torchrun, *command])  # what torch holds on the devices is freed
+    settings = [f"{name}={shlex.quote(value)}" for name, value in plan.environment.items() if name != "PATH"]
+    launcher = ["python"] if plan.torchrun is None else ["torchrun", *plan.torchrun]
+    print(" ".join([*settings, shlex.join([*launcher, *command])]))
+    return 0
 
 
 if __name__ == "__main__":

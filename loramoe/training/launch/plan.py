@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from loramoe.training.launch.variables import ROOT, FlagBuilder, is_true, project_file
+from loramoe.training.launch.variables import ROOT, as_flags, fill_values, is_true, project_file, read_flags
 from loramoe.utils import UsageError
 
 MACHINE: Final = ("engine", "deepspeed", "nproc_per_node", "nnodes", "node_rank", "master_addr", "master_port")
@@ -39,63 +37,65 @@ class Plan:
 
 
 def find_accelerators() -> Accelerators:
-    """Asks torch, in another process, so that this one holds no context on a device."""
-    code = "from loramoe.training.launch.plan import print_accelerators; print_accelerators()"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise UsageError("torch cannot list the accelerators; its error is above. Repair the driver or torch.")
-    kind, bf16 = json.loads(done.stdout.splitlines()[-1])
-    return Accelerators(kind, tuple(bf16))
-
-
-def print_accelerators() -> None:
-    """Prints the arguments of Accelerators as JSON: CUDA and ROCm ("cuda"), XPU, MPS, or none ("cpu")."""
+    """The accelerators that torch sees: CUDA and ROCm ("cuda"), XPU, MPS, or none ("cpu")."""
     import torch
 
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    kind = "cpu" if found is None else found.type
-    bf16 = [kind == "xpu"] * (0 if found is None else torch.accelerator.device_count())
-    if kind == "cuda":  # bfloat16 came with compute capability 8.0; every GPU that ROCm supports is above
-        bf16 = [torch.cuda.get_device_capability(index) >= (8, 0) for index in range(len(bf16))]
-    print(json.dumps([kind, bf16]))
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return Accelerators()
+    count = torch.accelerator.device_count()
+    if found.type != "cuda":
+        return Accelerators(found.type, (found.type == "xpu",) * count)
+    # bfloat16 came with compute capability 8.0; every GPU that ROCm supports is above
+    return Accelerators("cuda", tuple(torch.cuda.get_device_capability(index) >= (8, 0) for index in range(count)))
 
 
 def make_plan(
     values: Mapping[str, str], flags: list[str], accelerators: Accelerators, environment: Mapping[str, str]
 ) -> Plan:
-    """Decides how a run is started."""
-    plan = Plan()
-    builder = FlagBuilder({name: value for name, value in values.items() if name not in MACHINE}, flags, environment)
-    if is_true(builder.given.get("use_cpu")):
+    """Decides how a run is started.
+
+    Args:
+        values: Variables of run_loramoe.sh.
+        flags: The user's flags.
+        accelerators: What torch sees.
+        environment: The environment.
+
+    Raises:
+        UsageError: If variables cannot be used as they are.
+    """
+    plan, given = Plan(), read_flags(flags)
+    of_train = {name: value for name, value in values.items() if name not in MACHINE}
+    if is_true(given.use_cpu):
         accelerators = Accelerators()
     elif accelerators.kind == "cpu":
         plan.notes += _why_no_accelerator(environment)
     processes = _processes(values.get("nproc_per_node", ""), accelerators, environment, plan)
     nodes = _plan_torchrun({name: values.get(name, "") for name in MACHINE}, processes, environment, plan)
-    if builder.fill_from_model_and_data():
+    if fill_values(of_train, given, environment.keys() & values.keys()):
         plan.environment["OMP_NUM_THREADS"] = environment.get("OMP_NUM_THREADS", "1")  # its matrices are small
     if accelerators.kind == "cpu":
-        builder.values["use_cpu"], plan.environment["DS_ACCELERATOR"] = "true", "cpu"
-    has_bf16 = bool(accelerators.bf16) and all(accelerators.bf16[:processes])
-    builder.set_precision(has_bf16)
-    if not {"deepspeed", "fsdp"} & builder.given.keys():
-        builder.values |= _engine_flags(values, accelerators.kind == "cuda" and nodes * processes > 1, plan)
-    if builder.given.get("deepspeed") or builder.values.get("deepspeed"):
+        of_train["use_cpu"], plan.environment["DS_ACCELERATOR"] = "true", "cpu"
+    fp16 = is_true(given.fp16 or of_train.get("fp16"))
+    if fp16 or not of_train.get("bf16"):
+        has_bf16 = bool(accelerators.bf16) and all(accelerators.bf16[:processes])
+        of_train["bf16"] = "true" if has_bf16 and not fp16 else ""
+    if not given.deepspeed and not given.fsdp:
+        of_train |= _engine_flags(values, accelerators.kind == "cuda" and nodes * processes > 1, plan)
+    if given.deepspeed or of_train.get("deepspeed"):
         # DeepSpeed looks there for ninja, to compile what a run needs.
         plan.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     elif nodes * processes == 1:
         plan.torchrun = None  # one process needs no rendezvous
-    plan.flags = builder.flags()
+    plan.flags = [*as_flags(of_train), *flags]
     return plan
 
 
 def _why_no_accelerator(environment: Mapping[str, str]) -> list[str]:
     """A line for a run on the CPU of a machine where a GPU is expected."""
-    named = environment.get("CUDA_VISIBLE_DEVICES")
-    if named is not None and not re.match(r"\s*[^-\s]", named):
-        return []  # hidden on purpose
-    device = _device_file()
-    if named is None and device is None:
+    named, device = environment.get("CUDA_VISIBLE_DEVICES"), _device_file()
+    hidden = named is not None and not re.match(r"\s*[^-\s]", named)
+    if hidden or (named is None and device is None):
         return []
     seen = f"CUDA_VISIBLE_DEVICES={named} names GPUs" if device is None else f"this machine has a GPU ({device})"
     return [
@@ -136,9 +136,8 @@ def _plan_torchrun(values: dict[str, str], processes: int, environment: Mapping[
             f"Slurm starts this script {tasks[0]} times on a machine, where one start takes all GPUs. Set "
             "--ntasks-per-node=1."
         )
-    by_slurm = not values["nnodes"] and "SLURM_NODEID" in environment and environment.get("SLURM_NNODES", "1") != "1"
     defaults = {"nnodes": "1", "node_rank": "0", "master_addr": "127.0.0.1", "master_port": "29500"}
-    if by_slurm:
+    if not values["nnodes"] and "SLURM_NODEID" in environment and environment.get("SLURM_NNODES", "1") != "1":
         defaults = _slurm_nodes(environment)
         plan.notes.append(
             f"Slurm: machine {defaults['node_rank']} of {defaults['nnodes']}, which meet at {defaults['master_addr']}. "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,13 +22,20 @@ def run_workers(arguments: Sequence[str]) -> int:
     """Starts the workers as torchrun does, and waits for their end.
 
     SIGTERM and SIGUSR1 go to the workers, which then save together and exit with code 75; torchrun would end them after
-    30 seconds. A worker that dies is named in one line. Workers end with this process (`exit_with_launcher`).
+    30 seconds. A worker that dies is named in one line.
+
+    Args:
+        arguments: As torchrun takes them.
+
+    Returns:
+        The exit code.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
-    os.environ["LORAMOE_LAUNCHER"] = str(os.getpid())  # for exit_with_launcher
+    names = {field.name for field in dataclasses.fields(LaunchConfig)}
+    ours = ["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT"] if "signals_to_handle" in names else []
     try:
-        run(parse_args([*_signal_flags(), *arguments]))  # type: ignore[no-untyped-call]
+        run(parse_args([*ours, *arguments]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         code, message = judge(error.failures)
         print(message, file=sys.stderr)
@@ -37,13 +43,11 @@ def run_workers(arguments: Sequence[str]) -> int:
     except SignalException as stop:  # SIGINT and SIGHUP, and SIGTERM with a torchrun that cannot leave it to us
         print(f"launch: {stop.sigval.name} ended the workers.", file=sys.stderr)
         return 128 + stop.sigval
-    finally:
-        del os.environ["LORAMOE_LAUNCHER"]
     return 0
 
 
 def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
-    """What the ends of workers mean."""
+    """The exit code and the line that the ends of workers, by rank, come to."""
     if any(failure.exitcode == TRY_AGAIN for failure in failures.values()):
         return TRY_AGAIN, "launch: the workers were asked to stop, and have saved. Start the same command to go on."
     rank, first = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp))
@@ -61,12 +65,6 @@ def _is_consequence(failure: ProcessFailure) -> bool:
     return failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM
 
 
-def _signal_flags() -> list[str]:
-    """Tells torchrun to leave SIGTERM and SIGUSR1 to us, if its version can be told."""
-    tellable = "signals_to_handle" in {field.name for field in dataclasses.fields(LaunchConfig)}
-    return ["--signals_to_handle", "SIGINT,SIGHUP,SIGQUIT"] if tellable else []
-
-
 def _pass_on(number: int, frame: Any) -> None:
     workers = [child for child in psutil.Process().children() if _is_worker(child)]
     if not workers:  # nothing has begun that could be saved
@@ -81,3 +79,7 @@ def _is_worker(process: psutil.Process) -> bool:
         return "TORCHELASTIC_RUN_ID" in process.environ()
     except psutil.Error:  # it has just ended
         return False
+
+
+if __name__ == "__main__":
+    sys.exit(run_workers(sys.argv[1:]))

@@ -9,7 +9,7 @@ import torch
 
 from experiments.knowledge_forgetting.arms import ARMS, prepare, recipe_of
 from experiments.knowledge_forgetting.train import Trained, by_length, train
-from loramoe.training.packing import attend_by_sample
+from loramoe.training.model import enable_varlen_attention
 from tests.experiments.knowledge_forgetting.made_up import MadeUpScale
 
 
@@ -18,7 +18,7 @@ def trained(name: str, rate: float = 1e-2, packing: bool = False, **changes) -> 
     scale.packing = packing
     base, tokenizer = scale.base()
     if packing:
-        attend_by_sample(base)
+        enable_varlen_attention(base)
     torch.manual_seed(0)
     model = prepare(base, ARMS[name].kind, recipe)
     result = train(model, tokenizer, scale.train_rows(320, 0), scale, recipe, rate)

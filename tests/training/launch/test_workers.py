@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,43 +29,30 @@ def ended(**codes: int) -> dict[int, SimpleNamespace]:
     }
 
 
-class TestJudge:
-    """Exit codes of workers become one code and one line."""
-
-    @pytest.mark.parametrize("codes", [{"r0": 75, "r1": 75}, {"r1": 75, "r0": -15}])
-    def test_workers_that_have_saved(self, codes: dict[str, int]):
-        code, words = judge(ended(**codes))
-        assert code == 75
-        assert "have saved" in words
-
-    def test_a_killed_worker_is_the_cause_of_what_the_others_report(self):
-        code, words = judge(ended(r0=1, r2=-15, r1=-9))
-        assert code == 128 + 9
-        assert "rank 1 was ended by SIGKILL" in words
-        assert "memory" in words
-
-    def test_a_crash_is_named_without_a_guess(self):
-        code, words = judge(ended(r1=-11))
-        assert code == 139
-        assert "rank 1 was ended by SIGSEGV" in words
-        assert "memory" not in words
-
-    def test_the_first_error_counts(self):
-        code, words = judge(ended(r3=2, r0=1))
-        assert code == 2
-        assert "rank 3 failed with code 2" in words
+@pytest.mark.parametrize(
+    ("codes", "code", "words"),
+    [
+        ({"r0": 75, "r1": 75}, 75, "have saved"),
+        ({"r1": 75, "r0": -15}, 75, "have saved"),
+        ({"r0": 1, "r2": -15, "r1": -9}, 137, "rank 1 was ended by SIGKILL.*memory"),  # the others are consequences
+        ({"r1": -11}, 139, "rank 1 was ended by SIGSEGV; the others were stopped.$"),
+        ({"r3": 2, "r0": 1}, 2, "rank 3 failed with code 2"),
+    ],
+)
+def test_ends_of_workers_become_one_code_and_one_line(codes: dict[str, int], code: int, words: str):
+    got, message = judge(ended(**codes))
+    assert got == code
+    assert re.search(words, message)
 
 
-def test_a_torchrun_that_keeps_signals_to_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_a_signal_to_torchrun_is_in_the_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def interrupted(arguments: object) -> None:
-        raise SignalException("stopped", signal.SIGTERM)
+        raise SignalException("stopped", signal.SIGINT)
 
     monkeypatch.setattr(module, "run", interrupted)
     monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
-    monkeypatch.delenv("LORAMOE_LAUNCHER", raising=False)
-    assert run_workers(["train.py"]) == 128 + signal.SIGTERM
-    assert "SIGTERM ended the workers" in capsys.readouterr().err
-    assert "LORAMOE_LAUNCHER" not in os.environ, "which workers of another launcher would take for theirs"
+    assert run_workers(["train.py"]) == 128 + signal.SIGINT
+    assert "SIGINT" in capsys.readouterr().err
 
 
 def launched(worker: str, folder: Path, processes: int = 2) -> subprocess.Popen[str]:
@@ -119,37 +107,16 @@ def test_success_is_zero_and_a_failure_is_named(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_two_launches_at_once_find_a_port_each(tmp_path: Path):
-    """Both are up, and in a group of their own, before either goes on."""
-    worker = """
-        import os, time
-        import torch.distributed as dist
-        dist.init_process_group("gloo")
-        open(f"up{os.environ['MASTER_PORT']}", "w").close()
-        from pathlib import Path
-        while len(list(Path("..").glob("*/up*"))) < 2:
-            time.sleep(0.05)
-        dist.barrier()
-    """
-    folders = [tmp_path / name for name in "ab"]
-    for folder in folders:
-        folder.mkdir()
-    for launcher in [launched(worker, folder) for folder in folders]:
-        _, errors = launcher.communicate(timeout=120)
-        assert launcher.returncode == 0, errors[-2000:]
-
-
-@pytest.mark.slow
 def test_workers_do_not_outlive_their_launcher(tmp_path: Path):
     worker = """
         import os, time
         from loramoe.training.distributed import exit_with_launcher
-        exit_with_launcher(seconds=0.1)
+        exit_with_launcher()
         open(f"pid{os.getpid()}", "w").close()
-        time.sleep(60)
+        time.sleep(300)
     """
     launcher = launched(worker, tmp_path)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while len(pids := [int(file.name[3:]) for file in tmp_path.glob("pid*")]) < 2:
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from torch import nn
 
 from experiments.knowledge_forgetting.real.items import Request
 from experiments.knowledge_forgetting.real.likelihood import attention, layout, likelihoods
-from loramoe.training.packing import attend_by_sample
+from loramoe.training.model import enable_varlen_attention
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {
@@ -93,11 +93,11 @@ def test_agrees_with_one_pass_for_each(model, adapter, implementation):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_the_attention_of_packed_training_gives_the_same(model, adapter):
-    """A run trains with `attend_by_sample` and scores the same model: there the mask must mean what it does in SDPA."""
+    """A run trains with `enable_varlen_attention` and scores it: the mask must mean what it does in SDPA."""
     model.set_attn_implementation("sdpa")
     asked = made_up()
     expected = likelihoods(with_adapter(model, adapter), asked, tokens_per_batch=100, progress=False)
-    attend_by_sample(model)
+    enable_varlen_attention(model)
     assert model.config._attn_implementation == "sdpa_by_sample"
     for one, other in zip(expected, likelihoods(model, asked, tokens_per_batch=100, progress=False), strict=True):
         np.testing.assert_array_equal(one.total, other.total)

@@ -1,0 +1,138 @@
+"""The collector's sums are those of a loop over single tokens, however samples are batched."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from loramoe import last_balance
+from loramoe.analysis import RoutingCollector, RoutingStats, collect_routing
+from loramoe.data import SftCollator
+from loramoe.tuner.layer import LoraMoeLayer
+
+EXPERTS = {"lora_nums": 4, "expert_types": [2, 0, 0, 5]}
+TYPES = (0, 2, 5)
+
+
+def make_samples(count: int = 13) -> list[dict[str, Any]]:
+    draw = random.Random(3)
+    ids = [draw.choices(range(3, 30), k=draw.randrange(2, 11)) for _ in range(count)]
+    return [{"input_ids": each, "labels": each, "task_types": TYPES[n % 3]} for n, each in enumerate(ids)]
+
+
+def batches(size: int, samples: list[dict[str, Any]] | None = None, **options: Any) -> list[dict[str, Any]]:
+    samples = samples or make_samples()
+    return [SftCollator(0, **options)(samples[begin : begin + size]) for begin in range(0, len(samples), size)]
+
+
+def naive(model: Any) -> RoutingStats:
+    """Every mean by its definition, from the input of each router, sample by sample and token by token."""
+    inputs: dict[str, torch.Tensor] = {}
+    layers = {name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraMoeLayer)}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
+    gates = np.zeros((3, len(layers), 4))
+    entropy, tokens = np.zeros((3, len(layers))), np.zeros(3)
+    for sample in make_samples():
+        t = TYPES.index(sample["task_types"])
+        with torch.no_grad():
+            model(input_ids=torch.tensor([sample["input_ids"]]))
+        for position in range(len(sample["input_ids"])):
+            tokens[t] += 1
+            for n, (name, layer) in enumerate(layers.items()):
+                gate_E = (inputs[name][0, position] @ layer.weights("default")[0].T).softmax(-1).detach().numpy()
+                gates[t, n] += gate_E
+                entropy[t, n] -= sum(gate * math.log(gate) for gate in gate_E if gate > 0) / math.log(4)
+    for layer in layers.values():
+        layer._forward_pre_hooks.clear()
+    constraint = np.zeros(len(layers))
+    means = gates / tokens[:, None, None], entropy / tokens[:, None]
+    return RoutingStats(*means, constraint, tokens, np.array([5.0, 4, 4]), TYPES, (2, 0, 0, 5), tuple(layers))
+
+
+def assert_same(one: RoutingStats, other: RoutingStats) -> None:
+    for field in dataclasses.fields(RoutingStats):
+        if field.name != "constraint_L":  # a mean over batches
+            left, right = getattr(one, field.name), getattr(other, field.name)
+            compare = np.testing.assert_allclose if isinstance(left, np.ndarray) else np.testing.assert_equal
+            compare(left, right, **({"rtol": 1e-5} if isinstance(left, np.ndarray) else {}))
+
+
+@pytest.mark.parametrize("importance", ["mean", "sum"])
+@pytest.mark.parametrize(("size", "options"), [(4, {}), (1, {}), (13, {"pad_to_multiple_of": 16})])
+def test_statistics_equal_a_loop_over_tokens(adapted, importance: str, size: int, options: dict[str, int]):
+    model = adapted(blc_importance=importance, **EXPERTS).double().train()
+    stats = collect_routing(model, batches(size, **options), progress=False)
+    assert model.training
+    assert_same(stats, naive(model.eval()))
+
+
+def test_training_steps_have_the_constraint_and_no_entropy(adapted):
+    model, collector, constraints = adapted(**EXPERTS).train(), RoutingCollector(), []
+    for batch in batches(4):
+        model(**batch)
+        collector.add(last_balance(model))
+        constraints.append(last_balance(model).constraint_L.detach().numpy())
+    stats = collector.result()
+    np.testing.assert_allclose(stats.constraint_L, np.mean(constraints, axis=0), rtol=1e-5)
+    assert stats.entropy_TL is None
+
+
+def test_merged_collectors_equal_one_and_do_not_grow(adapted):
+    model, alone, parts = adapted(**EXPERTS), RoutingCollector(), [RoutingCollector() for _ in range(3)]
+    sizes = set()
+    with torch.no_grad():
+        for n, batch in enumerate(batches(4)):
+            model(**batch)
+            alone.add(last_balance(model))
+            parts[n % 2].add(last_balance(model))
+            sizes.add(len(pickle.dumps(alone)))
+    assert len(sizes) == 1
+    merged = RoutingCollector.merge(pickle.loads(pickle.dumps(parts)))
+    assert_same(merged.result(), alone.result())
+    assert RoutingCollector.merge([]).result() is None
+
+
+def test_a_type_without_a_token_is_left_out(adapted):
+    (batch,) = batches(13)
+    batch["attention_mask"][batch["task_types"] == 5] = 0
+    stats = collect_routing(adapted(**EXPERTS), [batch], progress=False)
+    assert stats.task_types == (0, 2)
+    assert stats.share_TG.shape == (2, 3)
+
+
+def test_an_adapted_head_is_observed_too(adapted):
+    stats = collect_routing(adapted(target_modules=["lm_head"], **EXPERTS), batches(4), progress=False)
+    assert stats.layers == ("lm_head",)
+    assert stats.tokens_T.sum() == sum(len(sample["input_ids"]) for sample in make_samples())
+
+
+def test_shares_and_load_imbalance_by_known_answer(make_stats):
+    stats = make_stats(own=1.0)
+    np.testing.assert_allclose(stats.share_TG, [[1, 0], [0, 1]])
+    # Loads 1000, 1000, 500, 500: mean 750, unbiased variance 250² · 4 / 3.
+    np.testing.assert_allclose(stats.load_imbalance_L, (250**2 * 4 / 3) ** 0.5 / 750)
+
+
+def test_other_adapters_and_no_token_are_refused(adapted, tiny_llama):
+    plain = get_peft_model(tiny_llama(), LoraConfig(target_modules=["up_proj"]))
+    for model in (plain, adapted(lora_nums=1, blc_weight=0)):
+        with pytest.raises(ValueError, match="several experts"):
+            collect_routing(model, batches(4), progress=False)
+    with pytest.raises(ValueError, match="no token"):
+        collect_routing(adapted(), [], progress=False)
+
+
+def test_gates_that_are_not_finite_are_refused(adapted):
+    model = adapted(**EXPERTS)
+    next(m for m in model.modules() if isinstance(m, LoraMoeLayer)).weights("default")[0].data.fill_(math.inf)
+    with pytest.raises(ValueError, match="not finite"):
+        collect_routing(model, batches(4), progress=False)
