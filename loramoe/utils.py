@@ -12,6 +12,7 @@ import pickle
 import secrets
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -122,6 +123,29 @@ def check_output_dir(folder: Path, overwrite: bool, report: str) -> None:
         raise UsageError(f"output_dir={folder} holds files of something else, such as {others[0]}. Choose another.")
     if entries and not overwrite:
         raise UsageError(f"output_dir={folder} holds an earlier result. Choose another folder, or set --overwrite.")
+
+
+@contextlib.contextmanager
+def replace_dir(target: Path) -> Iterator[Path]:
+    """Fills a hidden folder beside the target, which takes the target's place once it is whole and on disk."""
+    target = target.resolve()  # a link to a folder cannot be replaced by a folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    old = draft.with_name(f"{draft.name}.old")
+    try:
+        draft.chmod(0o755)  # mkdtemp makes it private
+        yield draft
+        sync_all(draft)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(draft, target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        if old.exists():
+            os.replace(old, target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -58,8 +58,8 @@ install() {
     if [[ -z ${UV:-} ]]; then
         "$python" -m pip install --disable-pip-version-check "$@"
     else
-        # uv does not read the settings of pip, such as a mirror or a folder of wheels.
-        UV_FIND_LINKS=${UV_FIND_LINKS-$(pip_setting find-links)} UV_EXTRA_INDEX_URL=${UV_EXTRA_INDEX_URL-$(pip_setting extra-index-url)} \
+        # uv does not read the settings of pip: a folder of wheels, or an index with a CPU build of torch.
+        UV_FIND_LINKS=${UV_FIND_LINKS-$(pip_setting find-links)} UV_EXTRA_INDEX_URL=${UV_EXTRA_INDEX_URL-${PIP_EXTRA_INDEX_URL-}} \
             UV_INDEX_STRATEGY=unsafe-best-match "$UV" pip install --quiet --python "$python" "$@"
     fi
 }

@@ -26,7 +26,7 @@ from scripts.figures import direction, overview
 from scripts.memory_tables import LLAMA
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("integrations/*/*.md"), ROOT / "data/README.md")
+FILES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md")
 PAGES = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in sorted(FILES)}
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)

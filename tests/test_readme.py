@@ -6,6 +6,7 @@ The commands run in a copy of the repository whose data are cut to a few samples
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -31,6 +32,8 @@ def script(page: str) -> str:
     """The commands of a page. Those of docs/distributed.md run in tests/distributed."""
     blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     lines = [line.split("  #")[0] for name, code in blocks if name == "bash" for line in code.splitlines()]
+    if not importlib.util.find_spec("lm_eval"):
+        lines = [line for line in lines if not line.startswith("loramoe evaluate")]
     return "\n".join(["set -ex", *(line for line in lines if not NOT_RUN.search(line))])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import ArgumentTypeError
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +14,11 @@ from loramoe.utils import (
     UsageError,
     as_usage_error,
     atomic_save_dir,
+    check_output_dir,
     comma_list,
     not_negative,
     positive,
+    replace_dir,
     require,
     write_json,
     write_text,
@@ -142,3 +145,53 @@ def test_a_flag_needs_its_package():
     require("json", "--json true")
     with pytest.raises(UsageError, match=r"--x true needs no_such_module.*pip install no-such"):
         require("no_such_module", "--x true", package="no-such")
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool):
+    target = tmp_path / "result"
+    if linked:
+        (tmp_path / "disk").mkdir()
+        target.symlink_to(tmp_path / "disk")
+    for name in ("one", "two"):
+        with replace_dir(target) as draft:
+            (draft / name).write_text(name)
+        assert [file.name for file in target.iterdir()] == [name]
+    assert target.is_symlink() == linked
+    replace = os.replace
+
+    def fail_for_the_draft(source: Path, to: Path) -> None:
+        if (source / "three").exists():
+            raise OSError("disk full")
+        replace(source, to)
+
+    monkeypatch.setattr("os.replace", fail_for_the_draft)
+    with pytest.raises(OSError, match="disk full"), replace_dir(target) as draft:
+        (draft / "three").touch()
+    assert [file.name for file in target.iterdir()] == ["two"]
+    assert len(list(tmp_path.iterdir())) == 1 + linked
+
+
+@pytest.mark.parametrize(
+    ("files", "overwrite", "named"),
+    [
+        ({"notes.txt": ""}, True, "notes.txt"),
+        ({"report.json": '{"files": ["report.json"]}', "notes.txt": ""}, True, "notes.txt"),
+        ({"report.json": "[]"}, True, "report.json"),
+        ({"report.json": '{"files": ["report.json"]}'}, False, "--overwrite"),
+    ],
+)
+def test_a_folder_in_use_is_refused(tmp_path: Path, files: dict[str, str], overwrite: bool, named: str):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=named):
+        check_output_dir(tmp_path, overwrite, "report.json")
+
+
+def test_a_folder_that_is_free_or_holds_an_earlier_result(tmp_path: Path):
+    check_output_dir(tmp_path / "new", False, "report.json")
+    check_output_dir(tmp_path, False, "report.json")
+    (tmp_path / "report.json").write_text('{"files": ["report.json"]}')
+    check_output_dir(tmp_path, True, "report.json")
+    with pytest.raises(UsageError, match="is a file"):
+        check_output_dir(tmp_path / "report.json", True, "report.json")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LoRAMoE in axolotl, by the plug-in of integrations/axolotl: some steps on the small model, by axolotl's own command line. The tests
+# LoRAMoE in axolotl, by the plug-in loramoe.integrations.axolotl: some steps on the small model, by axolotl's own command line. The tests
 # compute the loss that axolotl logs again, without axolotl, also of packed samples, and train on a base in 4 bits.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 environment axolotl
@@ -8,5 +8,5 @@ environment axolotl
 versions axolotl transformers peft trl torch
 export PYTHONPATH=$PWD AXOLOTL_DO_NOT_TRACK=1
 
-show axolotl train integrations/axolotl/tiny.yaml --launcher python
+show axolotl train examples/integrations/axolotl.yaml --launcher python
 check tests/ecosystem/test_axolotl.py

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LoRAMoE in LLaMA-Factory, by the recipe of integrations/llamafactory: some steps on the small model, by LLaMA-Factory's own command
+# LoRAMoE in LLaMA-Factory, by the four commands of docs/ecosystem.md: some steps on the small model, by LLaMA-Factory's own command
 # line. The tests compute the loss that it logs again, without LLaMA-Factory.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 environment llamafactory
@@ -10,11 +10,14 @@ rm -f "$PWD"/.venv-llamafactory/lib/python3.*/site-packages/torchaudio/lib/*.so
 versions llamafactory transformers peft trl torch
 export PYTHONPATH=$PWD
 
-recipe=integrations/llamafactory
+recipe=examples/integrations/llamafactory.yaml
 out=output/llamafactory
 rm -rf "$out"
-show python $recipe/new_adapter.py --model_name_or_path "$BASE" --lora_nums 8 --output $out/new
-show llamafactory-cli train $recipe/tiny.yaml do_train=false adapter_name_or_path=null tokenized_path=$out/tokenised
-show python $recipe/add_task_types.py data/tiny_data/train/train.json $out/tokenised $out/typed --tokenizer "$BASE"
-show llamafactory-cli train $recipe/tiny.yaml
+show python -c "import loramoe, peft, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained('$BASE')
+config = peft.LoraMoeConfig(r=4, lora_alpha=32, lora_nums=8, task_type='CAUSAL_LM')
+peft.get_peft_model(model, config).save_pretrained('$out/new')"
+show llamafactory-cli train $recipe do_train=false adapter_name_or_path=null tokenized_path=$out/tokenised
+show python -m loramoe.integrations.llamafactory --data data/tiny_data/train/train.json --tokenised $out/tokenised --output_dir $out/typed --tokenizer "$BASE"
+show llamafactory-cli train $recipe
 check tests/ecosystem/test_llamafactory.py

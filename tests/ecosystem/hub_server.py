@@ -1,12 +1,10 @@
-"""A small Hugging Face hub on 127.0.0.1, as far as uploading and downloading a model asks for one.
+"""A small Hugging Face hub on 127.0.0.1: what uploading and downloading a model need.
 
     with serving() as hub:
         …                                    # a process with HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET=1
         hub.files["user/name"]["README.md"]  # the bytes that were committed
 
-It keeps everything in memory, takes files of weights and figures through git-lfs and the others inside the commit, as
-the hub does. It refuses every wrong token, writing without one, bytes that are not those of their hash, and a card
-whose metadata the hub would not take.
+It keeps everything in memory, takes all files within the commit (no git-lfs), and refuses every other token.
 """
 
 from __future__ import annotations
@@ -22,20 +20,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
 TOKEN = "hf_a_token_of_the_tests"
-NAME = re.compile(r"[\w.-]+/[\w.-]+")
-LFS = (".safetensors", ".bin", ".png", ".pt")
 
 
 class Hub(ThreadingHTTPServer):
-    """The hub's state.
+    """The hub's state: the files of each repository, and branch and paths of each commit; all branches are one.
 
-    Attributes:
-        files: For each repository, the content of each file.
-        commits: For each repository, the branch and the paths of each commit; all branches hold the same files.
-        accepts_commits: False: every commit is refused, as by a hub out of order.
+    With `accepts_commits = False` every commit fails, as on a hub that is down.
     """
 
     daemon_threads = True
@@ -44,7 +35,6 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, list[tuple[str, list[str]]]] = {}
-        self.objects: dict[str, bytes] = {}
         self.accepts_commits = True
 
     @property
@@ -59,7 +49,7 @@ class Hub(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving() -> Iterator[Hub]:
-    """Runs a hub in a thread, as long as the context lasts."""
+    """Runs a hub in a thread."""
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
@@ -71,10 +61,8 @@ def serving() -> Iterator[Hub]:
         hub.server_close()
 
 
-class _Refusal(Exception):  # noqa: N818  # an answer, not an error of ours
-    def __init__(self, status: int, message: str, code: str = "") -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
+class _RequestError(Exception):
+    """Status, message and the hub's code of an answer that is an error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,30 +70,28 @@ class _Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Prints nothing."""
 
     def do_GET(self) -> None:
-        self._answer(self._read)
+        self._answer(self._get)
 
-    def do_HEAD(self) -> None:
-        self._answer(self._read)
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         self._answer(self._post)
 
-    def do_PUT(self) -> None:
-        self._answer(self._put)
-
-    def _answer(self, what: Any) -> None:
+    def _answer(self, handle: Any) -> None:
         body = self._body()
         try:
-            content, headers = what(unquote(urlsplit(self.path).path), body)
-            status = 200
-        except _Refusal as refusal:
-            content, status = json.dumps({"error": str(refusal)}).encode(), refusal.status
-            headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
+            if self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
+                raise _RequestError(401, "Invalid credentials in Authorization header", "")
+            content, headers = handle(unquote(urlsplit(self.path).path), body)
+            content, status = content if isinstance(content, bytes) else json.dumps(content).encode(), 200
+        except _RequestError as error:
+            status, message, code = error.args
+            content, headers = b"{}", {"X-Error-Code": code, "X-Error-Message": message}
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -121,112 +107,55 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    # --- reading -----------------------------------------------------------------------------------------------------
-
-    def _read(self, path: str, body: bytes) -> tuple[bytes, dict[str, str]]:
-        if self.headers.get("Authorization") not in (None, f"Bearer {TOKEN}"):
-            raise _Refusal(401, "Invalid credentials in Authorization header")
-        if match := re.fullmatch(r"/(.+?)/resolve/[^/]+/(.+)", path):
-            return self._file(*match.groups())
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", path):
-            files = self._repository(match[1])
-            siblings = [{"rfilename": name} for name in files]
-            facts = {"id": match[1], "sha": self.server.revision(match[1]), "siblings": siblings, "tags": []}
-            return _json({**facts, "private": False, "downloads": 0, "likes": 0})
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+/?", path):
-            files = self._repository(match[1])
-            return _json([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
-        raise _Refusal(404, f"nothing at {path}")
-
-    def _file(self, repository: str, name: str) -> tuple[bytes, dict[str, str]]:
-        files = self._repository(repository)
-        if name not in files:
-            raise _Refusal(404, f"no {name} in {repository}", "EntryNotFound")
-        etag = hashlib.sha256(files[name]).hexdigest()
-        return files[name], {"ETag": f'"{etag}"', "X-Repo-Commit": self.server.revision(repository)}
-
-    def _repository(self, repository: str) -> dict[str, bytes]:
+    def _files(self, repository: str) -> dict[str, bytes]:
         if repository not in self.server.files:
-            raise _Refusal(404, f"no repository {repository}", "RepoNotFound")
+            raise _RequestError(404, f"no repository {repository}", "RepoNotFound")
         return self.server.files[repository]
 
-    # --- writing -----------------------------------------------------------------------------------------------------
+    def _get(self, path: str, body: bytes) -> tuple[Any, dict[str, str]]:
+        if match := re.fullmatch(r"/(.+?)/resolve/[^/]+/(.+)", path):
+            files = self._files(match[1])
+            if match[2] not in files:
+                raise _RequestError(404, f"no {match[2]} in {match[1]}", "EntryNotFound")
+            etag = hashlib.sha256(files[match[2]]).hexdigest()
+            return files[match[2]], {"ETag": f'"{etag}"', "X-Repo-Commit": self.server.revision(match[1])}
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/tree/[^/]+/?|/revision/[^/]+)?", path)
+        if not match:
+            raise _RequestError(404, f"nothing at {path}", "")
+        files = self._files(match[1])
+        if (match[2] or "").startswith("/tree"):
+            return [{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files], {}
+        siblings = [{"rfilename": name} for name in files]
+        return {"id": match[1], "sha": self.server.revision(match[1]), "siblings": siblings, "tags": []}, {}
 
-    def _post(self, path: str, body: bytes) -> tuple[bytes, dict[str, str]]:
+    def _post(self, path: str, body: bytes) -> tuple[Any, dict[str, str]]:
         if path == "/api/validate-yaml":
-            return _json({"errors": _faults(json.loads(body)["content"]), "warnings": []})
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            raise _Refusal(401, "Invalid credentials in Authorization header")
+            return {"errors": [], "warnings": []}, {}
+        if "Authorization" not in self.headers:
+            raise _RequestError(401, "Invalid credentials in Authorization header", "")
         if path == "/api/repos/create":
-            return self._create(json.loads(body))
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/[^/]+", path):
-            self._repository(match[1])
+            wanted = json.loads(body)
+            name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+            self.server.files.setdefault(name, {})
+            self.server.commits.setdefault(name, [])
+            return {"url": f"{self.server.url}/{name}", "name": name, "id": name}, {}
+        if re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/[^/]+", path):
             names = [file["path"] for file in json.loads(body)["files"]]
-            modes = {name: "lfs" if name.endswith(LFS) else "regular" for name in names}
-            return _json({"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]})
-        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
-            return self._batch(json.loads(body)["objects"])
+            return {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}, {}
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", path):
-            return self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()])
-        if re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/[^/]+", path):
-            return _json({})
-        raise _Refusal(404, f"nothing at {path}")
+            return self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()]), {}
+        return {}, {}
 
-    def _create(self, wish: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
-        name = f"{wish.get('organization') or 'user'}/{wish['name']}"
-        self.server.files.setdefault(name, {})
-        self.server.commits.setdefault(name, [])
-        return _json({"url": f"{self.server.url}/{name}", "name": name, "id": name})
-
-    def _batch(self, objects: list[dict[str, Any]]) -> tuple[bytes, dict[str, str]]:
-        def upload(oid: str) -> dict[str, Any]:
-            if oid in self.server.objects:
-                return {}
-            return {"actions": {"upload": {"href": f"{self.server.url}/lfs/{oid}"}}}
-
-        return _json({"transfer": "basic", "objects": [{**wanted, **upload(wanted["oid"])} for wanted in objects]})
-
-    def _put(self, path: str, body: bytes) -> tuple[bytes, dict[str, str]]:
-        oid = path.removeprefix("/lfs/")
-        if hashlib.sha256(body).hexdigest() != oid:
-            raise _Refusal(400, f"{oid} is not the hash of what was sent")
-        self.server.objects[oid] = body
-        return b"", {}
-
-    def _commit(self, repository: str, branch: str, lines: list[dict[str, Any]]) -> tuple[bytes, dict[str, str]]:
+    def _commit(self, repository: str, branch: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.server.accepts_commits:
-            raise _Refusal(403, "out of order")
-        new: dict[str, bytes] = {}
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
-                new[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                new[value["path"]] = self.server.objects[value["oid"]]
-        self._repository(repository).update(new)
+            raise _RequestError(403, "out of order", "")
+        values = [line["value"] for line in lines if line["key"] == "file"]
+        new = {value["path"]: base64.b64decode(value["content"]) for value in values}
+        self._files(repository).update(new)
         self.server.commits[repository].append((branch, sorted(new)))
         revision = self.server.revision(repository)
-        url = f"{self.server.url}/{repository}/commit/{revision}"
-        return _json({"commitUrl": url, "commitOid": revision, "success": True})
-
-
-def _json(value: Any) -> tuple[bytes, dict[str, str]]:
-    return json.dumps(value).encode(), {"Content-Type": "application/json"}
-
-
-def _faults(card: str) -> list[dict[str, str]]:
-    """What the hub would refuse of a card: metadata that is none, a base model or results of another form."""
-    match = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
-    metadata = yaml.safe_load(match[1]) if match else None
-    if not isinstance(metadata, dict):
-        return [{"message": "metadata is missing"}]
-    faults = []
-    base = metadata.get("base_model")
-    if base is not None and not NAME.fullmatch(base):
-        faults.append(f"base_model is no name on the hub: {base}")
-    for model in metadata.get("model-index", []):
-        for result in model["results"]:
-            complete = {"type"} <= result["task"].keys() and {"type", "name"} <= result["dataset"].keys()
-            if not complete or not all({"type", "value"} <= metric.keys() for metric in result["metrics"]):
-                faults.append(f"model-index: a result is not complete: {result}")
-    return [{"message": fault} for fault in faults]
+        return {
+            "commitUrl": f"{self.server.url}/{repository}/commit/{revision}",
+            "commitOid": revision,
+            "success": True,
+        }

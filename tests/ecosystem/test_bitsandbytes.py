@@ -1,8 +1,7 @@
-"""Bases in 4 and 8 bits by bitsandbytes, on the CPU: trained by `train.py`, saved, reloaded, generated from."""
+"""Base models in 4 and 8 bits by bitsandbytes, on the CPU: trained by `train.py`, saved, loaded, generated from."""
 
 from __future__ import annotations
 
-import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import loading
 from loramoe.training import parse, run_sft
-from loramoe.training.arguments import ModelArguments
 from loramoe.training.model import adapter_config, add_adapter, load_base
 from tests.helpers import layers_of
 from tests.plain_loop import weights
@@ -21,11 +19,12 @@ from tests.plain_loop import weights
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 KINDS = {4: "Linear4bit", 8: "Linear8bitLt"}
 IDS = torch.arange(5, 25).reshape(2, 10)
+BATCH = {"input_ids": IDS, "labels": IDS, "task_types": torch.tensor([0, 1])}
 
 
 @pytest.fixture
 def base(tiny_task: Any, tmp_path: Path) -> Path:
-    """A base whose widths are multiples of 64, as bitsandbytes on a CPU wants them, with the tokenizer of tiny_task."""
+    """A base model whose widths are multiples of 64, as bitsandbytes on a CPU needs them."""
     torch.manual_seed(0)
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     tokens = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -36,55 +35,28 @@ def base(tiny_task: Any, tmp_path: Path) -> Path:
 
 
 def load(tiny_task: Any, base: Path, out: Path, **flags: object) -> Any:
-    """What `train.py` would train, with these flags."""
+    """What `train.py` would train with these flags."""
     arguments, _, args = parse(tiny_task.flags(out, model_name_or_path=base, **flags))
-    quantised = load_base(arguments, args)
-    return add_adapter(quantised, arguments, adapter_config(arguments))
+    return add_adapter(load_base(arguments, args), arguments, adapter_config(arguments))
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own_dataset_cache")
 @pytest.mark.parametrize(("bits", "double_quant"), [(4, True), (4, False), (8, True)])
-def test_trained_saved_and_loaded_again(
-    bits: int, double_quant: bool, base: Path, tiny_task: Any, tmp_path: Path
-) -> None:
+def test_trained_saved_and_loaded(bits: int, double_quant: bool, base: Path, tiny_task: Any, tmp_path: Path) -> None:
     flags = {"load_in_kbits": bits, "double_quant": double_quant}
     summary = run_sft(parse(tiny_task.flags(tmp_path / "out", model_name_or_path=base, **flags, max_steps=12)))
     assert summary["after"]["loss"] < summary["before"]["loss"] - 0.1
     model = load(tiny_task, base, tmp_path, **flags, peft_path=tmp_path / "out" / "sft_lora_model").eval()
     assert {type(layer.base_layer).__name__ for layer in layers_of(model).values()} == {KINDS[bits]}
-    with torch.inference_mode():
-        adapted = model(input_ids=IDS).logits
-        with model.disable_adapter():
-            plain = model(input_ids=IDS).logits
-    assert not torch.equal(adapted, plain), "what was loaded has learnt nothing"
-    again = model.generate(input_ids=IDS, max_new_tokens=4, do_sample=False)
-    assert again.shape[1] > IDS.shape[1]
-    model.save_pretrained(tmp_path / "copy")
-    other = load(tiny_task, base, tmp_path, **flags, peft_path=tmp_path / "copy" / "sft_lora_model").eval()
-    with torch.inference_mode():
-        assert torch.equal(other(input_ids=IDS).logits, adapted)
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_training_leaves_every_bit_of_the_base(bits: int, base: Path, tiny_task: Any, tmp_path: Path) -> None:
-    model = load(tiny_task, base, tmp_path, load_in_kbits=bits, lora_dropout=0).train()
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    before = {name: copy.deepcopy(p.data) for name, p in frozen.items()}
-    optimizer = torch.optim.AdamW(weights(model).values(), lr=1e-2)
-    losses = []
-    for _ in range(20):
-        loss = model(input_ids=IDS, labels=IDS, task_types=torch.tensor([0, 1])).loss
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses[-1] < losses[0] - 0.3
-    assert all(torch.equal(p.data, before[name]) for name, p in frozen.items())
+    with torch.inference_mode(), model.disable_adapter():
+        plain = model(input_ids=IDS).logits
+    assert not torch.equal(model(input_ids=IDS).logits, plain)
+    assert model.generate(input_ids=IDS, max_new_tokens=4, do_sample=False).shape[1] > IDS.shape[1]
 
 
 @pytest.mark.parametrize("evaluated_first", [False, True])
-def test_the_gradients_are_those_on_the_float_base_it_stands_for(
+def test_gradients_are_those_on_the_float_base_model(
     evaluated_first: bool, base: Path, tiny_task: Any, tmp_path: Path
 ) -> None:
     """Also after an evaluation, in which bitsandbytes would pack the weights for a kernel that has no backward."""
@@ -93,11 +65,10 @@ def test_the_gradients_are_those_on_the_float_base_it_stands_for(
     model = load(tiny_task, base, tmp_path, load_in_kbits=4, lora_dropout=0)
     for p in weights(model).values():
         torch.nn.init.normal_(p, std=0.1)
-    call = {"input_ids": IDS, "labels": IDS, "task_types": torch.tensor([0, 1])}
     if evaluated_first:
         with torch.no_grad():
-            model.eval()(**call)
-    model.train()(**call).loss.backward()
+            model.eval()(**BATCH)
+    model.train()(**BATCH).loss.backward()
     reference = load(tiny_task, base, tmp_path, lora_dropout=0).train()
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -105,33 +76,21 @@ def test_the_gradients_are_those_on_the_float_base_it_stands_for(
                 float_weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
                 reference.get_submodule(name).weight.copy_(float_weight)
         reference.load_state_dict(weights(model), strict=False)
-    reference(**call).loss.backward()
+    reference(**BATCH).loss.backward()
     for name, p in weights(reference).items():
         torch.testing.assert_close(model.get_parameter(name).grad, p.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_a_base_of_any_width_answers(tiny_task: Any) -> None:
+def test_a_base_model_of_any_width_answers(tiny_task: Any) -> None:
     """Those of the tiny task are 32 and 48: packed, bitsandbytes would refuse them."""
-    arguments = ModelArguments(str(tiny_task.base), load_in_kbits=4)
+    arguments = loading.BaseArguments(str(tiny_task.base), load_in_kbits=4)
     assert loading.load_base(arguments, "cpu")(input_ids=IDS).logits.isfinite().all()
 
 
-def test_a_base_that_is_packed_for_inference_is_not_trained(base: Path, tiny_task: Any, tmp_path: Path) -> None:
+def test_a_base_model_packed_for_inference_is_not_trained(base: Path, tiny_task: Any, tmp_path: Path) -> None:
     arguments, _, args = parse(tiny_task.flags(tmp_path, model_name_or_path=base, load_in_kbits=4))
     quantised = load_base(arguments, args)
     linear = quantised.get_submodule("model.layers.0.mlp.up_proj")
     linear.weight.quant_state.packing_format_for_cpu = True  # as after a forward on a CPU with AVX512-BF16
-    with pytest.raises(ValueError, match=r"mlp\.up_proj is a 4-bit layer that bitsandbytes has packed for inference"):
+    with pytest.raises(ValueError, match=r"mlp\.up_proj"):
         add_adapter(quantised, arguments, adapter_config(arguments))
-
-
-def test_memory_of_the_base(base: Path, tiny_task: Any, tmp_path: Path) -> None:
-    """Bytes of the linears: 4, 1 and about 0.5 for a weight; the double quantisation makes its constants smaller."""
-    linear = "base_model.model.model.layers.0.mlp.up_proj.base_layer"
-    whole = load(tiny_task, base, tmp_path).get_submodule(linear).weight
-    eight = load(tiny_task, base, tmp_path, load_in_kbits=8).get_submodule(linear).weight
-    four = load(tiny_task, base, tmp_path, load_in_kbits=4).get_submodule(linear).weight
-    single = load(tiny_task, base, tmp_path, load_in_kbits=4, double_quant="false").get_submodule(linear).weight
-    sizes = [weight.numel() * weight.element_size() for weight in (whole, eight, four)]
-    assert sizes == [4 * 64 * 128, 64 * 128, 64 * 128 // 2]
-    assert (four.quant_state.absmax.dtype, single.quant_state.absmax.dtype) == (torch.uint8, torch.float32)

@@ -1,4 +1,4 @@
-"""Rows to calibrate with and to measure on, and the logits that plain PEFT computes from an exported folder."""
+"""Samples to calibrate with and to measure on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from loramoe.data import IGNORE_INDEX, SftCollator
 
 
 @pytest.fixture
-def rows() -> list[dict[str, Any]]:
-    """12 rows of 3 to 14 tokens of both task types; the answer is the last third."""
+def samples() -> list[dict[str, Any]]:
+    """12 samples of 3 to 14 tokens, of two task types; the answer is the last third."""
     generator = torch.Generator().manual_seed(3)
     made = []
     for n in range(12):
@@ -26,10 +26,10 @@ def rows() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def batches(rows: list[dict[str, Any]]) -> Callable[..., list[dict[str, Tensor]]]:
-    """Makes batches of so many rows each, padded on the right."""
+def batches(samples: list[dict[str, Any]]) -> Callable[..., list[dict[str, Tensor]]]:
+    """Makes batches of a size, padded on the right."""
 
-    def make(size: int = 5, some: list[dict[str, Any]] = rows) -> list[dict[str, Tensor]]:
+    def make(size: int = 5, some: list[dict[str, Any]] = samples) -> list[dict[str, Tensor]]:
         return [SftCollator(0)(some[start : start + size]) for start in range(0, len(some), size)]
 
     return make

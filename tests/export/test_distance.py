@@ -1,4 +1,4 @@
-"""The distance: what a loop over rows and tokens says, and what greedy decoding would say."""
+"""The distance: what a loop over samples and tokens gives, and what greedy decoding gives; logits a few at a time."""
 
 from __future__ import annotations
 
@@ -6,167 +6,146 @@ import math
 
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from loramoe.export import ExportError, as_plain_lora, mean_gates
-from loramoe.export.distance import _compare_some, distance
-from tests.helpers import layers_of, trainable
-
-
-def means(model, batches):
-    return {name: each.mean_E for name, each in mean_gates(model, batches, progress=False).items()}
-
-
-def looped(model, rows, gates):
-    """For each row and predicted token: probabilities of the three sides, and the token; float64."""
-    seen = []
-    for row in rows:
-        ids = torch.tensor([row["input_ids"]])
-        p = {"mixture": model(ids).logits[0].double().softmax(-1)}
-        with as_plain_lora(model, gates):
-            p["export"] = model(ids).logits[0].double().softmax(-1)
-        with model.disable_adapter():
-            p["base"] = model(ids).logits[0].double().softmax(-1)
-        for place in range(1, len(row["input_ids"])):
-            answers = row["labels"][place] != -100
-            seen.append(({side: p[side][place - 1] for side in p}, row["input_ids"][place], answers, row["task_types"]))
-    return seen
+from loramoe.export import distance
+from loramoe.export.adapter import ExportError, get_active_adapter, mean_gates
+from loramoe.export.distance import measure_distance
+from loramoe.export.lora import as_plain_lora, plain_lora
+from tests.helpers import layers_of
 
 
-@torch.no_grad()
-def test_it_is_what_a_loop_over_tokens_says(adapted, rows, batches):
-    model = adapted()
-    gates = means(model, batches())
-    found = distance(model, batches(), gates, progress=False)
-    seen = looped(model, rows, gates)
-    of_group = {
-        "answers": [s for s in seen if s[2]],
-        "answers of type 0": [s for s in seen if s[2] and s[3] == 0],
-        "answers of type 1": [s for s in seen if s[2] and s[3] == 1],
-        "all tokens": seen,
+def lora_of(adapter, batches, rank=None):
+    return plain_lora(adapter, mean_gates(adapter, batches, progress=False)[0], rank)
+
+
+def loop(adapter, factors, samples):
+    """For each answer token the sample, its type, the token, and the probabilities of the three models; float64."""
+    rows = []
+    for number, sample in enumerate(samples):
+        ids = torch.tensor([sample["input_ids"]])
+        p = {"adapter": adapter.model(ids).logits[0].double().softmax(-1)}
+        with as_plain_lora(adapter, factors):
+            p["lora"] = adapter.model(ids).logits[0].double().softmax(-1)
+        with adapter.model.disable_adapter():
+            p["base"] = adapter.model(ids).logits[0].double().softmax(-1)
+        for place in range(1, len(sample["input_ids"])):
+            if sample["labels"][place] != -100:
+                at = {model: p[model][place - 1] for model in p}
+                rows.append((number, sample["task_types"], sample["input_ids"][place], at))
+    return rows
+
+
+def scores(rows, model):
+    kl = sorted((p["adapter"] * (p["adapter"] / p[model]).log()).sum().item() for *_, p in rows)
+    right = {number: True for number, *_ in rows}
+    for number, _, token, p in rows:
+        right[number] &= p[model].argmax().item() == token
+    return {
+        "kl": sum(kl) / len(kl),
+        "kl_p95": torch.tensor(kl, dtype=torch.float64).quantile(0.95).item(),
+        "agreement": sum(p["adapter"].argmax() == p[model].argmax() for *_, p in rows).item() / len(rows),
+        "accuracy": sum(right.values()) / len(right),
+        "perplexity": math.exp(sum(-p[model][token].log().item() for _, _, token, p in rows) / len(rows)),
     }
-    assert list(found.groups) == list(of_group)
-    for name, tokens in of_group.items():
-        group = found.groups[name]
-        assert group.tokens == len(tokens)
-        assert group.rows == (6 if "type" in name else 12)
-        for side in ("base", "export"):
-            kl = sorted((p["mixture"] * (p["mixture"] / p[side]).log()).sum().item() for p, *_ in tokens)
-            agreement = sum(p["mixture"].argmax() == p[side].argmax() for p, *_ in tokens) / len(tokens)
-            measured = group.divergence[side]
-            assert measured.mean == pytest.approx(sum(kl) / len(kl), rel=1e-4, abs=1e-6)
-            assert measured.p95 == pytest.approx(kl[math.ceil(0.95 * len(kl)) - 1], rel=1e-4, abs=1e-6)
-            assert measured.max == pytest.approx(kl[-1], rel=1e-4, abs=1e-6)
-            assert measured.agreement == pytest.approx(agreement.item())
-        for side, measured in group.answers.items():
-            loss = sum(-p[side][token].log().item() for p, token, *_ in tokens) / len(tokens)
-            right = sum((p[side].argmax() == token).item() for p, token, *_ in tokens) / len(tokens)
-            assert measured.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
-            assert measured.token_accuracy == pytest.approx(right)
-    answers = found.groups["answers"].divergence
-    assert found.lost == answers["export"].mean / answers["base"].mean
 
 
 @torch.no_grad()
-def test_batches_and_chunks_change_nothing(adapted, rows, batches, monkeypatch):
-    model = adapted()
-    gates = means(model, batches())
-    expected = distance(model, batches(1), gates, progress=False)
-    monkeypatch.setattr("loramoe.export.distance.TOKENS_AT_ONCE", 7)
-    found = distance(model, batches(12), gates, progress=False)
-    for name, group in expected.groups.items():
-        assert (found.groups[name].tokens, found.groups[name].rows) == (group.tokens, group.rows)
-        for side, divergence in group.divergence.items():
-            assert vars(found.groups[name].divergence[side]) == pytest.approx(vars(divergence), rel=1e-3, abs=1e-5)
-        for side, answers in group.answers.items():
-            assert vars(found.groups[name].answers[side]) == pytest.approx(vars(answers), rel=1e-4)
-    assert found.relative_error == pytest.approx(expected.relative_error, rel=1e-4)
+@pytest.mark.parametrize(("size", "at_once"), [(1, 256), (5, 7), (12, 256)])
+def test_the_numbers_of_a_loop_over_tokens(adapted, samples, batches, monkeypatch, size, at_once):
+    adapter = get_active_adapter(adapted())
+    factors = lora_of(adapter, batches(), rank=4)
+    monkeypatch.setattr(distance, "TOKENS_AT_ONCE", at_once)
+    groups = measure_distance(adapter, factors, batches(size), progress=False)["groups"]
+    rows = loop(adapter, factors, samples)
+    chosen = {"answers": rows} | {f"answers of type {kind}": [r for r in rows if r[1] == kind] for kind in (0, 1)}
+    assert list(groups) == list(chosen)
+    for name, part in chosen.items():
+        assert groups[name]["tokens"] == len(part)
+        assert groups[name]["samples"] == len({number for number, *_ in part})
+        for model in ("base", "adapter", "lora"):
+            assert groups[name][model] == pytest.approx(scores(part, model), rel=1e-4, abs=1e-6)
 
 
 @torch.no_grad()
-def test_an_answer_is_accurate_where_greedy_decoding_says_it(adapted):
-    model = adapted()
-    said, unsaid = [], []
+def test_the_relative_error_of_a_layer(adapted, samples, batches):
+    adapter = get_active_adapter(adapted())
+    factors = lora_of(adapter, batches(), rank=2)
+    squares = {key: [0.0, 0.0] for key in adapter.layers}
+
+    def see(layer, args, output, key):
+        A, B = factors[key]
+        exact = output - layer.base_layer(args[0])
+        squares[key][0] += (args[0] @ A.T @ B.T - exact).square().sum().item()
+        squares[key][1] += exact.square().sum().item()
+
+    hooks = [
+        layer.register_forward_hook(lambda *call, key=key: see(*call, key=key)) for key, layer in adapter.layers.items()
+    ]
+    for sample in samples:
+        adapter.model(torch.tensor([sample["input_ids"]]))
+    for hook in hooks:
+        hook.remove()
+    expected = {key: math.sqrt(error / exact) for key, (error, exact) in squares.items()}
+    found = measure_distance(adapter, factors, batches(), progress=False)["relative_error"]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_an_answer_is_accurate_if_greedy_decoding_gives_it(adapted):
+    adapter = get_active_adapter(adapted())
+    right, wrong = [], []
     for n in range(4):
         prompt = torch.arange(3, 8 + n)[None] + n
-        ids = torch.cat([prompt, model.generate(input_ids=prompt, max_new_tokens=3, do_sample=False)[:, -3:]], dim=1)
-        labels = ids.clone()
-        labels[:, : prompt.shape[1]] = -100
-        said.append({"input_ids": ids, "labels": labels})
-        wrong = ids.clone()
-        wrong[0, -1] = (ids[0, -1] + 1) % 64
-        unsaid.append({"input_ids": wrong, "labels": torch.where(labels == -100, labels, wrong)})
-    gates = means(model, said)
-    assert distance(model, said, gates, progress=False).groups["answers"].answers["mixture"].accuracy == 1
-    half = distance(model, [*said, *unsaid], gates, progress=False).groups["answers"]
-    assert (half.rows, half.answers["mixture"].accuracy) == (8, 0.5)
-    assert half.answers["mixture"].token_accuracy == pytest.approx(5 / 6)
+        answer = adapter.model.generate(input_ids=prompt, max_new_tokens=3, do_sample=False)[:, -3:]
+        for batches, last in ((right, answer[0, -1]), (wrong, (answer[0, -1] + 1) % 64)):
+            ids = torch.cat([prompt, answer], dim=1)
+            ids[0, -1] = last
+            labels = torch.cat([torch.full_like(prompt, -100), ids[:, -3:]], dim=1)
+            batches.append({"input_ids": ids, "labels": labels})
+    found = measure_distance(adapter, lora_of(adapter, right), [*right, *wrong], progress=False)["groups"]
+    assert list(found) == ["answers"]
+    assert (found["answers"]["samples"], found["answers"]["adapter"]["accuracy"]) == (8, 0.5)
 
 
-def test_constant_gates_have_no_distance(adapted, batches):
-    model = adapted(lora_nums=4)
+@torch.no_grad()
+def test_logits_are_those_of_the_model_which_may_cap_them(perturb, samples, batches):
+    from peft import LoraMoeConfig, get_peft_model
+
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "vocab_size": 64, "head_dim": 16}
+    config = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=2, final_logit_softcapping=0.1)
+    torch.manual_seed(0)
+    model = perturb(get_peft_model(Gemma2ForCausalLM(config).eval(), LoraMoeConfig(r=2, lora_nums=3))).eval()
+    adapter = get_active_adapter(model)
+    factors = lora_of(adapter, batches())
+    found = measure_distance(adapter, factors, batches(), progress=False)["groups"]["answers"]
+    expected = scores(loop(adapter, factors, samples), "adapter")
+    assert found["adapter"]["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-4)
+
+
+@torch.no_grad()
+def test_constant_gates_have_no_distance_and_b_of_zero_no_error(adapted, batches):
+    model = adapted()
+    adapter = get_active_adapter(model)
     for layer in layers_of(model).values():
-        layer.weights("default")[0].data.zero_()
-    found = distance(model, batches(), means(model, batches()), progress=False)
-    for group in found.groups.values():
-        assert group.divergence["export"].max < 1e-6
-        assert group.divergence["export"].agreement == 1
-        assert group.divergence["base"].mean > 1e-3
-    assert set(found.relative_error.values()) == {0.0}
-
-
-def test_an_adapter_that_adds_nothing(adapted, batches):
-    model = adapted()
+        layer.weights("default")[0].zero_()
+    found = measure_distance(adapter, lora_of(adapter, batches()), batches(), progress=False)
+    assert found["groups"]["answers"]["lora"]["kl"] < 1e-6
+    assert found["groups"]["answers"]["base"]["kl"] > 1e-3
+    assert max(found["relative_error"].values()) < 1e-5
     for layer in layers_of(model).values():
-        layer.weights("default")[2].data.zero_()
-    found = distance(model, batches(), means(model, batches()), progress=False)
-    assert found.lost is None
-    assert set(found.relative_error.values()) == {0.0}
+        layer.weights("default")[2].zero_()
+    found = measure_distance(adapter, lora_of(adapter, batches()), batches(), progress=False)
+    assert set(found["relative_error"].values()) == {0.0}
 
 
-def test_rows_without_task_types(adapted, batches):
-    untyped = [{name: tensor for name, tensor in batch.items() if name != "task_types"} for batch in batches()]
-    model = adapted()
-    assert list(distance(model, untyped, means(model, untyped), progress=False).groups) == ["answers", "all tokens"]
-
-
-def test_the_model_is_left_as_it_was(adapted, batches):
-    model = adapted().train()
-    before = trainable(model)
-    hooks = [len(layer._forward_hooks) for layer in layers_of(model).values()]
-    distance(model, batches(), means(model, batches()), progress=False)
-    assert model.training
-    assert trainable(model) == before
-    assert [len(layer._forward_hooks) for layer in layers_of(model).values()] == hooks
-
-
-@pytest.mark.parametrize("side", ["mixture", "export", "base"])
-def test_logits_that_are_not_finite(adapted, batches, monkeypatch, side):
-    """Of the mixture, and with it of the others, where the head is broken; else of the one side alone."""
-    model = adapted()
-    gates = means(model, batches())
-    if side == "mixture":
-        model.get_base_model().lm_head.weight.data[0, 0] = torch.nan
-    else:
-
-        def broken(log_p, token_N):
-            return _compare_some({**log_p, side: log_p[side].index_fill(-1, torch.tensor([3]), -torch.inf)}, token_N)
-
-        monkeypatch.setattr("loramoe.export.distance._compare_some", broken)
-    with pytest.raises(ExportError, match=f"logits of the {side} are not finite. Load the base model in float32;"):
-        distance(model, batches(), gates, progress=False)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"labels": None}, r"must hold labels beside its input_ids \[5, 7\]"),
-        ({"labels": torch.zeros(5, 3)}, r"must hold labels beside its input_ids \[5, 7\]"),
-        ({"labels": torch.full((5, 7), -100)}, "no label differs from -100. Give rows with some, or raise max"),
-        ({"task_types": torch.tensor([0, 1])}, "one type for each row; got 2 for 5 rows"),
-    ],
-)
-def test_rows_that_cannot_be_measured_on(adapted, batches, change, message):
-    model = adapted()
-    batch = {name: tensor for name, tensor in {**batches()[0], **change}.items() if tensor is not None}
-    with pytest.raises(ExportError, match=message):
-        distance(model, [batch], means(model, batches()), progress=False)
+@torch.no_grad()
+def test_samples_without_answers_and_damaged_models(adapted, batches):
+    adapter = get_active_adapter(adapted())
+    factors = lora_of(adapter, batches())
+    empty = [{**batch, "labels": torch.full_like(batch["labels"], -100)} for batch in batches()]
+    with pytest.raises(ExportError, match="no answer"):
+        measure_distance(adapter, factors, empty, progress=False)
+    adapter.model.get_base_model().lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(ExportError, match="not finite"):
+        measure_distance(adapter, factors, batches(), progress=False)

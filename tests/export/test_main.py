@@ -1,4 +1,4 @@
-"""The command: from an adapter's folder and files of rows to the folder of a plain LoRA."""
+"""The command and `export_lora`: from an adapter folder and data to a folder that other tools load."""
 
 from __future__ import annotations
 
@@ -6,118 +6,160 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, LoraMoeConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import loramoe
 from loramoe.data import PromptFormat, save_prompt_format
 from loramoe.export.__main__ import main
+from loramoe.export.adapter import get_active_adapter
+from loramoe.export.lora import as_plain_lora, plain_lora
+
+LORA = {"adapter_config.json", "adapter_model.safetensors", "README.md", "export_report.json", "loramoe_prompt.json"}
+LORA |= {"tokenizer.json", "tokenizer_config.json"}
 
 
 @pytest.fixture
-def adapter(tiny_task, perturb, tmp_path: Path) -> Path:
+def adapter(tiny_task, perturb, tmp_path: Path, own_dataset_cache) -> Path:
     """A LoRAMoE adapter on the base model of `tiny_task`."""
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    perturb(get_peft_model(base, LoraMoeConfig(lora_nums=4, r=2))).save_pretrained(tmp_path / "adapter")
+    config = LoraMoeConfig(lora_nums=4, r=2, base_model_name_or_path=str(tiny_task.base))
+    perturb(get_peft_model(base, config)).save_pretrained(tmp_path / "adapter")
+    save_prompt_format(tmp_path / "adapter", PromptFormat("release", 32))
     return tmp_path / "adapter"
 
 
-def test_from_folder_to_folder(adapter, tiny_task, tmp_path, capsys):
-    out = tmp_path / "out"
-    flags = ["--calibration", tiny_task.train_dir, "--calibration_rows", 20, "--batch_size", 6]
-    flags += ["--test", tiny_task.test_file, "--recall_file", tiny_task.recall_file, "--max_seq_length", 32]
-    assert main([str(adapter), str(out), *map(str, flags), "--model", str(tiny_task.base)]) == 0
-    printed = capsys.readouterr().out
-    assert printed.endswith(f"wrote {out}, an approximation; read {out}/README.md before you use it\n")
-    assert "samples read: 48" in printed
+@pytest.fixture
+def export(adapter, tiny_task, tmp_path):
+    """Runs the command with flags; gives its exit code and the folder."""
+
+    def run(*flags: object, calibration: object = tiny_task.train_dir, out: str = "out") -> tuple[int, Path]:
+        own = ["--adapter", adapter, "--output_dir", tmp_path / out, "--calibration", calibration]
+        return main([str(word) for word in (*own, *flags)]), tmp_path / out
+
+    return run
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("merged", [False, True])
+def test_from_folder_to_folder(adapter, export, tiny_task, ids, merged, capsys):
+    flags = ["--rank", 3, "--test", tiny_task.test_file, "--calibration_rows", 20, "--batch_size", 6]
+    code, out = export(*flags, *(["--format", "merged"] if merged else []))
+    assert code == 0
     report = json.loads((out / "export_report.json").read_text())
-    assert (report["source"], report["base_model"]) == (adapter.name, tiny_task.base.name)
-    assert report["groups"]["answers"]["rows"] == 12
-    assert report["recall"].keys() == {"base", "mixture", "export"}
-    config = json.loads((out / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 8, 128)
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_task.base), out)
-    assert isinstance(model.peft_config["default"], LoraConfig)
-    assert (out / "tokenizer.json").is_file()
-    assert main([str(adapter), str(out), "--calibration", str(tiny_task.train_dir)]) == 1
-    assert "holds an earlier export" in capsys.readouterr().err
+    assert (report["format"], report["source"], report["held_out"]) == ("merged" if merged else "lora", "adapter", True)
+    assert (report["experts"], report["rank"], report["groups"]["answers"]["samples"]) == (4, 3, 12)
+    assert set(report["files"]) == {entry.name for entry in out.iterdir()}
+    assert (out / "loramoe_prompt.json").read_bytes() == (adapter / "loramoe_prompt.json").read_bytes()
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (out, tiny_task.base)]
+    assert len({str(tokenizer("w1 w2").input_ids) for tokenizer in tokenizers}) == 1
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    model = get_active_adapter(PeftModel.from_pretrained(base, adapter).eval())
+    gates = {key: torch.tensor(values, dtype=torch.float64) for key, values in report["mean_gates"].items()}
+    with as_plain_lora(model, plain_lora(model, gates, 3)):
+        expected = model.model(ids).logits
+    if merged:
+        assert type(found := AutoModelForCausalLM.from_pretrained(out)).__name__ == "LlamaForCausalLM"
+        assert not (out / "adapter_config.json").exists()
+    else:
+        found = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_task.base), out)
+        assert type(found.peft_config["default"]) is LoraConfig
+        assert {entry.name for entry in out.iterdir()} == LORA
+    torch.testing.assert_close(found.eval()(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert f"perplexity={report['groups']['answers']['lora']['perplexity']:.4g}" in capsys.readouterr().out
 
 
-def test_calibration_rows_are_spread_over_the_file(adapter, tiny_task, tmp_path):
-    """A file whose second half holds other rows: half of 2 rows must be from it."""
-    rows = [{"instruction": w, "output": "w9", "task_type": 0} for w in ["w1"] * 50 + ["w1 w2 w3 w4 w5"] * 50]
-    (tmp_path / "sorted.json").write_text(json.dumps(rows))
-    flags = ["--calibration", str(tmp_path / "sorted.json"), "--model", str(tiny_task.base)]
-    lengths = {}
-    for most in (2, 100):
-        out = tmp_path / f"out{most}"
-        assert main([str(adapter), str(out), *flags, "--calibration_rows", str(most)]) == 0
-        lengths[most] = json.loads((out / "export_report.json").read_text())["calibration_tokens"] / most
-    assert lengths[2] == lengths[100]
+def test_the_original_format(adapter, tmp_path):
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"blc_target": "paper", "blc_importance": "sum"}))
+    assert main(["--format", "original", "--adapter", str(adapter), "--output_dir", str(tmp_path / "original")]) == 0
+    assert torch.load(tmp_path / "original" / "adapter_model.bin").keys() == {
+        f"base_model.model.model.layers.{n}.mlp.{kind}_proj.{part}.weight"
+        for n in (0, 1)
+        for kind in ("gate", "up", "down")
+        for part in ("lora_route", *(f"lora_{ab}{e}" for ab in "AB" for e in range(4)))
+    }
+
+
+def test_the_card(adapter, tiny_task, tmp_path, monkeypatch):
+    """It names the base model on the hub, and no path of this machine."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else PEFT looks there for the vocabulary
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_task.base), adapter)
+    batches = [{"input_ids": torch.arange(3, 13)[None], "labels": torch.arange(3, 13)[None]}]
+    for base, named in ((str(tiny_task.base), None), ("someone/base", "someone/base")):
+        model.peft_config["default"].base_model_name_or_path = base
+        out = tmp_path / (named or "local")
+        report = loramoe.export_lora(model, out, batches, source=str(adapter), progress=False)
+        card = ModelCard.load(out / "README.md")
+        assert card.data.base_model == named
+        assert (card.data.library_name, card.data.get("base_model_relation")) == ("peft", named and "adapter")
+        share = report["groups"]["answers"]["lora"]["kl"] / report["groups"]["answers"]["base"]["kl"]
+        for text in ("approximates adapter", f"{share:.1%}", "rank 8", "flatters"):
+            assert text in card.text
+        assert card.text.count("| `model.layers.") == 6
+        public = (out / "README.md").read_text() + (out / "export_report.json").read_text()
+        assert str(tmp_path) not in public.replace(str(tiny_task.base), "")
+
+
+def test_samples_whose_answer_may_be_cut_are_left_out(export, tmp_path):
+    """Of 3 prompt tokens, a word and its end, 5 tokens, and one of 10."""
+    samples = [{"instruction": "w1", "output": f"w9{' w8' * more}", "task_type": 0} for more in (0, 5)]
+    (tmp_path / "samples.json").write_text(json.dumps(samples))
+    used = {}
+    for most in (6, 30):
+        code, out = export("--max_seq_length", most, calibration=tmp_path / "samples.json", out=f"out{most}")
+        assert code == 0
+        used[most] = json.loads((out / "export_report.json").read_text())["groups"]["answers"]["samples"]
+    assert used == {6: 1, 30: 2}
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
-        (["--calibration", "nowhere.json"], "data path 'nowhere.json' does not exist"),
-        (
-            ["--calibration", "{train}", "--batch_size", "0"],
-            "must be at least 1; got batch_size=0. Raise it.",
-        ),
-        (["--calibration", "{train}", "--calibration_rows", "0"], "calibration_rows must be at least 1"),
-        (["--calibration", "{train}", "--recall_file", "nowhere.json"], "no file of recall probes at nowhere.json"),
-        (["--calibration", "{train}", "--template", "chat"], "needs tokenizer.chat_template"),
-        (["--calibration", "{train}", "--max_seq_length", "1"], "max_seq_length must be at least 2"),
-        (["--calibration", "{train}", "--load_in_kbits", "3"], "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),
+        (["--calibration", "nowhere.json"], "nowhere.json"),
+        (["--test", "nowhere.json"], "nowhere.json"),
+        (["--template", "chat"], "chat_template"),
+        (["--max_seq_length", "1"], "max_seq_length"),
+        (["--load_in_kbits", "3"], "load_in_kbits=3"),
+        (["--adapter", "nowhere"], "nowhere"),
+        (["--output_dir", "{adapter}", "--overwrite"], "output_dir"),
     ],
 )
-def test_what_goes_wrong_is_told_in_a_line(adapter, tiny_task, tmp_path, capsys, flags, message):
-    flags = [flag.format(train=tiny_task.train_dir) for flag in flags]
-    assert main([str(adapter), str(tmp_path / "out"), "--model", str(tiny_task.base), *flags]) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("loramoe export: ")
-    assert message in told
-    assert not (tmp_path / "out").exists()
+def test_errors_come_before_the_base_model_is_loaded(export, adapter, capsys, monkeypatch, flags, named):
+    monkeypatch.setattr("loramoe.export.__main__.load_model", lambda *_: pytest.fail("the base model was loaded"))
+    code, out = export(*(flag.format(adapter=adapter) for flag in flags))
+    assert code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("loramoe export: ")
+    assert named in error
+    assert not out.exists()
+    assert (adapter / "adapter_model.safetensors").is_file()
 
 
-def test_the_layout_is_that_of_the_training(adapter, tiny_task, tmp_path, capsys):
-    save_prompt_format(adapter, PromptFormat("release", 1))
-    flags = [str(tmp_path / "out"), "--calibration", str(tiny_task.train_dir)]
-    assert main([str(adapter), *flags, "--model", str(tiny_task.base)]) == 1
-    assert "max_seq_length=1" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--calibration", "x", "--rank", "0"], "--rank"),
+        (["--format", "hf", "--rank", "2"], "--rank"),
+        (["--format", "hf", "--load_in_kbits", "4"], "--load_in_kbits"),
+        (["--format", "original", "--calibration", "x"], "--calibration"),
+        (["--calibration", "x", "--link_base"], "--link_base"),
+        (["--calibration", "x", "--format", "merged", "--load_in_kbits", "4"], "--load_in_kbits"),
+        ([], "--calibration"),
+    ],
+)
+def test_flags_that_do_not_belong_together(capsys, flags, named):
+    with pytest.raises(SystemExit):
+        main(["--adapter", "a", "--output_dir", "o", *flags])
+    assert named in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_answer_that_may_have_been_cut_is_not_measured_as_an_answer(adapter, tiny_task, tmp_path, capsys):
-    """Of answers of 1 and 6 words and the token that ends them, 3 tokens after a prompt of 3 hold the first alone."""
-    rows = [{"instruction": "w1", "output": f"w9{' w8' * more}", "task_type": 0} for more in (0, 5)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    flags = ["--calibration", str(tmp_path / "rows.json"), "--model", str(tiny_task.base), "--max_seq_length"]
-    answered = {}
-    for most in (6, 100):
-        assert main([str(adapter), str(tmp_path / f"out{most}"), *flags, str(most)]) == 0
-        groups = json.loads((tmp_path / f"out{most}" / "export_report.json").read_text())["groups"]
-        answered[most] = groups["answers"]["rows"], groups["all tokens"]["rows"]
-    assert answered == {6: (1, 2), 100: (2, 2)}
-    assert main([str(adapter), str(tmp_path / "none"), *flags, "4"]) == 1
-    assert "hold no answers: no label differs from -100. Give rows with some, or raise" in capsys.readouterr().err
-
-
-def test_the_dtype_of_the_base_model(adapter, tiny_task, tmp_path):
-    flags = ["--calibration", str(tiny_task.train_dir), "--model", str(tiny_task.base)]
-    perplexity = {}
-    for dtype in ("auto", "float32", "bfloat16"):
-        assert main([str(adapter), str(tmp_path / dtype), *flags, "--torch_dtype", dtype]) == 0
-        groups = json.loads((tmp_path / dtype / "export_report.json").read_text())["groups"]
-        perplexity[dtype] = groups["answers"]["answers"]["base"]["perplexity"]
-    assert perplexity["auto"] == perplexity["float32"] != perplexity["bfloat16"]
-
-
-def test_no_adapter(tiny_task, tmp_path, capsys):
-    assert main([str(tmp_path / "none"), str(tmp_path / "out"), "--calibration", str(tiny_task.train_dir)]) == 1
-    assert "no adapter at" in capsys.readouterr().err
-
-
-def test_a_plain_lora_needs_no_export(tiny_task, tmp_path, capsys):
-    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path / "plain")
-    assert main([str(tmp_path / "plain"), str(tmp_path / "out"), "--calibration", str(tiny_task.train_dir)]) == 1
-    assert "only LoRAMoE needs this export" in capsys.readouterr().err
+def test_an_earlier_result_is_replaced_only_with_the_flag(export, capsys):
+    assert export()[0] == 0
+    assert export("--rank", 2)[0] == 1
+    assert "--overwrite" in capsys.readouterr().err
+    code, out = export("--rank", 2, "--overwrite")
+    assert code == 0
+    assert json.loads((out / "export_report.json").read_text())["rank"] == 2

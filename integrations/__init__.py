@@ -1,1 +1,0 @@
-"""LoRAMoE in the tools that people fine-tune with: a folder for each, which holds only what is the tool's own."""
