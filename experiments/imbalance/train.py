@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loramoe.report import Shares
 from tqdm import tqdm
 
 from benchmarks.harness import hardware
-from loramoe.report import Shares
 from loramoe.training import parse, run_sft
 from loramoe.utils import write_json
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from loramoe.report import Shares
 from numpy.typing import NDArray
 
 from experiments.knowledge_forgetting.arms import ARMS, Recipe, prepare, recipe_of, trainable
 from experiments.knowledge_forgetting.scale import Scale
 from experiments.knowledge_forgetting.train import Trained, train
-from loramoe.report import Shares
 from loramoe.training.model import enable_varlen_attention
 
 

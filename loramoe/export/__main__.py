@@ -15,8 +15,8 @@ from loramoe.export.original import convert
 from loramoe.export.run import REPORT, export_lora
 from loramoe.loading import (
     BaseArguments,
-    add_model_flags,
     adapter_folder,
+    add_model_flags,
     base_name,
     fill_positional,
     load_model,
