@@ -43,7 +43,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("checkout") / "LoRAMoE"
     ignored = shutil.ignore_patterns(".*", "output*", "models", "__pycache__", "tests", "results")
     shutil.copytree(ROOT, copy, ignore=ignored)
-    for name, count in (("train/train.json", 16), ("test.json", 4), ("recall.json", 4)):
+    for name, count in (("train/train.json", 16), ("test.json", 8), ("recall.json", 4)):
         file = copy / "data/tiny_data" / name
         file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8"))[:count]), encoding="utf-8")
     (copy / "my_data.yaml").write_text("datasets:\n  - {path: data/tiny_data/train}\n")
