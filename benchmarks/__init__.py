@@ -1,1 +1,1 @@
-"""Measures the mixture against everything that a user would pick instead: see `benchmarks/README.md`."""
+"""What the mixture costs, compared with LoRA and others."""

@@ -1,9 +1,9 @@
-"""Every benchmark of a device, one after another, then the report.
+"""Measures what the mixture costs, and writes the tables of docs/performance.md.
 
-python -m benchmarks cpu          # about 10 minutes on 2 cores
-python -m benchmarks gpu          # meant to take under 8 minutes on one GPU, not run yet
-python -m benchmarks cpu --quick  # tiny sizes, in seconds, to see that everything runs
-python -m benchmarks data         # reading and tokenising up to a million rows, some minutes on one CPU
+python -m benchmarks                            # all benchmarks (15 minutes on 2 cores), then the tables
+python -m benchmarks step packing --device cpu  # some of them
+python -m benchmarks layer --quick              # tiny sizes: shows that the code runs
+python -m benchmarks tables --check             # fails if a table is out of date
 """
 
 from __future__ import annotations
@@ -11,34 +11,28 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
-from time import perf_counter
 
-from benchmarks import report
+from benchmarks import harness, tables
 
-DEVICES = {"cpu": "cpu", "gpu": "cuda"}
-BENCHMARKS = ("layer", "step", "decode", "packing", "live")
+BENCHMARKS = ("layer", "step", "decode", "packing")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure all that the flags ask for.
-
-    Args:
-        arguments: Flags; None takes those of the command line.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the named benchmarks and update the tables; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*DEVICES, "data"])
-    parser.add_argument("--rows", type=int, nargs="+", help="numbers of rows, for data alone")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes; nothing is measured, no page changes")
-    flags = parser.parse_args(arguments)
-    for name in ("data",) if flags.what == "data" else BENCHMARKS:
-        print(f"=== {name}", flush=True)
-        began = perf_counter()
-        size = flags.rows if name == "data" else DEVICES[flags.what]
-        importlib.import_module(f"benchmarks.{name}").main(size, flags.quick)
-        print(f"{name} took {perf_counter() - began:.0f} s", flush=True)
-    if not flags.quick:
-        report.main([])
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, "tables", []], metavar="NAME")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU if there is one")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; no table changes")
+    parser.add_argument("--check", action="store_true", help="with tables: write nothing, fail if one is out of date")
+    flags = parser.parse_args(argv)
+    for name in flags.names or BENCHMARKS:
+        if name != "tables":
+            device = harness.start(flags.device)
+            body = {"quick": flags.quick, **importlib.import_module(f"benchmarks.{name}").run(device, flags.quick)}
+            print(harness.write_result(name, device.type, body))
+    stale = not flags.quick and tables.update(flags.check)
+    return int(flags.check and stale)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

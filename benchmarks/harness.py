@@ -1,104 +1,63 @@
-"""How everything here is timed, weighed and written down.
+"""Timing, memory and result files of all benchmarks.
 
-**Paired.** All sides of a comparison run in every round, in an order that rotates from round to round, and what is
-reported are medians over rounds of ratios or differences *within* a round. A machine that slows down for a second, or
-for good, slows every side of that round; it does not make one side look better than another.
-
-**Added cost.** A mixture beside a linear costs little next to the linear, so that the ratio of two whole times hides
-what differs. `added_ratio` compares what two sides add to the frozen base.
+All sides of a comparison run in every round, in rotating order. Tables report medians over rounds of ratios within a
+round, so a machine that slows down for a while slows all sides alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
-import inspect
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 import loramoe
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
-PACKAGES = ("torch", "transformers", "peft")
 
 
-def run_alone(main: Callable[..., None]) -> None:
-    """What `python -m benchmarks.<module>` does: read the two flags, and measure.
-
-    Args:
-        main: The module's `main(device, quick)`.
-    """
-    parser = argparse.ArgumentParser(description=inspect.getmodule(main).__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU if there is one")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that the code runs; measures nothing")
-    arguments = parser.parse_args()
-    main(arguments.device, arguments.quick)
-
-
-def device() -> torch.device:
-    """The device that is measured where nobody names one: the GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def start(name: str | None = None) -> torch.device:
-    """Get a process ready to measure: the device, the seed, and one thread for each physical core.
-
-    Args:
-        name: "cpu" or "cuda"; None takes what is there.
-
-    Returns:
-        The device.
-    """
-    torch.set_num_threads(physical_cores())
+def start(device: str | None = None) -> torch.device:
+    """Set the seed and one thread per physical core; return the device (default: the GPU if there is one)."""
+    available = len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count() or 1
+    torch.set_num_threads(min(psutil.cpu_count(logical=False) or 1, available))
     torch.manual_seed(0)
-    return torch.device(name) if name else device()
-
-
-def physical_cores() -> int:
-    """Number of physical cores that this process may use; a second thread on a core adds noise, and no arithmetic."""
-    physical = psutil.cpu_count(logical=False) or 1
-    return min(physical, len(os.sched_getaffinity(0))) if platform.system() == "Linux" else physical
-
-
-# --- time -------------------------------------------------------------------------------------------------------------
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def paired(
-    sides: dict[str, Callable[[], None]], pairs: int = 9, warmup: int = 2, name: str = "rounds"
+    sides: dict[str, Callable[[], object]], pairs: int = 9, warmup: int = 2, name: str = "rounds"
 ) -> dict[str, list[float]]:
-    """Time several sides of one comparison, all of them in every round.
-
-    The order rotates by one from round to round, so that no side always runs in the wake of the same other. The device
-    is synchronised before and after each call; garbage is collected outside of what is timed.
+    """Time several sides, all of them in every round.
 
     Args:
-        sides: By name, what to run once.
-        pairs: Number of rounds that count.
-        warmup: Number of rounds before them that do not.
-        name: What the progress bar calls them.
+        sides: What to run once, by name.
+        pairs: Rounds that count.
+        warmup: Rounds before them.
+        name: Label of the progress bar.
 
     Returns:
-        For each side its seconds, one figure a round: entries of one index belong together.
+        Seconds of each side, one number per round; equal indices belong to one round.
     """
     names = list(sides)
     seconds: dict[str, list[float]] = {side: [] for side in names}
     gc.collect()
-    gc.freeze()  # what is alive now stays; looking through it in every round would take longer than the work
+    gc.freeze()  # later collections skip what is alive now
     try:
         for index in tqdm(range(warmup + pairs), desc=name, unit="round", leave=False):
             turn = index % len(names)
@@ -111,151 +70,102 @@ def paired(
     return seconds
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
+    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     gc.collect()
     gc.disable()
     try:
-        _synchronise()
+        synchronise()
         began = perf_counter()
         run()
-        _synchronise()
+        synchronise()
         return perf_counter() - began
     finally:
         gc.enable()
 
 
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def saved_bytes(forward: Callable[[], object], owned: Iterable[Tensor] = ()) -> int:
+    """Count the bytes that autograd keeps from a forward pass for its backward pass.
 
-
-def quantiles(values: Sequence[float]) -> dict[str, float]:
-    """The middle of some measurements, and the span of the three fifths around it.
-
-    Args:
-        values: The measurements, at least one.
-
-    Returns:
-        p20, p50 and p80, interpolated linearly.
+    Each storage counts once and whole. The storages of `owned` (parameters and buffers) do not count.
     """
-    return {f"p{percent}": float(np.percentile(values, percent)) for percent in (20, 50, 80)}
+    sizes: dict[int, int] = {}
+    ignored = {tensor.untyped_storage().data_ptr() for tensor in owned}
+    alive: list[Tensor] = []  # keeps the addresses unique
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ignored:
+            alive.append(tensor)
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        _result = forward()
+    return sum(sizes.values())
 
 
-def ratios(a: Sequence[float], b: Sequence[float]) -> list[float]:
-    """`a / b`, round by round.
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Count the most bytes of tensors alive at one moment of a step, beyond those alive before it.
 
-    Args:
-        a: Seconds of one side.
-        b: Seconds of the other in the same rounds.
-
-    Returns:
-        One ratio a round.
+    A GPU's number is that of torch's allocator. The CPU's is the sum of the allocations that torch's profiler records.
     """
-    return [x / y for x, y in zip(a, b, strict=True)]
-
-
-def added(side: Sequence[float], base: Sequence[float]) -> list[float]:
-    """What a side costs beyond the frozen base, round by round.
-
-    Args:
-        side: Seconds of the side.
-        base: Seconds of the frozen base in the same rounds.
-
-    Returns:
-        One difference a round; noise can make single ones negative.
-    """
-    return [x - y for x, y in zip(side, base, strict=True)]
-
-
-def added_ratio(side: Sequence[float], other: Sequence[float], base: Sequence[float]) -> float:
-    """Added cost of one side as a share of another's: `median(side − base) / median(other − base)`.
-
-    Differences are taken within each round, and medians over the rounds before the division: a median of ratios of
-    small noisy differences would be ruled by the rounds whose denominator happens to come near zero.
-
-    Args:
-        side: Seconds of the side.
-        other: Seconds of the side that it is compared with.
-        base: Seconds of the frozen base, all in the same rounds.
-
-    Returns:
-        The ratio; NaN if the other side adds nothing that could be measured.
-    """
-    of_other = median(added(other, base))
-    return median(added(side, base)) / of_other if of_other > 0 else float("nan")
-
-
-# --- writing it down --------------------------------------------------------------------------------------------------
+    gc.collect()
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    alive = peak = 0
+    for event in sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]):
+        alive += event["args"]["Bytes"]
+        peak = max(peak, alive)
+    return peak
 
 
 def write_result(name: str, device: str, body: dict[str, Any]) -> Path:
-    """Write what was measured, with all that one must know to believe it, to `results/<name>.<device>.json`.
+    """Write `results/<name>.<device>.json` with commit, date, versions and hardware.
 
-    A body with `"quick": True` goes to `results/quick/` instead: a quick run shows that the code runs, and says nothing
-    about speed, so that it must not take the place of a measurement.
-
-    Args:
-        name: Name of the benchmark.
-        device: "cpu" or "cuda".
-        body: What was measured.
-
-    Returns:
-        The file.
+    A body with `"quick": True` goes to `results/quick/`, so that it never replaces a measurement.
     """
     folder = RESULTS / "quick" if body.get("quick") else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
+    versions = {"python": platform.python_version(), "loramoe": loramoe.__version__, "torch": torch.__version__}
+    versions |= {package: version(package) for package in ("transformers", "peft")}
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "loramoe", "benchmarks/*.py")
+    record = {"name": name, "device": device, "date": date.today().isoformat(), "commit": git("rev-parse", "HEAD")}
+    record |= {"dirty": bool(changed), "versions": versions, "hardware": hardware(device)}
     file = folder / f"{name}.{device}.json"
-    record = {"name": name, "device": device, "date": date.today().isoformat(), **_code(), "hardware": hardware(device)}
     file.write_text(json.dumps(record | body, indent=1) + "\n", encoding="utf-8")
     return file
 
 
-def _code() -> dict[str, Any]:
-    versions = {"python": platform.python_version(), "loramoe": loramoe.__version__}
-    versions |= {package: version(package) for package in PACKAGES}
-    versions["torch"] = torch.__version__  # with its build, such as +cu130, which a package's own version may lack
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(
-            git(
-                "status",
-                "--porcelain",
-                "--untracked-files=no",
-                "--",
-                ".",
-                ":!benchmarks/results",
-                ":!docs",
-                ":!README*",
-            )
-        ),
-        "versions": versions,
-    }
+def load(name: str, device: str) -> dict[str, Any] | None:
+    """Read a benchmark's newest result; None if there is none."""
+    file = RESULTS / f"{name}.{device}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def git(*arguments: str) -> str:
-    """What git says in this checkout, "unknown" where it cannot be asked."""
+    """Return the output of a git command in this checkout, or "unknown"."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """What a measurement was made on.
-
-    Args:
-        device: "cpu" or "cuda".
-
-    Returns:
-        Name of the GPU and its memory; or the CPU's model, its physical cores and the threads in use.
-    """
+    """Return the GPU's name and memory, or the CPU's model, physical cores and threads in use."""
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         memory = round(properties.total_memory / 2**30)
         return {"gpu": properties.name, "memory_GiB": memory, "cuda": torch.version.cuda}
-    return {"cpu": _cpu_model(), "cores": physical_cores(), "threads": torch.get_num_threads()}
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
+    info, threads = Path("/proc/cpuinfo"), torch.get_num_threads()
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return {"cpu": models[0] if models else platform.machine(), "cores": threads, "threads": threads}

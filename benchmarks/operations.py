@@ -1,6 +1,6 @@
-"""Counts operations of one adapted layer, and graphs of a compiled model: `python -m benchmarks.operations`.
+"""Counts the operations of one adapted layer and the graphs of a compiled model: `python -m benchmarks.operations`.
 
-Views are not counted, as they compute nothing. Counts do not depend on the machine.
+Views compute nothing and are not counted. The counts do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.sides import LlamaShape, Mixture, model_side
 from loramoe.ops import IMPLEMENTATIONS
 
 SHAPES = {"x": (2, 5, 16), "base": (24, 16), "router": (8, 16), "A": (32, 16), "B": (24, 32)}  # E = 8, R = 4
-VIEWS = ("aten.detach", "aten._unsafe_view", "aten.alias")  # further views, which `is_view` does not report
+VIEWS = ("aten.detach", "aten._unsafe_view", "aten.alias")  # views for which `is_view` is false
 
 
 class OperationCounter(TorchDispatchMode):
@@ -33,7 +34,7 @@ class OperationCounter(TorchDispatchMode):
 
 
 def operations(adapter: str, dropout: float) -> list[str]:
-    """Names of the operations of a frozen layer with an adapter, forward and backward, in float32.
+    """Return the operations of a frozen layer with an adapter, forward and backward, in float32.
 
     Args:
         adapter: "lora", of rank E·R, or one of `IMPLEMENTATIONS`, whose gates get a gradient as from the constraint.
@@ -54,32 +55,19 @@ def operations(adapter: str, dropout: float) -> list[str]:
 
 
 def graphs(layers: int) -> int:
-    """Number of graphs that torch.compile makes of a training forward pass of a tiny Llama with the constraint."""
-    import peft
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    import loramoe  # noqa: F401  # registers the method with peft
-
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 64, "num_attention_heads": 2}
-    base = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=layers, num_key_value_heads=2))
-    model = peft.get_peft_model(base, peft.LoraMoeConfig(lora_nums=4, r=2, blc_weight=0.1, task_type="CAUSAL_LM"))
+    """Return the number of graphs that torch.compile makes of a training forward pass with the constraint."""
+    base = LlamaShape(layers, 32, 48, 2, 64, 64).build(torch.device("cpu"), torch.float32)
     ids = torch.arange(3, 23).reshape(2, 10)
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
     torch._dynamo.reset()
     counter = CompileCounter()
-    torch.compile(model.train(), backend=counter)(**batch, task_types=torch.tensor([0, 1]))
+    torch.compile(model_side("fused", base, Mixture()), backend=counter)(**batch, task_types=torch.tensor([0, 1]))
     return counter.frame_count
 
 
-def main() -> None:
-    """Print both tables."""
-    print("| operations, forward + backward | without dropout | with dropout |\n| --- | --- | --- |")
-    for adapter in ("lora", *IMPLEMENTATIONS):
-        print(f"| {adapter} | {len(operations(adapter, 0.0))} | {len(operations(adapter, 0.05))} |")
-    print("\n| layers of the model | graphs of a training forward pass |\n| --- | --- |")
-    for layers in (2, 4):
-        print(f"| {layers} | {graphs(layers)} |")
-
-
 if __name__ == "__main__":
-    main()
+    print("| operations, forward + backward | without dropout | with dropout |\n| --- | --- | --- |")
+    for name in ("lora", *IMPLEMENTATIONS):
+        print(f"| {name} | {len(operations(name, 0.0))} | {len(operations(name, 0.05))} |")
+    print("\n| layers of the model | graphs of a training forward pass |\n| --- | --- |")
+    print("\n".join(f"| {layers} | {graphs(layers)} |" for layers in (2, 4)))

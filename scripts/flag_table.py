@@ -1,4 +1,4 @@
-"""Writes the table of flags of docs/training.md from the dataclasses that define them.
+"""Writes the table of flags of docs/reference/flags.md from the dataclasses that define them.
 
 python scripts/flag_table.py            # writes
 python scripts/flag_table.py --check    # fails if the page differs
@@ -53,7 +53,7 @@ def table() -> str:
 
 def blocks() -> dict[tuple[str, str], str]:
     """What stands in which block of which page."""
-    return {("training.md", "flags"): table()}
+    return {("reference/flags.md", "flags"): table()}
 
 
 if __name__ == "__main__":

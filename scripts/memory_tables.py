@@ -8,7 +8,9 @@ Models are built without weights, from the sizes that their config.json have.
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loramoe import LoraMoeConfig
-from loramoe.training.launch.memory import ENGINES, GIB, Parameters, Plan, memory_per_gpu
+from loramoe.training.launch.memory import GIB, Parameters, Plan, memory_per_gpu
 from scripts.blocks import main
 
+ENGINES = ("ddp", "zero2", "zero3", "zero3_offload")  # zero1 is close to zero2, fsdp2 to zero3
 LLAMA = {
-    "Llama-2-7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "Llama-3-8B": {
         "hidden_size": 4096,
         "intermediate_size": 14336,
@@ -52,18 +54,6 @@ def counted(name: str) -> tuple[Parameters, Any]:
     return Parameters.of(model), config
 
 
-def engine_table(models: dict[str, tuple[Parameters, Any]], gpus: tuple[int, ...] = (1, 2, 4, 8)) -> str:
-    """GiB per GPU for each model and engine, with checkpointing."""
-    lines = ["| model | engine | " + " | ".join(f"{n} GPU{'s' * (n > 1)}" for n in gpus) + " |"]
-    lines.append("|---" * (len(gpus) + 2) + "|")
-    for name, (count, config) in models.items():
-        for engine in ENGINES:
-            plans = [Plan(engine, n, checkpointing=True) for n in gpus]
-            cells = [f"{sum(memory_per_gpu(count, config, plan).values()) / GIB:.1f}" for plan in plans]
-            lines.append(f"| {name} | `{engine}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def llama3_table() -> str:
     """GiB of one of 8 GPUs for Llama-3-8B, without and with checkpointing."""
     count, config = counted("Llama-3-8B")
@@ -78,12 +68,22 @@ def llama3_table() -> str:
     return "\n".join(lines)
 
 
+def engines_table(models: Mapping[str, tuple[Parameters, Any]]) -> str:
+    """GiB of one GPU for each model, engine and number of GPUs, with checkpointing."""
+    lines = ["| model | engine | 1 GPU | 2 GPUs | 4 GPUs | 8 GPUs |", "|---|---|---|---|---|---|"]
+    for (name, (count, config)), engine in itertools.product(models.items(), ENGINES):
+        plans = [Plan(engine, gpus, checkpointing=True) for gpus in (1, 2, 4, 8)]  # type: ignore[arg-type]
+        cells = [f"{sum(memory_per_gpu(count, config, plan).values()) / GIB:.1f}" for plan in plans]
+        lines.append(f"| {name} | `{engine}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def blocks() -> dict[tuple[str, str], str]:
     """What stands in which block of which page."""
     models = {name: counted(name) for name in LLAMA}
     return {
         ("llama3.md", "memory:llama3"): llama3_table(),
-        ("distributed.md", "memory:engines"): engine_table(models),
+        ("distributed.md", "memory:engines"): engines_table(models),
     }
 
 

