@@ -68,4 +68,4 @@ when_imported("trl.trainer.sft_trainer", lambda trl: _module("registration").reg
 when_imported(
     "transformers.trainer_pt_utils", lambda utils: _module("compat.trainers").extend_label_smoother(utils.LabelSmoother)
 )
-when_imported("transformers.models.auto.configuration_auto", lambda auto: _module("serving").announce(auto))
+when_imported("transformers.models.auto.configuration_auto", lambda auto: _module("serving").add_config_names(auto))

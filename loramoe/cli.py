@@ -1,6 +1,6 @@
 """The console command `loramoe`: one subcommand for each thing that people do with an adapter.
 
-Each subcommand is the `main` of a module, imported only when it is called.
+Each subcommand is the `main` of a module, or the function that is named behind a colon, imported only when needed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 COMMANDS: Final = {
     "train": ("loramoe.training.run", "fine-tune a model"),
     "generate": ("loramoe.generate", "answer prompts with an adapter"),
-    "chat": ("loramoe.chat", "talk with an adapter"),
+    "chat": ("loramoe.generate:chat", "talk with an adapter"),
     "evaluate": ("loramoe.evaluate", "score adapters on samples with answers, side by side"),
     "report": ("loramoe.analysis.command", "report which expert serves which task type"),
     "export": (
@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines += [f"  {name:9} {summary}" for name, (_, summary) in COMMANDS.items()]
         print("\n".join(lines), file=sys.stderr if asked else sys.stdout)
         return 2 if asked else 0
-    module, _ = COMMANDS[argv[0]]
-    return int(importlib.import_module(module).main(argv[1:]) or 0)
+    module, _, function = COMMANDS[argv[0]][0].partition(":")
+    return int(getattr(importlib.import_module(module), function or "main")(argv[1:]) or 0)
 
 
 if __name__ == "__main__":

@@ -1,137 +1,177 @@
-"""Base model against adapters, on questions from files, in one table.
+"""Base model against adapters, by lm-eval: on files of questions, and on lm-eval's own tasks.
 
-    python -m loramoe.evaluate --adapter DIR [DIR …] --file test.json recall.json --output_dir output/evaluation
+    loramoe evaluate --adapter DIR [NAME=DIR …] --file test.json recall.json --output_dir output/evaluation
+    loramoe evaluate --adapter DIR --tasks triviaqa,race --limit 100
+    accelerate launch --num_processes 4 -m loramoe.evaluate --adapter DIR --file test.json
 
-Each model answers every question: by likelihood (which of its choices, how likely its answer) and by generation (exact
-match, F1). The base model is loaded once, and the adapters take turns on it. docs/evaluation.md says what is counted.
+All models answer the same questions; the table has the difference of each adapter to the base model, paired.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
+import gc
+import hashlib
+import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-from loramoe.data import TEMPLATES, choose_prompt_format
-from loramoe.data.templates import tokenizer_hash
-from loramoe.evaluation.adapters import check_kind, load_adapter_on
-from loramoe.evaluation.results import Store, facts_of, fingerprint
-from loramoe.evaluation.scoring import MEASURES, Prepared, Scores, Settings, prepare, score
-from loramoe.evaluation.statistics import Line, summarise
-from loramoe.evaluation.tasks import read_tasks, short_names
-from loramoe.loading import BaseArguments, add_model_flags, base_name, load_base, load_tokenizer
-from loramoe.utils import UsageError, positive
+from loramoe.data import TEMPLATES, choose_prompt_format, data_files, get_template
+from loramoe.data.sources import short_name
+from loramoe.evaluation.questions import read_questions
+from loramoe.evaluation.statistics import compare, markdown
+from loramoe.loading import (
+    BaseArguments,
+    adapter_folder,
+    add_model_flags,
+    base_name,
+    choose_device,
+    load_config,
+    load_tokenizer,
+    positions,
+)
+from loramoe.utils import UsageError, as_usage_error, comma_list, positive, write_json, write_text
 
 BASE = "base"
-
-
-def evaluate(
-    base: Any,
-    tokenizer: Any,
-    adapters: Mapping[str, str],
-    tasks: Sequence[Prepared],
-    settings: Settings,
-    store: Store,
-    batch_size: int = 32,
-) -> list[Line]:
-    """Asks the base model, then the adapters one after the other.
-
-    Args:
-        base: The base model.
-        tokenizer: Its tokenizer.
-        adapters: Folders of adapters by name.
-        tasks: What to ask.
-        settings: How to ask.
-        store: Where scores are kept, and those of an earlier call are found.
-        batch_size: Questions that are asked at once.
-
-    Returns:
-        The lines of the table.
-
-    Raises:
-        UsageError: If an adapter cannot be loaded on the base model, or a log-likelihood is not finite.
-    """
-    found: dict[str, dict[str, Scores]] = {task.task.name: {} for task in tasks}
-    for name, folder in {BASE: None, **adapters}.items():
-        earlier = {task.task.name: store.find(name, task) for task in tasks}
-        with load_adapter_on(base, folder if None in earlier.values() else None) as model:
-            for task in tasks:
-                began, scores = perf_counter(), earlier[task.task.name]
-                told = "found in " + str(store.folder)
-                if scores is None:
-                    scores = score(model, tokenizer, task, settings, batch_size)
-                    store.keep(name, task, scores)
-                    seconds = perf_counter() - began
-                    told = f"{seconds:.1f} s ({len(scores) / seconds:.1f} questions/s)"
-                print(f"{name}, {task.task.name}: {len(scores):,} questions, {told}", flush=True)
-                found[task.task.name][name] = scores
-    return [line for task in tasks for line in summarise(task.task.name, task.too_long, found[task.task.name])]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluates what the command line names, writes the results and prints the table."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    folder = Path(flags.output_dir)
     try:
-        adapters = _named(arguments.adapter)
-        template = choose_prompt_format(arguments.template, list(adapters.values())).template
-        settings = Settings(tuple(arguments.measure), template, arguments.max_new_tokens, arguments.max_seq_length)
-        tasks = read_tasks(arguments.file)
-        loading = _loading(arguments, base_name(arguments.base_model, list(adapters.values())))
-        for adapter in adapters.values():
-            check_kind(adapter)
-        tokenizer = load_tokenizer(loading.base_model, list(adapters.values()))
-        base = load_base(loading, arguments.device)
-        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        prepared = [prepare(task, tokenizer, settings, positions) for task in tasks]
-        named = {BASE: loading.base_model, **adapters}
-        models = {name: fingerprint(folder) for name, folder in named.items()}
-        reading = {"device": str(base.device), "positions": positions, "tokenizer": tokenizer_hash(tokenizer)}
-        store = Store(Path(arguments.output_dir), asdict(settings) | asdict(loading) | reading, models)
-        store.check_writable()
+        if importlib.util.find_spec("lm_eval") is None:
+            raise UsageError("lm-eval is not installed. Run pip install 'loramoe[eval]'.")
+        adapters = _named(flags.adapter)
+        folders = list(adapters.values())
+        prompt = choose_prompt_format(flags.template, folders)
+        base = BaseArguments(base_name(flags.base_model, folders), load_in_kbits=flags.load_in_kbits)
+        _check_output(folder, flags.overwrite)
+        tokenizer, flags.device = load_tokenizer(base.base_model, folders), choose_device(flags.device)
+        tasks = _tasks(flags, prompt.template, tokenizer, base)
+        models = {BASE: None, **adapters}.items()
+        results = {name: _ask(flags, base.base_model, name, adapter, tasks, tokenizer) for name, adapter in models}
     except (ValueError, FileNotFoundError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    try:
-        lines = evaluate(base, tokenizer, adapters, prepared, settings, store, arguments.batch_size)
-    except UsageError as error:
-        parser.exit(1, f"{parser.prog}: {error} What is finished is kept in {store.folder}.\n")
-    command = shlex.join(["python", "-m", "loramoe.evaluate", *(sys.argv[1:] if argv is None else argv)])
-    print(f"\n{store.finish(lines, prepared, facts_of(base.device, command))}\nwritten to {store.folder}")
+    if None not in results.values():  # all processes but the first get None
+        lines = compare({name: found["samples"] for name, found in results.items()})
+        table = markdown(lines, prompt.type_names)
+        write_text(folder / "results.md", table)
+        write_json(folder / "results.json", {"flags": vars(flags), "lines": [asdict(line) for line in lines]})
+        print(f"\n{table}\nIn brackets: intervals of 95 %. Written to {folder}")
+
+
+def _ask(
+    flags: argparse.Namespace, base: str, name: str, adapter: str | None, tasks: Sequence[Any], tokenizer: Any
+) -> Any:
+    """lm-eval's results of one model, written as soon as they are there; its answers are kept for a later call."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from loramoe.evaluation.harness import AdapterLM
+
+    folder = Path(flags.output_dir)
+    gc.collect()  # the model before this one
+    loading = {key: getattr(flags, key) for key in ("device", "dtype", "load_in_kbits")}
+    shape = {"tokenizer": tokenizer, "batch_size": flags.batch_size, "softmax_dtype": "float32"}
+    found = simple_evaluate(
+        AdapterLM(base, peft=adapter, **shape, **loading),
+        tasks=list(tasks),
+        task_manager=TaskManager(include_defaults=False),
+        limit=flags.limit,
+        gen_kwargs={"max_gen_toks": flags.max_new_tokens} if flags.max_new_tokens else None,
+        use_cache=str(folder / "cache" / f"{name}-{_fingerprint(base, adapter, loading)}"),
+        bootstrap_iters=0,
+    )
+    if found is not None:
+        write_json(folder / f"{name}.json", json.loads(json.dumps(found, default=str)))
+        print(f"{name}: {sum(map(len, found['samples'].values())):,} samples, {folder / name}.json", flush=True)
+    return found
+
+
+def _fingerprint(base: str, adapter: str | None, loading: Mapping[str, Any]) -> str:
+    """Changes with the files of a model, so that cached answers are those of the same one."""
+    files = [file for name in (base, adapter) if name for file in sorted(Path(name).glob("*.*")) if file.is_file()]
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".md"]
+    return hashlib.sha256(repr((base, states, loading)).encode()).hexdigest()[:12]
+
+
+def _tasks(flags: argparse.Namespace, template_name: str, tokenizer: Any, base: BaseArguments) -> list[Any]:
+    """Tasks of the files, all of them read before the first is encoded, and of lm-eval's names."""
+    from lm_eval.tasks import TaskManager
+
+    from loramoe.evaluation.harness import QuestionTask, encode
+
+    files = [file for path in flags.file for file in data_files(path)]
+    questions = dict(zip(_short_names(list(map(str, files))), map(read_questions, files), strict=True))
+    template, most = get_template(template_name, tokenizer), positions(load_config(base))
+    tasks = []
+    for name, read in questions.items():
+        task = QuestionTask(
+            name, encode(read, template, tokenizer), tokenizer, template.end_ids, flags.max_new_tokens or 32, most
+        )
+        if task.left_out:
+            print(f"{name}: {task.left_out:,} of {len(read):,} samples are longer than {most} tokens, and left out")
+        tasks.append(task)
+    if flags.tasks:
+        with as_usage_error(KeyError, OSError, ImportError, about=f"--tasks {flags.tasks}:"):
+            tasks += TaskManager(include_path=flags.include_path).load(comma_list(flags.tasks))["tasks"].values()
+    if not tasks:
+        raise UsageError("nothing to evaluate. Set --file, --tasks, or both.")
+    return tasks
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    if (folder / "results.json").exists() and not overwrite:
+        raise UsageError(f"{folder} holds an evaluation already. Set --overwrite, or another --output_dir.")
+    with as_usage_error(OSError, about=f"set --output_dir to a folder that can be written to, got {folder}:"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _named(given: Sequence[str]) -> dict[str, str]:
-    """Adapters by the names that `NAME=DIR` gives, or else by their folders."""
+    """Folders of adapters, by the names that `NAME=DIR` gives, or else by their own."""
     pairs = [text.split("=", 1) if "=" in text and not Path(text).is_dir() else ["", text] for text in given]
-    names = short_names([Path(name or folder) for name, folder in pairs])
+    names = _short_names([name or place for name, place in pairs])
     if BASE in names:
-        raise ValueError(f"no adapter can be called {BASE!r}, as the base model is. Give another name: NAME=DIR.")
-    return {name: folder for name, (_, folder) in zip(names, pairs, strict=True)}
+        raise UsageError(f"{BASE!r} is the name of the base model. Give the adapter another one: --adapter NAME=DIR.")
+    return {name: adapter_folder(place) for name, (_, place) in zip(names, pairs, strict=True)}
 
 
-def _loading(arguments: argparse.Namespace, name: str) -> BaseArguments:
-    kept = ("dtype", "load_in_kbits", "quant_type", "double_quant")
-    return BaseArguments(name, **{flag: getattr(arguments, flag) for flag in kept})
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """Names of files or folders: the last part, or the whole where two would be equal."""
+    stems = [short_name(Path(path).name) for path in paths]
+    names = [
+        stem if stems.count(stem) == 1 else path.replace("/", "_") for stem, path in zip(stems, paths, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise UsageError(f"each file and adapter can be given once; got {', '.join(paths)}. Leave one out.")
+    return names
+
+
+def _batch_size(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loramoe evaluate", description="Base model against adapters.")
+    parser = argparse.ArgumentParser(prog="loramoe evaluate", description="Base model against adapters, by lm-eval.")
     add = parser.add_argument
     add_model_flags(parser, adapter=False)
-    add("--adapter", nargs="+", default=[], help="adapter folders, each DIR or NAME=DIR; default: the base model alone")
-    add("--file", nargs="+", required=True, help="tasks: .json and .jsonl files, or folders of such")
-    add("--output_dir", default="output/evaluation", help="folder of the results; what is finished there is not redone")
-    add("--measure", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure; default: both")
-    add("--template", "--prompt_template", choices=sorted(TEMPLATES), help="default: the template of the adapters")
-    add("--batch_size", type=positive, default=32, help="questions that are asked at once")
-    add("--max_new_tokens", type=positive, default=32, help="longest generated answer, in tokens")
-    add("--max_seq_length", type=positive, help="most tokens of question and answer; default: the model's positions")
-    add("--quant_type", choices=("nf4", "fp4"), default="nf4", help="4 bits: number format")
-    add("--no_double_quant", dest="double_quant", action="store_false", help="4 bits: as trained without double_quant")
+    add("--adapter", nargs="+", default=[], help="adapters: folders or hub names, each may be NAME=DIR; default: none")
+    add("--file", nargs="+", default=[], help="files of questions, or folders of such; each file is a task")
+    add("--tasks", help="tasks of lm-eval, separated by commas")
+    add("--include_path", help="folder of further tasks of lm-eval")
+    add("--output_dir", default="output/evaluation", help="folder of the results")
+    add("--overwrite", action="store_true", help="replace the results in output_dir")
+    add("--template", "--prompt_template", choices=TEMPLATES, help="prompt layout; default: that of the training")
+    add("--batch_size", type=_batch_size, default=32, help="requests that are asked at once, or auto")
+    add("--limit", type=float, help="number of samples of each task; below 1 a share of them")
+    add(
+        "--max_new_tokens", type=positive, help="longest answer, in tokens; default: 32 for --file, its own for --tasks"
+    )
     return parser
 
 

@@ -1,23 +1,24 @@
-"""Answers with a trained adapter, token by token.
+"""Answers of a trained adapter, token by token: to single prompts (`loramoe generate`) or in turns (`loramoe chat`).
 
-    python -m loramoe.generate --adapter DIR --prompt "Which city does Mila Rodak come from?"
-    python -m loramoe.generate --adapter DIR < questions.txt        # one prompt a line
+    loramoe generate --adapter DIR --prompt "Which city does Mila Rodak come from?"
+    loramoe generate --adapter DIR < questions.txt        # one prompt a line
+    loramoe chat --adapter DIR --system "You answer in one sentence."
 
-The prompt is laid out by the template that is saved with the adapter, unless `--template` names another.
+The template that is saved with the adapter lays prompts out, unless `--template` names another.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transformers import TextStreamer
 
-from loramoe.data import TEMPLATES, TemplateError, choose_prompt_format, get_template
+from loramoe.data import TEMPLATES, Message, PromptTemplate, choose_prompt_format, conversation, get_template
 from loramoe.decoding import decode
-from loramoe.loading import add_model_flags, load_from_flags
+from loramoe.loading import adapter_folder, add_model_flags, base_name, load_from_flags, load_tokenizer
 from loramoe.utils import not_negative, positive
 
 
@@ -26,66 +27,83 @@ def answer(
     tokenizer: Any,
     instruction: str,
     input: str = "",
-    template: str = "release",
+    template: str | PromptTemplate = "release",
     max_new_tokens: int = 256,
     temperature: float = 0.0,
-    streamer: TextStreamer | None = None,
+    turns: Sequence[Message] = (),
+    stream: bool = False,
 ) -> str:
-    """Answers one instruction.
+    """Answers an instruction and the text that it is about.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        instruction: What to do, or the question.
-        input: The text to do it with.
-        template: "release" or "chat", as in training.
+        instruction: The instruction or question.
+        input: The text that the instruction is about.
+        template: "release" or "chat", as in training, or a template from `get_template`.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 is greedy; above, tokens are sampled.
-        streamer: Shows the answer while it grows.
+        turns: The conversation before the instruction.
+        stream: Print the answer while it grows.
 
     Returns:
         The answer, without special tokens.
 
     Raises:
-        ValueError: If the tokenizer does not suit the template.
+        TemplateError: If the template cannot render the conversation.
+        UsageError: If the conversation fills the model's positions.
     """
-    layout = get_template(template, tokenizer)
-    ids = layout.prompt_ids(instruction, input)
+    layout = get_template(template, tokenizer) if isinstance(template, str) else template
+    ids = layout.chat_ids([*turns, conversation(instruction, input, "")[0]])
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     return decode(model, tokenizer, [ids], max_new_tokens, temperature, streamer, layout.end_ids)[0].strip()
 
 
-def _prompts(given: str | None) -> Iterator[str]:
-    if given is not None:
-        yield given
-        return
-    if sys.stdin.isatty():
-        print("One prompt a line; end with Ctrl-D.", file=sys.stderr)
-    yield from (line.strip() for line in sys.stdin if line.strip())
+def _lines() -> Iterator[str]:
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Answers the prompt of the command line, or every line of the standard input."""
-    parser = argparse.ArgumentParser(prog="loramoe generate", description="Answer with a trained adapter.")
+def main(argv: list[str] | None = None, command: str = "generate") -> None:
+    """Answers the prompt of the command line, or every line of the standard input; `chat` remembers the turns."""
+    parser = argparse.ArgumentParser(prog=f"loramoe {command}", description="Answer with a trained adapter.")
     add_model_flags(parser)
-    parser.add_argument("--prompt", help="instruction or question; default: one from each line of the standard input")
-    parser.add_argument("--input", default="", help="the text that the instruction is about")
-    parser.add_argument("--max_new_tokens", type=positive, default=256, help="longest answer, in tokens")
-    parser.add_argument("--temperature", type=not_negative, default=0.0, help="0: greedy; above: sample")
-    parser.add_argument("--template", choices=sorted(TEMPLATES), help="prompt layout; default: that of the training")
-    arguments = parser.parse_args(argv)
+    add = parser.add_argument
+    add("--template", "--prompt_template", choices=TEMPLATES, help="prompt layout; default: that of the training")
+    add("--prompt", help="instruction or question; default: each line of the standard input; in chat, /new begins anew")
+    add("--input", default="", help="the text that the instruction is about")
+    add("--system", help="system prompt")
+    add("--max_new_tokens", type=positive, default=512, help="longest answer, in tokens")
+    add("--temperature", type=not_negative, default=0.0, help="0: greedy; above: sample")
+    flags = parser.parse_args(argv)
+    first = [Message(role="system", content=flags.system)] if flags.system else []
+    turns: list[Message] = []
     try:
-        template = choose_prompt_format(arguments.template, [arguments.adapter] if arguments.adapter else []).template
-        model, tokenizer = load_from_flags(arguments)
-        get_template(template, tokenizer)
-    except (ValueError, FileNotFoundError) as error:
+        adapters = [adapter_folder(flags.adapter)] if flags.adapter else []
+        template = choose_prompt_format(flags.template, adapters).template
+        tokenizer = load_tokenizer(base_name(flags.base_model, adapters), adapters)
+        layout = get_template(template, tokenizer)
+        model, _ = load_from_flags(flags)
+        for line in [flags.prompt] if flags.prompt else _lines():
+            if command == "generate" or line == "/new":
+                turns = []
+            if line != "/new" or command == "generate":
+                options = flags.max_new_tokens, flags.temperature, [*first, *turns], True
+                text = answer(model, tokenizer, line, flags.input, layout, *options)
+                turns += conversation(line, flags.input, text)
+    except (ValueError, FileNotFoundError) as error:  # a TemplateError or a UsageError is a ValueError
         parser.exit(1, f"{parser.prog}: {error}\n")
-    try:
-        for prompt in _prompts(arguments.prompt):
-            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-            length, temperature = arguments.max_new_tokens, arguments.temperature
-            answer(model, tokenizer, prompt, arguments.input, template, length, temperature, streamer)
-    except TemplateError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+def chat(argv: list[str] | None = None) -> None:
+    """Talks on the command line, with all turns in view."""
+    main(argv, "chat")
 
 
 if __name__ == "__main__":

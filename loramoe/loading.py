@@ -1,16 +1,18 @@
-"""Base models and tokenizers, loaded as flags say; and saved adapters on them, loaded to be used."""
+"""Base models, tokenizers and adapters, loaded as the flags of a command say; an adapter is a folder or a hub id."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import loramoe  # noqa: F401  # registers the method with peft
@@ -92,25 +94,33 @@ def load_config(arguments: BaseArguments) -> Any:
         return AutoConfig.from_pretrained(arguments.base_model, **arguments.hub_options)
 
 
+def positions(config: Any) -> int | None:
+    """The most tokens that a model takes; None if it has no limit."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
+
+
 def check_positions(config: Any, length: int, what: str) -> None:
     """Refuses texts that are longer than the positions of a model."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and length > positions:
-        raise UsageError(f"the base model knows {positions} positions, and {what} has {length} tokens. Shorten it.")
+    most = positions(config)
+    if most is not None and length > most:
+        raise UsageError(f"the base model knows {most} positions, and {what} has {length} tokens. Shorten it.")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, adapter: bool = True) -> None:
     """Adds the flags of a model and its adapter, alike in all commands."""
+    add = parser.add_argument
     if adapter:
-        parser.add_argument("--adapter", help="adapter folder or hub name; default: the base model alone")
-    parser.add_argument(
-        "--base_model", "--model", "--model_name_or_path", help="default: the one that the adapter was trained on"
-    )
-    parser.add_argument("--device", help="such as cuda or cpu; default: the accelerator if there is one")
-    parser.add_argument(
-        "--dtype", "--torch_dtype", choices=get_args(Dtype), default="auto", help="auto: as it was saved"
-    )
-    parser.add_argument("--load_in_kbits", type=int, default=16, help="bits of the base model: 4, 8 or 16")
+        add("--adapter", help="adapter: a folder, or a name on the hub; default: the base model alone")
+    add("--base_model", "--model", "--model_name_or_path", help="default: the one that the adapter was trained on")
+    add("--device", help="such as cuda or cpu; default: the accelerator if there is one")
+    add("--dtype", "--torch_dtype", choices=get_args(Dtype), default="auto", help="auto: as it was saved")
+    add("--load_in_kbits", type=int, default=16, help="bits of the base model: 4, 8 or 16")
+
+
+def load_from_flags(flags: argparse.Namespace) -> tuple[Any, Any]:
+    """As `load`, with what the flags of `add_model_flags` say."""
+    return load(flags.base_model, flags.adapter, flags.device, flags.dtype, flags.load_in_kbits)
 
 
 def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, *names: str) -> None:
@@ -122,71 +132,78 @@ def fill_positional(parser: argparse.ArgumentParser, flags: argparse.Namespace, 
         parser.error(f"set --{missing[0]}" if missing else f"unexpected argument {flags.words[-1]!r}")
 
 
-def load_from_flags(flags: argparse.Namespace) -> tuple[Any, Any]:
-    """As `load`, with what the flags of `add_model_flags` say."""
-    return load(flags.base_model, flags.adapter, flags.device, flags.dtype, flags.load_in_kbits)
+def adapter_folder(name: str) -> str:
+    """The folder of an adapter; one that is on the hub is downloaded.
+
+    Raises:
+        FileNotFoundError: If there is no `adapter_config.json`.
+    """
+    folder, why = name, ""
+    if not Path(name).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        try:
+            folder = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.jinja", "*.model"])
+        except (OSError, HfHubHTTPError, ValueError) as error:
+            why = f" Nor is it on the hub: {' '.join(str(error).split())[:200]}"
+    if not (Path(folder) / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"no adapter at {name}: adapter_config.json is not there. Correct the path.{why}")
+    return folder
 
 
 def load(
     model: str | None, adapter: str | None, device: str | None = None, dtype: Dtype = "auto", load_in_kbits: int = 16
 ) -> tuple[Any, Any]:
-    """Loads a base model with an adapter on it, ready to generate."""
+    """Loads a base model and its tokenizer, with an adapter on it, ready to generate."""
+    adapters = [] if adapter is None else [adapter_folder(adapter)]
+    name = base_name(model, adapters)
+    tokenizer = load_tokenizer(name, adapters)
+    arguments = BaseArguments(name, dtype=dtype, load_in_kbits=load_in_kbits)
+    return load_model(arguments, next(iter(adapters), None), device), tokenizer
+
+
+def load_model(arguments: BaseArguments, adapter: str | None, device: str | None = None) -> Any:
+    """Loads a base model, and the adapter of a folder on it."""
     from peft import PeftModel
 
-    adapters = [] if adapter is None else [adapter]
-    name = base_name(model, adapters)
-    base = load_base(BaseArguments(name, dtype=dtype, load_in_kbits=load_in_kbits), device)
-    tokenizer = load_tokenizer(name, adapters)
+    base = load_base(arguments, device)
     if adapter is None:
-        return base, tokenizer
-    with as_usage_error(*ADAPTER_ERRORS, about=f"the adapter {adapter} cannot be loaded on {name}:"):
-        return PeftModel.from_pretrained(base, adapter).to(base.device).eval(), tokenizer
+        return base
+    with as_usage_error(*ADAPTER_ERRORS, about=f"the adapter {adapter} cannot be loaded on {arguments.base_model}:"):
+        return PeftModel.from_pretrained(base, adapter).to(base.device).eval()
 
 
-def base_name(model: str | None, adapters: list[str]) -> str:
+def base_name(model: str | None, adapters: Sequence[str]) -> str:
     """The base model that adapters are to be loaded on."""
     from peft import PeftConfig
 
     if model is None and not adapters:
         raise ValueError("there is no model to load. Set --adapter DIR, --base_model NAME, or both.")
-    for adapter in adapters:
-        if not (Path(adapter) / "adapter_config.json").is_file():
-            raise FileNotFoundError(f"no adapter at {adapter}: adapter_config.json is not there. Correct the path.")
+    configs = [PeftConfig.from_pretrained(adapter_folder(adapter)) for adapter in adapters]
     if model is not None:
         return model
-    names = dict.fromkeys(str(PeftConfig.from_pretrained(adapter).base_model_name_or_path) for adapter in adapters)
+    names = list(dict.fromkeys(str(config.base_model_name_or_path) for config in configs))
     if len(names) > 1:
         raise ValueError(
-            f"adapters were trained on different base models, {list(names)}. Compare those of one base model, "
-            "or set --base_model to the one to load all of them on."
+            f"adapters were trained on different base models, {names}. Compare those of one base model, or set "
+            "--base_model to the one to load all of them on."
         )
-    return next(iter(names))
+    return names[0]
 
 
-def load_tokenizer(model: str, adapters: list[str]) -> Any:
+def load_tokenizer(model: str, adapters: Sequence[str]) -> Any:
     """The tokenizer that was saved with adapters, or else that of the base model."""
     own = [adapter for adapter in adapters if (Path(adapter) / "tokenizer_config.json").is_file()]
-    tokenizers = [_tokenizer(name) for name in own or [model]]
+    tokenizers = []
+    for name in own or [model]:
+        with _load_errors("tokenizer", name):
+            tokenizers.append(AutoTokenizer.from_pretrained(name))
     if len(set(map(tokenizer_hash, tokenizers))) > 1:
-        raise ValueError(
-            f"the adapters {own} bring different tokenizers, so that they would not read the same tokens. Compare them "
-            "in runs of their own."
-        )
+        raise ValueError(f"the adapters {own} bring different tokenizers. Compare them in runs of their own.")
     return tokenizers[0]
-
-
-def _tokenizer(name: str) -> Any:
-    with _load_errors("tokenizer", name):
-        return AutoTokenizer.from_pretrained(name)
 
 
 def load_base(arguments: BaseArguments, device: str | None = None) -> Any:
     """Loads a base model for use."""
-    device = device or default_device()
-    # A torch without CUDA asserts; all other devices that are not there are RuntimeErrors.
-    with as_usage_error(RuntimeError, AssertionError, about=f"set --device to one that is here, got {device!r}:"):
-        torch.empty(0, device=device)
-    options = arguments.model_options()
+    device, options = choose_device(device), arguments.model_options()
     if arguments.load_in_kbits != 16:  # bitsandbytes quantises where the weights arrive, and moves them no more
         options["device_map"] = {"": device}
     with _load_errors("base model", arguments.base_model) as name:
@@ -196,10 +213,14 @@ def load_base(arguments: BaseArguments, device: str | None = None) -> Any:
     return (base if "device_map" in options else base.to(device)).eval()
 
 
-def default_device() -> str:
-    """The accelerator's type (cuda, xpu, mps, …) if there is one, else cpu."""
+def choose_device(device: str | None) -> str:
+    """The given device, if there is one of that name; by default the accelerator, or else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type
+    device = device or ("cpu" if accelerator is None else accelerator.type)
+    # A torch without CUDA asserts; all other devices that are not there are RuntimeErrors.
+    with as_usage_error(RuntimeError, AssertionError, about=f"set --device to one that is here, got {device!r}:"):
+        torch.empty(0, device=device)
+    return device
 
 
 @contextmanager

@@ -238,6 +238,19 @@ def tiny_task(tmp_path_factory: pytest.TempPathFactory) -> TinyTask:
 
 
 @pytest.fixture
+def saved_on_tiny_task(tiny_task: TinyTask, tmp_path: Path) -> str:
+    """Folder of an adapter, without a tokenizer, that changes what the base model of TinyTask answers."""
+    from peft import LoraMoeConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    config = LoraMoeConfig(lora_nums=2, lora_alpha=320, init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+@pytest.fixture
 def own_dataset_cache(tiny_task: TinyTask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps tokenised data of tests out of the user's cache, for this process and for those it starts."""
     import datasets

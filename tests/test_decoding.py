@@ -1,4 +1,4 @@
-"""Continuing prompts: the likeliest token each time, until a token that ends an answer."""
+"""Continuing prompts: the likeliest token each time, until a token that ends an answer or the positions end."""
 
 from __future__ import annotations
 
@@ -29,51 +29,43 @@ def likeliest(model: Any, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def said(model: Any, end: int | None, count: int = 8, end_ids: tuple[int, ...] = ()) -> list[list[int]]:
-    texts = decode(model, Numbers(pad_token_id=0, eos_token_id=end), PROMPTS, count, end_ids=end_ids)
+def continued(model: Any, end: int | None = None, end_ids: tuple[int, ...] = ()) -> list[list[int]]:
+    texts = decode(model, Numbers(pad_token_id=0, eos_token_id=end), PROMPTS, 8, end_ids=end_ids)
     return [list(map(int, text.split())) for text in texts]
 
 
-def test_greedy_is_greedy_whatever_the_models_own_settings(tiny_llama) -> None:
+@pytest.fixture
+def model(tiny_llama: Any) -> Any:
+    """The tiny Llama, without an end token of its own."""
     model = tiny_llama()
     model.generation_config.eos_token_id = None
+    return model
+
+
+def test_greedy_is_greedy_whatever_the_models_own_settings(model: Any) -> None:
     expected = [likeliest(model, prompt, 8) for prompt in PROMPTS]
     own = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "temperature": 0.3, "min_p": 0.2, "typical_p": 0.5}
     model.generation_config.update(**own, do_sample=True, num_beams=3)
-    assert said(model, None) == expected
+    assert continued(model) == expected
 
 
-@pytest.mark.parametrize("own", [None, 63, [62, 63]])
-def test_the_tokenizers_end_ends_an_answer_too(tiny_llama, own) -> None:
-    model = tiny_llama()
+@pytest.mark.parametrize("whose", ["model", "models", "tokenizer", "template"])
+def test_every_kind_of_end_token_ends_an_answer(model: Any, whose: str) -> None:
     whole = likeliest(model, PROMPTS[0], 8)
     end = whole[3]
-    model.generation_config.eos_token_id = own
-    assert said(model, end)[0] == whole[: whole.index(end)]
+    model.generation_config.eos_token_id = {"model": end, "models": [62, end]}.get(whose, 63)
+    found = continued(model, end if whose == "tokenizer" else None, (end,) if whose == "template" else ())
+    assert found[0] == whole[: whole.index(end)]
 
 
-def test_the_models_own_ends_stay(tiny_llama) -> None:
-    model = tiny_llama()
-    whole = likeliest(model, PROMPTS[0], 8)
-    end = whole[3]
-    model.generation_config.eos_token_id = [62, end]
-    assert said(model, 63)[0] == whole[: whole.index(end)]
-
-
-def test_what_ended_an_answer_in_training_ends_it_too(tiny_llama) -> None:
-    model = tiny_llama()
-    whole = likeliest(model, PROMPTS[1], 8)
-    end = whole[3]
-    model.generation_config.eos_token_id = 62
-    assert said(model, 63, end_ids=(end,))[1] == whole[: whole.index(end)]
-
-
-def test_the_continuation_ends_where_the_positions_end(tiny_llama) -> None:
-    model = tiny_llama()
-    positions = model.config.max_position_embeddings
-    tokenizer = Numbers(pad_token_id=0, eos_token_id=None)
-    model.generation_config.eos_token_id = None
-    texts = decode(model, tokenizer, [[1] * (positions - 3)], 8)
-    assert len(texts[0].split()) == 3
+def test_the_continuation_ends_where_the_positions_end(model: Any) -> None:
+    tokenizer, positions = Numbers(pad_token_id=0, eos_token_id=None), model.config.max_position_embeddings
+    assert len(decode(model, tokenizer, [[1] * (positions - 3)], 8)[0].split()) == 3
     with pytest.raises(UsageError, match=f"a prompt has {positions} tokens, and the model knows {positions} positions"):
         decode(model, tokenizer, [[1] * positions], 8)
+
+
+def test_sampling_draws(model: Any) -> None:
+    torch.manual_seed(0)
+    tokenizer = Numbers(pad_token_id=0, eos_token_id=None)
+    assert len({decode(model, tokenizer, PROMPTS[:1], 8, temperature=5.0)[0] for _ in range(4)}) > 1

@@ -1,207 +1,130 @@
-"""The command: base against adapters in one table, and nothing finished is lost or done twice."""
+"""The command: base against adapters in one table, and no finished answer is lost, asked for twice or overwritten."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from peft import PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from loramoe import LoraMoeConfig
 from loramoe.data import PromptFormat, save_prompt_format
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'loramoe[eval]'")
+
 from loramoe.evaluate import main
-from loramoe.evaluation import Settings, prepare, read_task, score
-from loramoe.loading import load
-
-BASE_NAME = "base_model_name_or_path"
+from loramoe.evaluation.harness import AdapterLM
 
 
 @pytest.fixture
-def adapter(tiny_task, tmp_path: Path) -> Path:
-    """An adapter that changes the base model's answers."""
-    torch.manual_seed(3)
-    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    config = LoraMoeConfig(lora_nums=2, lora_alpha=320, init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+def adapter(saved_on_tiny_task: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An adapter; lm-eval does not describe the machine, which takes seconds."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    return Path(saved_on_tiny_task)
 
 
 @pytest.fixture
-def flags(tiny_task, adapter: Path, tmp_path: Path) -> list[str]:
+def flags(tiny_task: Any, adapter: Path, tmp_path: Path) -> list[str]:
     files = [str(tiny_task.test_file), str(tiny_task.recall_file)]
-    small = ["--max_new_tokens", "4", "--batch_size", "5", "--device", "cpu"]
+    small = ["--max_new_tokens", "4", "--batch_size", "6", "--device", "cpu"]
     return ["--adapter", str(adapter), "--file", *files, "--output_dir", str(tmp_path / "out"), *small]
 
 
-def scores(folder: Path, model: str, task: str = "test") -> list[dict]:
-    return json.loads((folder / "scores" / f"{task}--{model}.json").read_text())["scores"]
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests of each kind reach a model."""
+    counts: list[int] = []
+    for name in ("loglikelihood", "generate_until"):
+        original = getattr(AdapterLM, name)
+
+        def counting(self: Any, requests: Any, _original: Any = original) -> Any:
+            counts.append(len(requests))
+            return _original(self, requests)
+
+        monkeypatch.setattr(AdapterLM, name, counting)
+    return counts
 
 
-def test_base_and_adapter_in_one_table(tiny_task, adapter, flags, tmp_path, capsys) -> None:
+def test_base_and_adapter_in_one_table(flags: list[str], adapter: Path, tmp_path: Path, capsys: Any) -> None:
+    save_prompt_format(adapter, PromptFormat(type_names={0: "tasks", 1: "knowledge"}))
     main(flags)
-    said = capsys.readouterr().out
-    assert "base, test: 12 questions, " in said
     table = (tmp_path / "out/results.md").read_text()
-    assert table.splitlines()[0] in said
+    assert table in capsys.readouterr().out
+    assert {row.split("|")[2].strip() for row in table.splitlines()[2:]} == {"all", "tasks", "knowledge"}
     lines = json.loads((tmp_path / "out/results.json").read_text())["lines"]
-    assert {(line["task"], line["task_type"]) for line in lines} == {
-        ("test", None),
-        ("test", 0),
-        ("test", 1),
-        ("recall", None),
+    assert {(line["task"], line["metric"]) for line in lines} == {
+        *(("test", name) for name in ("perplexity", "exact_match", "f1")),
+        *(("recall", name) for name in ("perplexity", "recall")),
     }
-    (perplexity,) = [li for li in lines if (li["task"], li["task_type"], li["metric"]) == ("test", None, "perplexity")]
-    value = {name: one["value"] for name, one in perplexity["values"].items()}
-    assert perplexity["differences"]["adapter"]["value"] == value["adapter"] - value["base"]
+    value = {name: one["value"] for name, one in lines[0]["values"].items()}
+    assert value["adapter"] - value["base"] == lines[0]["differences"]["adapter"]["value"] != 0
+    logged = json.loads((tmp_path / "out/adapter.json").read_text())["samples"]["test"]
+    assert len(logged) == 12
 
 
-def test_each_row_is_that_of_the_model_alone(tiny_task, adapter, flags, tmp_path) -> None:
-    main(flags)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_task.base)
-    settings = Settings(max_new_tokens=4)
-    prepared = prepare(read_task(tiny_task.test_file), tokenizer, settings)
-    base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    assert scores(tmp_path / "out", "base") == score(base, tokenizer, prepared, settings, 5, progress=False)
-    adapted, _ = load(None, str(adapter))
-    expected = score(adapted, tokenizer, prepared, settings, 5, progress=False)
-    assert scores(tmp_path / "out", "adapter") == expected
-    assert scores(tmp_path / "out", "adapter") != scores(tmp_path / "out", "base")
-
-
-def test_what_is_finished_is_not_done_again(flags, adapter, tmp_path, capsys, monkeypatch) -> None:
-    asked = []
-
-    def fails_at_last(model, tokenizer, task, *rest):
-        asked.append(task.task.name)
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        return score(model, tokenizer, task, *rest, progress=False)
-
-    monkeypatch.setattr("loramoe.evaluate.score", fails_at_last)
-    with pytest.raises(KeyboardInterrupt):
-        main(flags)
-    assert asked == ["test", "recall", "test", "recall"]
-    capsys.readouterr()
-    main(flags)
-    assert asked[4:] == ["recall"]
-    assert capsys.readouterr().out.count("found in ") == 3
-    shutil.copytree(adapter, tmp_path / "other")
-    main([*flags[:2], f"copy={tmp_path / 'other'}", *flags[2:]])
-    assert asked[5:] == ["test", "recall"]
-    assert scores(tmp_path / "out", "copy") == scores(tmp_path / "out", "adapter")
-
-
-@pytest.mark.parametrize("damage", ["cut off", "of other sizes"])
-def test_an_adapter_that_cannot_be_loaded_costs_nothing_that_is_finished(
-    damage, adapter, flags, tmp_path, capsys
+def test_answers_are_kept_and_results_are_not_overwritten(
+    flags: list[str], adapter: Path, asked: list[int], tmp_path: Path, capsys: Any
 ) -> None:
-    file = adapter / "adapter_model.safetensors"
-    if damage == "cut off":
-        file.write_bytes(file.read_bytes()[:-10])
-    else:
-        config = adapter / "adapter_config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"r": 3}))
-    with pytest.raises(SystemExit) as ended:
-        main(flags)
-    assert ended.value.code == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"the adapter {adapter} cannot be loaded on this base: " in said
-    assert f"What is finished is kept in {tmp_path / 'out'}." in said
-    assert len(scores(tmp_path / "out", "base")) == 12
-
-
-def test_another_tokenizer_is_another_question(tiny_task, adapter, flags, capsys) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_task.base)
-    main(flags)
-    main(flags)
-    assert capsys.readouterr().out.count("found in ") == 4
-    tokenizer.add_tokens(["new"])
-    tokenizer.save_pretrained(adapter)
-    main(flags)
-    assert "found in " not in capsys.readouterr().out
-
-
-def test_an_adapter_whose_scores_are_all_found_is_not_loaded(flags, monkeypatch) -> None:
-    main(flags)
-    monkeypatch.setattr("peft.PeftModel.from_pretrained", lambda *_: pytest.fail("it was loaded"))
-    main(flags)
-
-
-def test_likelihoods_that_are_not_finite_cost_nothing_that_is_finished(adapter, flags, tmp_path, capsys) -> None:
-    weights = load_file(adapter / "adapter_model.safetensors")
-    save_file({name: value * torch.nan for name, value in weights.items()}, adapter / "adapter_model.safetensors")
-    with pytest.raises(SystemExit) as ended:
-        main(flags)
-    assert ended.value.code == 1
-    said = " ".join(capsys.readouterr().err.split())
-    assert "expected finite log-likelihoods, got nan from logits in torch.float32. Load the model with" in said
-    assert f"What is finished is kept in {tmp_path / 'out'}." in said
-    assert len(scores(tmp_path / "out", "base")) == 12
-
-
-def test_adapters_that_cannot_be_compared_are_refused_first(tiny_task, adapter, flags, tmp_path, capsys) -> None:
-    config = PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_task.base), config).save_pretrained(tmp_path / "prompt")
-    with pytest.raises(SystemExit):
-        main([*flags, "--adapter", str(adapter), str(tmp_path / "prompt")])
-    assert "is of type PROMPT_TUNING, whose virtual tokens" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_file_where_results_should_go(flags, tmp_path, capsys) -> None:
-    (tmp_path / "out").write_text("a file")
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
     with pytest.raises(SystemExit):
         main(flags)
-    said = capsys.readouterr()
-    assert f"set --output_dir to a folder that can be written to, got {tmp_path / 'out'}: " in said.err
-    assert "questions" not in said.out
+    assert f"the adapter {adapter} cannot be loaded on" in " ".join(capsys.readouterr().err.split())
+    assert (asked, (tmp_path / "out/base.json").is_file()) == ([18, 18], True)
+    weights.write_bytes(whole)
+    main(flags)
+    assert asked[2:] == [18, 18]  # the adapter's: those of the base model are read from the cache
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert "holds an evaluation already. Set --overwrite" in capsys.readouterr().err
+    table = (tmp_path / "out/results.md").read_text()
+    main([*flags, "--overwrite"])
+    assert (asked[4:], (tmp_path / "out/results.md").read_text()) == ([], table)
+    weights.touch()
+    main([*flags, "--overwrite", "--limit", "2"])
+    assert asked[4:] == [4, 4]  # a changed file is another adapter
 
 
-def test_the_base_model_alone(tiny_task, flags, tmp_path) -> None:
-    main(["--model", str(tiny_task.base), *flags[2:], "--measure", "likelihood"])
-    results = json.loads((tmp_path / "out/results.json").read_text())
-    assert list(results["models"]) == ["base"]
-    assert {line["metric"] for line in results["lines"]} == {"log-likelihood", "perplexity"}
-    assert results["settings"]["measures"] == ["likelihood"]
-    assert results["command"].startswith("python -m loramoe.evaluate --model ")
-
-
-def test_the_layout_is_that_of_the_training(adapter, flags, tmp_path, caplog) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(json.loads((adapter / "adapter_config.json").read_text())[BASE_NAME])
+def test_the_layout_is_that_of_the_training(flags: list[str], adapter: Path, tmp_path: Path, caplog: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(
+        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    )
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w9 {% endfor %}"
     tokenizer.save_pretrained(adapter)
     save_prompt_format(adapter, PromptFormat("chat"))
-    for wish, template in (([], "chat"), (["--template", "release"], "release")):
-        main([*flags, "--measure", "likelihood", *wish])
-        assert json.loads((tmp_path / "out/results.json").read_text())["settings"]["prompt_template"] == template
+    for wish, end in (([], " w9"), (["--template", "release"], "</s>")):
+        main([*flags, "--limit", "1", "--overwrite", *wish])
+        (sample,) = json.loads((tmp_path / "out/base.json").read_text())["samples"]["test"]
+        assert sample["arguments"][0][0].endswith(end)
     assert len([record for record in caplog.records if record.name == "loramoe.data.templates"]) == 1
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--file": "none.json"}, "data path 'none.json' does not exist"),
-        ({"--adapter": "none"}, "no adapter at none: adapter_config.json is not there. Correct the path."),
-        (
-            {"--adapter": "base=none"},
-            "no adapter can be called 'base', as the base model is. Give another name: NAME=DIR",
-        ),
-        ({"--model": "./none"}, "no tokenizer could be loaded from './none'"),
-        ({"--prompt_template": "chat"}, "the prompt template 'chat' needs tokenizer.chat_template"),
-        ({"--load_in_kbits": "3"}, "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),
-        ({"--device": "cuda:99"}, "set --device to one that is here, got 'cuda:99': "),
-        ({"--batch_size": "0"}, "argument --batch_size: expected a whole number of at least 1, got '0'. Raise it."),
-        ({"--max_seq_length": "2"}, "none of the 12 rows fits"),
+        (["--file", "none.json"], "data path 'none.json' does not exist"),
+        (["--adapter", "none"], "no adapter at none: adapter_config.json is not there. Correct the path."),
+        (["--adapter", "base=none"], "'base' is the name of the base model"),
+        (["--adapter", "a=none", "a=other"], "each file and adapter can be given once"),
+        (["--model", "./none"], "no tokenizer could be loaded from './none'"),
+        (["--prompt_template", "chat"], "the prompt template 'chat' needs tokenizer.chat_template"),
+        (["--load_in_kbits", "3"], "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),
+        (["--device", "cuda:99"], "set --device to one that is here, got 'cuda:99': "),
+        (["--batch_size", "0"], "argument --batch_size: expected a whole number of at least 1, got '0'. Raise it."),
+        (["--tasks", "no_such_task"], "no_such_task"),
     ],
 )
-def test_mistakes_are_told_in_one_line(flags, changes, message: str, tmp_path, capsys) -> None:
+def test_mistakes_are_reported_in_one_line(flags: list[str], changes: list[str], message: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([*flags, *next(iter(changes.items()))])
+        main([*flags, *changes])
     assert ended.value.code != 0
     assert message in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "out").exists()
+
+
+def test_without_lm_eval_the_package_is_named(flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert "pip install 'loramoe[eval]'" in capsys.readouterr().err

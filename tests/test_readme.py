@@ -64,8 +64,7 @@ RUNS = [
     Run("node_rank=0", swap=("10.0.0.1", "127.0.0.1"), beside=True),
     Run("node_rank=1", swap=("10.0.0.1", "127.0.0.1"), says=""),  # the first machine tells the result
     Run("loramoe.generate", says="\n"),
-    Run("loramoe.recall", says="recall "),
-    Run("loramoe.evaluate", says="exact match"),
+    Run("loramoe.evaluate", says="exact_match", needs="lm_eval"),
     Run("loramoe.report", says="experts.html"),
     Run("loramoe.export", says="output/plain_lora"),
     Run("ecosystem/all.sh", says="accelerate       ok ", swap=("all.sh", "all.sh accelerate"), needs="accelerate"),

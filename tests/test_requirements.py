@@ -46,7 +46,7 @@ def ranges(*extras: str) -> dict[str, SpecifierSet]:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(
-    ("file", "extras"), [("requirements.txt", ("train", "gguf")), ("requirements-dev.txt", ("dev",))]
+    ("file", "extras"), [("requirements.txt", ("train", "gguf")), ("requirements-dev.txt", ("dev", "eval"))]
 )
 def test_pins_are_within_the_ranges_and_nothing_is_missing(file: str, extras: tuple[str, ...], python: str):
     pinned, wanted = pins(file, python), ranges(*extras)

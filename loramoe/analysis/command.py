@@ -13,7 +13,7 @@ from loramoe.analysis.report import NUMBERS, PAGE, ReportInfo, write_report
 from loramoe.analysis.routing import collect_routing
 from loramoe.data import TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
-from loramoe.loading import add_model_flags, base_name, load_from_flags, load_tokenizer
+from loramoe.loading import adapter_folder, add_model_flags, base_name, load_from_flags, load_tokenizer
 from loramoe.utils import check_output_dir, positive, public_name
 
 
@@ -36,6 +36,8 @@ def _report(flags: argparse.Namespace) -> str:
     """Writes the report; everything that can be wrong with the flags is checked before the model is loaded."""
     folder = Path(flags.output_dir)
     check_output_dir(folder, flags.overwrite, NUMBERS)
+    adapter = public_name(flags.adapter)
+    flags.adapter = adapter_folder(flags.adapter)
     name = base_name(flags.base_model, [flags.adapter])
     tokenizer = load_tokenizer(name, [flags.adapter])
     prompt_format = choose_prompt_format(flags.template, [flags.adapter])
@@ -46,8 +48,9 @@ def _report(flags: argparse.Namespace) -> str:
     batches: DataLoader[Any] = DataLoader(evenly_spaced(samples, flags.limit), flags.batch_size, collate_fn=collate)
     model, _ = load_from_flags(flags)
     stats = collect_routing(model, batches)
-    names = public_name(flags.adapter), public_name(name), public_name(flags.file)
-    info = ReportInfo(*names, model.active_peft_config, prompt_format.type_names)
+    info = ReportInfo(
+        adapter, public_name(name), public_name(flags.file), model.active_peft_config, prompt_format.type_names
+    )
     return f"{write_report(stats, info, folder)}\nwrote {folder / PAGE}"
 
 

@@ -1,65 +1,26 @@
-"""From figures of single questions to figures of a task, and how sure they are.
+"""Figures of base model and adapters from lm-eval's logged samples, with intervals, and adapters against the base.
 
-Every metric is a ratio of two sums over questions: a mean divides by their number, a perplexity by their tokens. So one
-bootstrap serves all: questions are drawn again with replacement, the same ones for every model, and the spread of the
-ratios, and of their differences, is the interval. What models share, hard and easy questions, cancels in a difference.
-
-Shape letters: M models, the first of them the base; Q questions; B draws.
+All models answer the same samples. So a difference is resampled pair by pair: easy and hard samples cancel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loramoe.evaluation.scoring import Scores
-
-DRAWS: Final = 2000
-SEED: Final = 0
 LEVEL: Final = 0.95
+RESAMPLES: Final = 2000
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A figure of a task.
-
-    Attributes:
-        key: Of the figure of a question.
-        name: What the table calls it.
-        weight: Key of what its sum is divided by; None divides by the number of questions.
-        perplexity: Whether exp(−ratio) is told in place of the ratio.
-    """
-
-    key: str
-    name: str
-    weight: str | None = None
-    perplexity: bool = False
-
-    def told(self, ratio: Array) -> Array:
-        """The figure that is told of a ratio of sums."""
-        return np.exp(-ratio) if self.perplexity else ratio
-
-
-METRICS: Final = (
-    Metric("accuracy", "accuracy"),
-    Metric("accuracy_per_character", "accuracy, per character"),
-    Metric("exact_match", "exact match"),
-    Metric("f1", "F1"),
-    Metric("recall", "recall"),
-    Metric("log_likelihood", "log-likelihood"),
-    Metric("log_likelihood", "perplexity", weight="tokens", perplexity=True),
-)
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """A figure and the interval that it lies in, at 95 %."""
+    """A figure, and its interval of 95 %."""
 
     value: float
     low: float
@@ -68,82 +29,98 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: one metric of one task, or of its questions of one type.
-
-    Attributes:
-        task: Name of the task.
-        task_type: The questions' type; None for all questions of the task.
-        metric: Name of the metric.
-        questions: How many questions count.
-        too_long: How many of the task are left out, as they are too long.
-        values: For each model its figure.
-        differences: For each model but the first its figure less that of the first.
-    """
+    """One metric of one task, or of its samples of one type (None: of all): figures, and differences to the base."""
 
     task: str
     task_type: int | None
     metric: str
-    questions: int
-    too_long: int
+    samples: int
     values: dict[str, Estimate]
     differences: dict[str, Estimate]
 
 
-def summarise(task: str, too_long: int, scores: Mapping[str, Scores]) -> list[Line]:
-    """Sums up a task.
+Samples = Sequence[Mapping[str, Any]]
+"""Logged samples of lm-eval: of one task, by one model."""
+
+
+def compare(logged: Mapping[str, Mapping[str, Samples]]) -> list[Line]:
+    """Compares models on the samples that lm-eval has logged.
+
+    A figure is a ratio of sums: a mean, or a perplexity of log-likelihoods and their tokens. Metrics of a whole corpus,
+    such as BLEU, have no figure of a sample, and are left out.
 
     Args:
-        task: Its name.
-        too_long: How many of its questions are left out.
-        scores: For each model, the base first, what became of each question, in the same order.
+        logged: For each model, the base model first, its samples by task.
 
     Returns:
-        For all questions, and for those of each type where there are several, a line for each metric that there is.
+        For all samples of a task, and for those of each type where there are several, a line for each metric.
     """
-    rows = list(zip(*scores.values(), strict=True))
-    types = sorted({row[0]["task_type"] for row in rows if row[0]["task_type"] is not None})
-    groups = [None, *types] if len({row[0]["task_type"] for row in rows}) > 1 else [None]
-    lines = []
-    for group in groups:
-        of_group = [row for row in rows if group is None or row[0]["task_type"] == group]
-        for metric in METRICS:
-            counting = [row for row in of_group if metric.key in row[0]]
-            if counting:
-                estimates = _estimates(metric, counting, list(scores))
-                lines.append(Line(task, group, metric.name, len(counting), too_long, *estimates))
-    return lines
+    lines: list[Line | None] = []
+    for task, of_base in next(iter(logged.values())).items():
+        for name in sorted({sample["filter"] for sample in of_base}):
+            by_id = [{one["doc_id"]: one for one in found[task] if one["filter"] == name} for found in logged.values()]
+            rows = [[one[index] for one in by_id] for index in by_id[0]]
+            types = {_task_type(row) for row in rows}
+            for group in [None, *sorted(one for one in types if one is not None)] if len(types) > 1 else [None]:
+                of_group = [row for row in rows if group in (None, _task_type(row))]
+                for metric in dict.fromkeys(metric for row in of_group for metric in row[0]["metrics"]):
+                    lines.append(_line(task, group, metric, list(logged), of_group))
+    return [line for line in lines if line]
 
 
-def _estimates(
-    metric: Metric, rows: list[tuple[dict[str, Any], ...]], models: list[str]
-) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
-    figures_QM = np.array([[one[metric.key] for one in row] for row in rows], dtype=np.float64)
-    weights_Q = np.array([row[0][metric.weight] if metric.weight else 1 for row in rows], dtype=np.float64)
-    told_M = metric.told(figures_QM.sum(axis=0) / weights_Q.sum())
-    told_BM = metric.told(resampled_ratios(figures_QM, weights_Q))
-    values = _with_intervals(told_M, told_BM)
-    differences = _with_intervals(told_M[1:] - told_M[0], told_BM[:, 1:] - told_BM[:, :1])
-    return dict(zip(models, values, strict=True)), dict(zip(models[1:], differences, strict=True))
+def _task_type(samples: Samples) -> int | None:
+    doc = samples[0]["doc"]
+    return doc.get("task_type") if isinstance(doc, Mapping) else None
 
 
-def resampled_ratios(figures_QM: Array, weights_Q: Array) -> Array:
-    """Ratios of sums, of questions drawn with replacement.
+def _line(task: str, group: int | None, metric: str, models: Sequence[str], rows: Sequence[Samples]) -> Line | None:
+    perplexity = metric.endswith("perplexity")
+    figures = [[one[metric] for one in row] for row in rows if metric in row[0]]
+    pairs = [[one if isinstance(one, Sequence) else (one, 1) for one in row] for row in figures]
+    if not perplexity and isinstance(figures[0][0], Sequence):
+        return None
+    table_QM2 = np.array(pairs, dtype=np.float64)
+    base_Q, weights_Q = table_QM2[:, 0].T
 
-    Args:
-        figures_QM: What is summed.
-        weights_Q: What the sum is divided by the sum of.
+    def ratio(sums: Array, weights: Array, axis: int = -1) -> Array:
+        found: Array = sums.sum(axis) / weights.sum(axis)
+        return np.exp(-found) if perplexity else found
 
-    Returns:
-        [B, M]; the same draws every time, and whatever the order of the questions.
-    """
-    table = np.column_stack([figures_QM, weights_Q])
-    table = table[np.lexsort(table.T)]
-    generator = np.random.default_rng(SEED)
-    sums = np.stack([table[generator.integers(len(table), size=len(table))].sum(axis=0) for _ in range(DRAWS)])
-    ratios: Array = sums[:, :-1] / sums[:, -1:]
-    return ratios
+    def difference(base: Array, other: Array, weights: Array, axis: int = -1) -> Array:
+        return ratio(other, weights, axis) - ratio(base, weights, axis)
+
+    columns = dict(zip(models, table_QM2[:, :, 0].T, strict=True))
+    values = {name: _estimate(ratio, column, weights_Q) for name, column in columns.items()}
+    differences = {name: _estimate(difference, base_Q, columns[name], weights_Q) for name in models[1:]}
+    return Line(task, group, metric, len(figures), values, differences)
 
 
-def _with_intervals(told_M: Array, told_BM: Array) -> list[Estimate]:
-    ends = np.quantile(told_BM, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return [Estimate(float(v), float(low), float(high)) for v, low, high in zip(told_M, *ends, strict=True)]
+def _estimate(statistic: Callable[..., Array], *columns: Array) -> Estimate:
+    from scipy.stats import bootstrap
+
+    value = float(statistic(*columns))
+    if len(columns[0]) < 2:
+        return Estimate(value, -np.inf, np.inf)
+    options = {"n_resamples": RESAMPLES, "batch": 100, "confidence_level": LEVEL, "method": "percentile", "rng": 0}
+    low, high = bootstrap(columns, statistic, paired=True, vectorized=True, **options).confidence_interval
+    return Estimate(value, float(low), float(high))
+
+
+def markdown(lines: Sequence[Line], type_names: Mapping[int, str]) -> str:
+    """The lines as a table, with the names of task types."""
+    from pytablewriter import MarkdownTableWriter
+
+    models = list(lines[0].values) if lines else []
+    rows = []
+    for line in lines:
+        kind = "all" if line.task_type is None else type_names.get(line.task_type, str(line.task_type))
+        figures = [_cell(line.values[name], line.differences.get(name)) for name in models]
+        rows.append([line.task, kind, f"{line.samples:,}", line.metric, *figures])
+    table = MarkdownTableWriter(headers=["task", "type", "samples", "metric", *models], value_matrix=rows)
+    return str(table.dumps())
+
+
+def _cell(value: Estimate, difference: Estimate | None) -> str:
+    if difference is None:
+        return f"{value.value:.4g} [{value.low:.3g}, {value.high:.3g}]"
+    return f"{value.value:.4g}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"

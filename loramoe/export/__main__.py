@@ -11,10 +11,17 @@ from torch.utils.data import DataLoader
 
 from loramoe.data import TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
-from loramoe.evaluation.adapters import load_adapter_on
 from loramoe.export.original import convert
 from loramoe.export.run import REPORT, export_lora
-from loramoe.loading import BaseArguments, add_model_flags, base_name, fill_positional, load_base, load_tokenizer
+from loramoe.loading import (
+    BaseArguments,
+    adapter_folder,
+    add_model_flags,
+    base_name,
+    fill_positional,
+    load_model,
+    load_tokenizer,
+)
 from loramoe.utils import check_output_dir, positive
 
 FORMATS = {
@@ -60,20 +67,22 @@ def _batches(arguments: argparse.Namespace, tokenizer: Any, path: str, most: int
 def _export_lora(arguments: argparse.Namespace) -> None:
     """Everything that can fail for a wrong flag or file does so before the base model is loaded."""
     check_output_dir(Path(arguments.output_dir), arguments.overwrite, REPORT)
-    layout = choose_prompt_format(arguments.template, [arguments.adapter])
+    adapter = adapter_folder(arguments.adapter)
+    layout = choose_prompt_format(arguments.template, [adapter])
     arguments.template = layout.template
     arguments.max_seq_length = arguments.max_seq_length or layout.max_seq_length
-    name = base_name(arguments.base_model, [arguments.adapter])
+    name = base_name(arguments.base_model, [adapter])
     base = BaseArguments(name, dtype=arguments.dtype, load_in_kbits=arguments.load_in_kbits)
-    tokenizer = load_tokenizer(name, [arguments.adapter])
+    tokenizer = load_tokenizer(name, [adapter])
     calibration = _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows)
     test = _batches(arguments, tokenizer, arguments.test) if arguments.test else None
     options = {"tokenizer": tokenizer, "source": arguments.adapter, "overwrite": arguments.overwrite}
     options |= {"rank": arguments.rank, "merge": arguments.format == "merged"}
-    with load_adapter_on(load_base(base, arguments.device), arguments.adapter) as model:
-        report = export_lora(model, arguments.output_dir, calibration, test, **options)
-    for model, score in ((model, report["groups"]["answers"][model]) for model in ("base", "adapter", "lora")):
-        print(f"{model:8}", *(f"{measure}={value:.4g}" for measure, value in score.items()))
+    model = load_model(base, adapter, arguments.device)
+    report = export_lora(model, arguments.output_dir, calibration, test, **options)
+    for name in ("base", "adapter", "lora"):
+        score = report["groups"]["answers"][name]
+        print(f"{name:8}", *(f"{measure}={value:.4g}" for measure, value in score.items()))
     print(f"an approximation: read {Path(arguments.output_dir) / 'README.md'} before you use it")
 
 

@@ -1,7 +1,7 @@
 """A LoRAMoE adapter as a model of its own: configuration and model classes that transformers and vLLM find by name.
 
-`import loramoe` adds the names of the configurations to AutoConfig, and imports nothing for it. When one is asked for,
-`loramoe.serving.model` is imported. vLLM does that at its start, by the entry point `vllm.general_plugins`.
+`import loramoe` adds the names of the configurations to AutoConfig and imports nothing for it. `loramoe.serving.model`
+is imported when one of its classes is asked for, or when vLLM loads the entry point `vllm.general_plugins`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any, Final
 
-# Of each family of models its type and the names of its classes: configuration, base model, causal LM.
+# The model type of each family and the names of its classes: configuration, decoder, causal language model.
 FAMILIES: Final = {
     "llama": ("LlamaConfig", "LlamaModel", "LlamaForCausalLM"),
     "mistral": ("MistralConfig", "MistralModel", "MistralForCausalLM"),
@@ -29,22 +29,22 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module("loramoe.serving.model"), name)
 
 
-def announce(configuration_auto: ModuleType) -> None:
-    """Adds the names of the configurations to AutoConfig, which will look for the classes in this module.
+def add_config_names(configuration_auto: ModuleType) -> None:
+    """Add the names of the configurations to AutoConfig, which then looks for the classes in this module.
 
-    AutoConfig.register takes classes, which cannot be made yet: those of transformers that they extend import the very
-    module that is being imported now.
+    `AutoConfig.register` takes classes. They cannot exist yet, because the classes of transformers that they extend
+    import the module that is being imported now.
 
     Args:
         configuration_auto: `transformers.models.auto.configuration_auto`.
     """
-    shown_names = vars(configuration_auto).get("MODEL_NAMES_MAPPING", {})  # of transformers 4; 5 has none
+    model_names = vars(configuration_auto).get("MODEL_NAMES_MAPPING", {})  # transformers 4 only
     for family, (config, *_) in FAMILIES.items():
-        shown_names[TYPE_PREFIX + family] = f"LoRAMoE {family}"
+        model_names[TYPE_PREFIX + family] = f"LoRAMoE {family}"
         configuration_auto.CONFIG_MAPPING_NAMES[TYPE_PREFIX + family] = CLASS_PREFIX + config
         configuration_auto.CONFIG_MAPPING._modules[TYPE_PREFIX + family] = sys.modules[__name__]
 
 
 def register() -> None:
-    """Registers the classes with AutoConfig, AutoModel and AutoModelForCausalLM."""
+    """Register the classes with AutoConfig, AutoModel and AutoModelForCausalLM: the entry point of vLLM."""
     importlib.import_module("loramoe.serving.model")

@@ -1,95 +1,134 @@
-"""The stand-alone models: LoraMoeLlamaConfig, LoraMoeLlamaModel, LoraMoeLlamaForCausalLM and so on for each family.
+"""The stand-alone models: LoraMoeLlamaConfig, LoraMoeLlamaModel, LoraMoeLlamaForCausalLM, and so on for each family.
 
-They compute what the PEFT model computes in evaluation mode, bit for bit, without PEFT. The weights of an adapted layer
-are named `….gate_proj.base_layer.weight`, `….gate_proj.router`, `.A` and `.B`. Each configuration is that of its family
-with a dict `loramoe`: `lora_nums`, the number of experts E, and `layers`, which gives for each adapted layer, by its
-name in the base model (`layers.0.mlp.gate_proj`), the rank `r` of its experts and the `scaling` of their sum.
+They compute bit for bit what the PEFT model computes in evaluation mode, without PEFT. An adapted layer has the weights
+`….gate_proj.base_layer.weight`, `….gate_proj.router`, `.A` and `.B`. Each configuration is that of its family with a
+dict `loramoe`: `lora_nums`, the number of experts E, and `layers`, which maps the name of each adapted layer in the
+decoder (`layers.0.mlp.gate_proj`) to the rank `r` of its experts and the `scaling` of their sum.
+
+Under tensor parallelism in vLLM, every rank holds router, A and B whole and uses the slice for its part of the base
+layer: rows of B beside a column-parallel layer, columns of router and A beside a row-parallel one (docs/serving.md).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from loramoe.ops import IMPLEMENTATIONS
 from loramoe.serving import CLASS_PREFIX, FAMILIES, TYPE_PREFIX
 
+WEIGHTS = ("router", "A", "B")
+
+
+def add_row_parallel(
+    y: Tensor, x: Tensor, router: Tensor, A: Tensor, B: Tensor, scaling: float, all_reduce: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return `y + scaling · Σ_e g_e · B_e A_e x` where each rank has only some features of x.
+
+    The logits x · W_router^T and the hidden values A x are sums over features. So they are summed over the ranks first;
+    the softmax comes after the sum.
+
+    Args:
+        y: Output of the base layer, summed over the ranks, [..., F].
+        x: This rank's features of the input, [..., D/T].
+        router: The router's columns for these features, [E, D/T].
+        A: The experts' columns for these features, [E·R, D/T].
+        B: [F, E·R].
+        scaling: alpha / R.
+        all_reduce: Sums a tensor over the ranks.
+    """
+    E = len(router)
+    sums = all_reduce(F.linear(x.to(A.dtype), torch.cat([router, A])))
+    gates = F.softmax(sums[..., :E], dim=-1).unsqueeze(-1)
+    gated = (gates * sums[..., E:].reshape(*x.shape[:-1], E, -1)).flatten(-2)
+    return (y + F.linear(gated, B) * scaling).to(y.dtype)
+
 
 class LoraMoeLinear(nn.Module):
     """A linear layer with the experts and the router of one adapter, in evaluation.
 
-    The base layer is a module of its own and only called, so vLLM can put its own linear layer there. Router and
-    experts are float32 whatever the base model's dtype, as PEFT loads them.
+    The base layer is a module of its own and is only called, so vLLM can replace it by its own linear layer. Router and
+    experts are float32 whatever the dtype of the base model, as PEFT loads them.
 
     Args:
         base_layer: [..., D] → [..., F].
         lora_nums: Number of experts E.
-        r: Rank R of each.
+        r: Rank R of each expert.
         scaling: alpha / R (or alpha / √R, rank-stabilised).
     """
+
+    router: Tensor
+    A: Tensor
+    B: Tensor
 
     def __init__(self, base_layer: nn.Linear, lora_nums: int, r: int, scaling: float) -> None:
         super().__init__()
         D, F, K = base_layer.in_features, base_layer.out_features, lora_nums * r
         self.base_layer = base_layer
         self.scaling = scaling
-        for name, shape in {"router": (lora_nums, D), "A": (K, D), "B": (F, K)}.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, device=base_layer.weight.device)))
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As nn.Module's, but in float32: vLLM makes parameters anew in the model's dtype, and then loads into them."""
-        super().register_parameter(name, None if param is None else nn.Parameter(param.float(), requires_grad=False))
+        for name, shape in zip(WEIGHTS, [(lora_nums, D), (K, D), (F, K)], strict=True):
+            zeros = torch.zeros(shape, dtype=torch.float32, device=base_layer.weight.device)
+            setattr(self, name, nn.Parameter(zeros, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the base layer's output [..., F] plus the mixture."""
+        """Return the base layer's output [..., F] plus the mixture; under tensor parallelism, this rank's part."""
         output = self.base_layer(x)
-        y = output[0] if isinstance(output, tuple) else output  # a linear layer of vLLM returns its bias too
+        y = output[0] if isinstance(output, tuple) else output  # a linear layer of vLLM may return its bias too
+        base: Any = self.base_layer
+        if x.shape[-1] != self.router.shape[-1]:
+            from vllm.distributed import tensor_model_parallel_all_reduce as all_reduce
+
+            start, width = base.tp_rank * x.shape[-1], x.shape[-1]
+            router, A = self.router.narrow(1, start, width), self.A.narrow(1, start, width)
+            return add_row_parallel(y, x, router, A, self.B, self.scaling, all_reduce)
+        B = self.B if y.shape[-1] == len(self.B) else self.B.narrow(0, base.tp_rank * y.shape[-1], y.shape[-1])
         add_mixture = IMPLEMENTATIONS["eager" if torch.compiler.is_compiling() else "fused"]
-        return add_mixture(y, x, self.router, self.A, self.B, self.scaling)[0]
+        return add_mixture(y, x, self.router, self.A, B, self.scaling)[0]
 
 
-class _Adapted:
-    """What the model classes of each family are extended by."""
+class _WithExperts:
+    """Adds experts to the model classes of each family."""
 
     config_class: Any
+    base_model_prefix: str
+    _keep_in_fp32_modules_strict = WEIGHTS  # read by from_pretrained and by vLLM
 
     def __init__(self, config: Any) -> None:
-        parent: Any = super()
-        parent.__init__(config)
-        model: Any = self
-        trunk = getattr(model, model.base_model_prefix, model)
+        super().__init__(config)  # type: ignore[call-arg]  # of the family's class
+        decoder: Any = getattr(self, self.base_model_prefix, self)
         for name, options in config.loramoe["layers"].items():
-            layer = LoraMoeLinear(trunk.get_submodule(name), config.loramoe["lora_nums"], **options)
-            trunk.set_submodule(name, layer)
+            layer = LoraMoeLinear(decoder.get_submodule(name), config.loramoe["lora_nums"], **options)
+            decoder.set_submodule(name, layer)
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As transformers' own; base weights may also have the names that they have in the base model's files."""
+        """As in transformers; base weights may also have the names that they have in the base model's files."""
         config = config or cls.config_class.from_pretrained(name)
         names = {
             re.escape(f"{layer}.{part}"): f"{layer}.base_layer.{part}"
             for layer in config.loramoe["layers"]
             for part in ("weight", "bias")
         }
-        parent: Any = super()
-        return parent.from_pretrained(name, *args, config=config, key_mapping=names, **kwargs)
+        return super().from_pretrained(name, *args, config=config, key_mapping=names, **kwargs)  # type: ignore[misc]
 
 
 def _extend(name: str, *mixins: type, **attributes: Any) -> Any:
-    """Makes a class of this module, by whose name vLLM's workers unpickle it."""
+    """Make a class of this module; vLLM's workers unpickle it by name."""
     attributes |= {"__module__": __name__, "__doc__": f"{name} with a router and experts at its adapted layers."}
     made = type(CLASS_PREFIX + name, (*mixins, getattr(transformers, name)), attributes)
     globals()[made.__name__] = made
     return made
 
 
-for _family, (_config, _trunk, _causal_lm) in FAMILIES.items():
+for _family, (_config, _decoder, _causal_lm) in FAMILIES.items():
     _made = _extend(_config, model_type=TYPE_PREFIX + _family)
     AutoConfig.register(_made.model_type, _made, exist_ok=True)
-    AutoModel.register(_made, _extend(_trunk, _Adapted, config_class=_made), exist_ok=True)
-    AutoModelForCausalLM.register(_made, _extend(_causal_lm, _Adapted, config_class=_made), exist_ok=True)
+    AutoModel.register(_made, _extend(_decoder, _WithExperts, config_class=_made), exist_ok=True)
+    AutoModelForCausalLM.register(_made, _extend(_causal_lm, _WithExperts, config_class=_made), exist_ok=True)

@@ -77,7 +77,7 @@ def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits
     if generates and sharded == "FSDP":
         raise UsageError(
             "recall_file makes the model generate, for which FSDP does not gather its weights. Leave --recall_file out "
-            "and measure the saved adapter with python -m loramoe.recall, or set --deepspeed configs/zero3.json."
+            "and measure the saved adapter with loramoe evaluate, or set --deepspeed configs/zero3.json."
         )
     if args.deepspeed and not args.do_train and not sharded:
         raise UsageError(

@@ -19,8 +19,8 @@ from transformers.training_args import OptimizerNames
 
 from loramoe.data import PackedCollator, SftCollator, Splits, load_splits
 from loramoe.decoding import pad_id
+from loramoe.evaluation.recall import Probe, read_probes
 from loramoe.loading import check_positions, load_config
-from loramoe.recall import Probe, read_probes
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.model import adapter_config, add_adapter, empty_base, load_tokenizer

@@ -140,7 +140,7 @@ def final_summary(arguments: Arguments, metrics: Metrics, conclusion: str = "") 
     lm_eval = f"--model hf --model_args pretrained={model_args.base_model},peft={adapter} --tasks …"
     measure = f"PYTHONPATH=. {python} -m lm_eval {lm_eval}"
     if data_args.recall_file:
-        measure = f"{python} -m loramoe.recall --adapter {adapter} --file {data_args.recall_file}"
+        measure = f"{python} -m loramoe.evaluate --adapter {adapter} --file {data_args.recall_file}"
     return "\n".join(
         [
             *lines,

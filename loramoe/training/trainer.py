@@ -24,7 +24,7 @@ from loramoe.analysis import RoutingCollector, RoutingStats
 from loramoe.analysis.log import log_values
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import IGNORE_INDEX, PromptFormat, get_template, save_prompt_format
-from loramoe.recall import Probe, recall
+from loramoe.evaluation.recall import Probe, recall
 from loramoe.training.callbacks import (
     BeforeFirstStep,
     FiniteGuard,

@@ -1,210 +1,185 @@
-"""`transformers serve` answers with a LoRAMoE adapter as `model.generate` does; asked by OpenAI's own client."""
+"""A server answers OpenAI's client as `model.generate` answers with the adapter.
+
+The server is vLLM where that is installed, else `transformers serve`. scripts/ecosystem/vllm.sh and serving.sh make the
+environments and the adapter.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-MISSING = "transformers[serving] is not installed here: scripts/ecosystem/serving.sh"
-openai = pytest.importorskip("openai", reason=MISSING)
-pytest.importorskip("uvicorn", reason=MISSING)
+from scripts.ecosystem.serving import BASE, QUESTIONS, ROOT, VLLM, start_server
 
-ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / "data" / "tiny_llama"
-QUESTIONS = [
-    "Which city does Mila Rodak come from?",
-    "What does Koxo Nobov love to eat?",
-    "Name the birthplace of Buxa Zunell.",
-]
-SENTENCES = ["Mila Rodak was born in", "Kokova is a city in", "The Marax statue was made by"]
+openai = pytest.importorskip("openai", reason="not installed here: scripts/ecosystem/serving.sh")
+pytest.importorskip("uvicorn", reason="transformers[serving] is not installed here: scripts/ecosystem/serving.sh")
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+ADAPTER = ROOT / "output" / "tiny_llama" / "sft_lora_model"
 COUNT = 12
-SMALL_CACHE = ["--continuous-batching", "--cb-num-blocks", "16", "--cb-max-batch-tokens", "128"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ADAPTER.is_dir(), reason="no trained adapter: bash run_loramoe.sh"),
+]
+
+
+def text_of(choice: Any) -> str:
+    """The text without the space before its first word, which vLLM keeps and a decoder of the answer alone drops."""
+    return str(choice.text if hasattr(choice, "text") else choice.message.content).removeprefix(" ")
+
+
+class Answer(NamedTuple):
+    text: str
+    log_probabilities: list[float]
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that changes what the embedded base model says."""
-    from peft import LoraMoeConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = LoraMoeConfig(init_lora_weights=False, lora_alpha=64, task_type="CAUSAL_LM")
-    folder = tmp_path_factory.mktemp("adapter")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Base model and adapter in one folder, as docs/serving.md puts them together."""
-    folder = tmp_path_factory.mktemp("served")
-    shutil.copytree(BASE, folder, dirs_exist_ok=True)
-    shutil.copytree(adapter, folder, dirs_exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(adapter: Path) -> Any:
+def model() -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), adapter).eval()
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), ADAPTER).eval()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(BASE)
-
-
-@contextmanager
-def serving(folder: Path, *flags: str, **environment: str) -> Iterator[Any]:
-    """Starts `transformers serve` on a free port of this machine, and gives a client for it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(folder), "--device", "cpu", *flags]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        wait_until_up(process, f"http://127.0.0.1:{port}/health")
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=60, max_retries=0)
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
-
-
-def wait_until_up(process: subprocess.Popen[str], url: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            raise RuntimeError(process.communicate()[0])
-        try:
-            urllib.request.urlopen(url, timeout=1)
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-        else:
-            return
-    raise TimeoutError(f"no answer from {url} in {seconds} s")
-
-
-@pytest.fixture(scope="module")
-def client(served: Path) -> Iterator[Any]:
-    with serving(served) as client:
-        yield client
+    return AutoTokenizer.from_pretrained(ADAPTER)
 
 
 @torch.inference_mode()
-def generated(model: Any, tokenizer: Any, ids: list[int]) -> str:
+def generate(model: Any, tokenizer: Any, ids: list[int]) -> Answer:
     """The greedy continuation, without a server."""
-    input_ids = torch.tensor([ids])
-    new = model.generate(input_ids=input_ids, max_new_tokens=COUNT, do_sample=False)[0, len(ids) :]
-    return tokenizer.decode(new, skip_special_tokens=True)
+    tokens = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=COUNT, do_sample=False)
+    new, log_probabilities = tokens[0, len(ids) :], model(tokens).logits.log_softmax(-1)[0, len(ids) - 1 : -1]
+    chosen = log_probabilities.gather(-1, new[:, None]).flatten()
+    return Answer(tokenizer.decode(new, skip_special_tokens=True), chosen.tolist())
 
 
 @pytest.fixture(scope="module")
-def answers(model: Any, tokenizer: Any) -> dict[str, str]:
-    """What `model.generate` says to each question, laid out by the template of the training."""
-    from loramoe.data import get_template
-
-    template = get_template("release", tokenizer)
-    return {question: generated(model, tokenizer, template.prompt_ids(question)) for question in QUESTIONS}
+def answers(model: Any, tokenizer: Any) -> dict[str, Answer]:
+    """Prompts without a template, 40 of them."""
+    prompts = [probe["prompt"] for probe in json.loads((QUESTIONS.parent / "recall.json").read_text())[:40]]
+    return {prompt: generate(model, tokenizer, tokenizer(prompt).input_ids) for prompt in prompts}
 
 
 @pytest.fixture(scope="module")
-def endings(model: Any, tokenizer: Any) -> dict[str, str]:
-    """How `model.generate` finishes each sentence."""
-    return {sentence: generated(model, tokenizer, tokenizer(sentence).input_ids) for sentence in SENTENCES}
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For vLLM the stand-alone model, for `transformers serve` base model and adapter in one folder."""
+    from loramoe.serving.export import export_model
+
+    out = tmp_path_factory.mktemp("served") / "model"
+    if HAS_VLLM:
+        export_model(str(ADAPTER), out, base_model=str(BASE))
+    else:
+        shutil.copytree(BASE, out)
+        shutil.copytree(ADAPTER, out, dirs_exist_ok=True)
+    return out
 
 
 @pytest.fixture(scope="module")
-def chat(served: Path) -> Callable[..., Any]:
-    """Asks one question of a client."""
+def client(folder: Path) -> Iterator[Any]:
+    if HAS_VLLM:
+        server = start_server("vllm", "serve", str(folder), "--model-impl", "transformers", *VLLM)
+    else:
+        server = start_server("transformers", "serve", str(folder), "--device", "cpu", PYTHONPATH=str(ROOT))
+    with server as address:
+        yield connect(address)
 
-    def ask(client: Any, question: str, **options: Any) -> Any:
+
+def connect(address: str) -> Any:
+    return openai.OpenAI(base_url=address, api_key="none", timeout=300, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def complete(client: Any, folder: Path) -> Any:
+    def ask(prompt: str, client: Any = client, **options: Any) -> Any:
+        return client.completions.create(model=str(folder), prompt=prompt, max_tokens=COUNT, temperature=0, **options)
+
+    return ask
+
+
+@pytest.fixture(scope="module")
+def chat(client: Any, folder: Path) -> Any:
+    def ask(question: str, **options: Any) -> Any:
         messages = [{"role": "user", "content": question}]
         return client.chat.completions.create(
-            model=str(served), messages=messages, max_tokens=COUNT, temperature=0, **options
+            model=str(folder), messages=messages, max_tokens=COUNT, temperature=0, **options
         )
 
     return ask
 
 
 def test_the_adapter_changes_answers(model, tokenizer, answers):
+    with model.disable_adapter():
+        base = {prompt: generate(model, tokenizer, tokenizer(prompt).input_ids) for prompt in list(answers)[:10]}
+    assert all(answers[prompt].log_probabilities != answer.log_probabilities for prompt, answer in base.items())
+
+
+def test_completions_are_those_of_generate(complete, answers):
+    for prompt, answer in answers.items():
+        choice = complete(prompt, **({"logprobs": 1} if HAS_VLLM else {})).choices[0]
+        assert text_of(choice) == answer.text
+        if HAS_VLLM:
+            assert choice.logprobs.token_logprobs == pytest.approx(answer.log_probabilities, abs=1e-4)
+
+
+@pytest.mark.skipif(not HAS_VLLM or len(os.sched_getaffinity(0)) < 2, reason="needs vLLM and two cores")
+def test_tensor_parallelism_of_vllm(complete, folder, answers):
+    command = ("vllm", "serve", str(folder), "--model-impl", "transformers", "--tensor-parallel-size", "2", *VLLM)
+    cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    with start_server(*command, **cores) as address:
+        for prompt, answer in answers.items():
+            choice = complete(prompt, connect(address), logprobs=1).choices[0]
+            assert text_of(choice) == answer.text
+            assert choice.logprobs.token_logprobs == pytest.approx(answer.log_probabilities, abs=1e-4)
+
+
+def test_sixteen_at_once_are_answered_as_one_by_one(complete, answers):
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda prompt: text_of(complete(prompt).choices[0]), answers))
+    assert found == [answer.text for answer in answers.values()]
+
+
+def test_a_stream_adds_up_to_the_answer(complete, answers):
+    for prompt, answer in list(answers.items())[:3]:
+        pieces = [chunk.choices[0].text for chunk in complete(prompt, stream=True)]
+        assert "".join(pieces).removeprefix(" ") == answer.text
+        assert len(list(filter(None, pieces))) > 1
+
+
+def test_a_prompt_of_several_blocks(complete, model, tokenizer, answers):
+    prompt = ". ".join(answers)[:600]
+    ids = tokenizer(prompt).input_ids
+    assert len(ids) > 3 * 32  # --block-size
+    assert text_of(complete(prompt).choices[0]) == generate(model, tokenizer, ids).text
+
+
+def test_chat_uses_the_template_of_the_training(chat, model, tokenizer):
     from loramoe.data import get_template
 
-    template = get_template("release", tokenizer)
-    with model.disable_adapter():
-        base = {question: generated(model, tokenizer, template.prompt_ids(question)) for question in QUESTIONS}
-    assert sum(base[question] != answers[question] for question in QUESTIONS) > 1
+    for row in json.loads(QUESTIONS.read_text())[:5]:
+        expected = generate(model, tokenizer, get_template("release", tokenizer).prompt_ids(row["instruction"])).text
+        assert text_of(chat(row["instruction"]).choices[0]) == expected
+        stream = chat(row["instruction"], stream=True)
+        pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+        assert "".join(pieces).removeprefix(" ") == expected
 
 
-def test_chat_answers_as_generate_does(client, chat, answers):
-    for question, answer in answers.items():
-        assert chat(client, question).choices[0].message.content == answer
-
-
-def test_chat_streams_the_same(client, chat, answers):
-    streams = {question: chat(client, question, stream=True) for question in answers}
-    pieces = {
-        question: [chunk.choices[0].delta.content or "" for chunk in stream] for question, stream in streams.items()
-    }
-    assert {question: "".join(parts) for question, parts in pieces.items()} == answers
-    assert max(len(list(filter(None, parts))) for parts in pieces.values()) > 3
-
-
-def test_completions_are_those_of_generate(client, served, endings):
-    for sentence, ending in endings.items():
-        options = {"model": str(served), "prompt": sentence, "max_tokens": COUNT, "temperature": 0}
-        assert client.completions.create(**options).choices[0].text == ending
-        stream = client.completions.create(**options, stream=True)
-        assert "".join(chunk.choices[0].text for chunk in stream) == ending
-
-
-def test_questions_at_the_same_time_are_answered_as_one_by_one(client, chat, answers):
-    with ThreadPoolExecutor(len(answers)) as pool:
-        found = list(pool.map(lambda question: chat(client, question), answers))
-    assert [reply.choices[0].message.content for reply in found] == list(answers.values())
-
-
-@pytest.mark.slow
-def test_continuous_batching_answers_the_same(served, chat, answers):
-    with serving(served, *SMALL_CACHE) as client, ThreadPoolExecutor(len(answers)) as pool:
-        found = list(pool.map(lambda question: chat(client, question), answers))
-    assert [reply.choices[0].message.content for reply in found] == list(answers.values())
-
-
-@pytest.mark.slow
-def test_without_the_door_the_server_does_not_start(served):
-    with pytest.raises(RuntimeError, match="KeyError: 'LORAMOE'"), serving(served, PYTHONPATH=""):
-        pass
-
-
-@pytest.mark.slow
-def test_a_folder_with_the_adapter_alone_is_not_a_model_to_the_server(adapter, tmp_path):
-    alone = tmp_path / "alone"
-    shutil.copytree(adapter, alone)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(BASE / file, alone)
-    with pytest.raises(RuntimeError, match=r"Should have a `model_type` key"), serving(alone):
+def test_without_the_plug_in_the_server_does_not_start(folder):
+    if HAS_VLLM:
+        command, off = ("vllm", "serve", str(folder), "--model-impl", "transformers"), {"VLLM_PLUGINS": ""}
+    else:
+        command, off = ("transformers", "serve", str(folder), "--device", "cpu"), {"PYTHONPATH": ""}
+    with pytest.raises(RuntimeError, match=r"loramoe_llama|LORAMOE"), start_server(*command, **off):
         pass

@@ -128,7 +128,7 @@ def test_samples_whose_answer_may_be_cut_are_left_out(export, tmp_path):
     ],
 )
 def test_errors_come_before_the_base_model_is_loaded(export, adapter, capsys, monkeypatch, flags, named):
-    monkeypatch.setattr("loramoe.export.__main__.load_base", lambda *_: pytest.fail("the base model was loaded"))
+    monkeypatch.setattr("loramoe.export.__main__.load_model", lambda *_: pytest.fail("the base model was loaded"))
     code, out = export(*(flag.format(adapter=adapter) for flag in flags))
     assert code == 1
     error = capsys.readouterr().err.splitlines()[-1]

@@ -43,7 +43,7 @@ def test_the_summary_names_files_results_and_commands(tmp_path: Path, monkeypatc
     printed = final_summary(arguments(tmp_path, "--recall_file", "facts.json"), before_and_after(HISTORY))
     assert f'from_pretrained(base, "{adapter}")' in printed
     assert f"  .venv/bin/python -m loramoe.generate --adapter {adapter} --prompt" in printed
-    assert f"  .venv/bin/python -m loramoe.recall --adapter {adapter} --file facts.json" in printed
+    assert f"  .venv/bin/python -m loramoe.evaluate --adapter {adapter} --file facts.json" in printed
     assert "evaluation loss: 2 before, 1 after" in printed
     assert "evaluation loss (knowledge): 0.5 after" in printed
     assert "experts" not in printed

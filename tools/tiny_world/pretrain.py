@@ -134,7 +134,7 @@ def train(model: LlamaForCausalLM, batches: list[list[list[int]]]) -> None:
 
 def share_known(model: LlamaForCausalLM, folder: Path, facts: Sequence[Fact], way: int) -> float:
     """Return the share of `facts` that `model` tells rightly when it is given their beginning, worded in `way`."""
-    from loramoe.recall import Probe, recall
+    from loramoe.evaluation.recall import Probe, recall
 
     probes = sorted((Probe(cloze(fact, way), fact.answer) for fact in facts), key=lambda probe: len(probe.prompt))
     hits = recall(model, AutoTokenizer.from_pretrained(folder), probes, batch_size=250)

@@ -1,0 +1,84 @@
+"""Recall of known facts: does the model still finish the sentences that it could finish before the training?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from loramoe.data import DatasetError
+from loramoe.decoding import decode
+from loramoe.evaluation.answers import starts_with
+from loramoe.evaluation.questions import read_questions
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One fact: the model should continue `prompt` with `answer`."""
+
+    prompt: str
+    answer: str
+
+
+def read_probes(file: str | os.PathLike[str]) -> list[Probe]:
+    """Reads probes, {"prompt": …, "answer": …}, from a file of the formats of training data.
+
+    Raises:
+        DatasetError: If there is no such file, or a sample is not a probe; the file and the sample are named.
+    """
+    questions = read_questions(file)
+    for question in questions:
+        if not question["cloze"]:
+            raise DatasetError(f'{question["where"]}: expected a probe with texts "prompt" and "answer". Correct it.')
+    return [Probe(question["messages"][0]["content"], question["answers"][0]) for question in questions]
+
+
+def recall(
+    model: Any,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    batch_size: int = 32,
+    progress: bool = True,
+    end_ids: Sequence[int] = (),
+) -> list[bool]:
+    """Asks the model for every probe.
+
+    Args:
+        model: A causal language model, with or without an adapter.
+        tokenizer: Its tokenizer.
+        probes: The facts.
+        batch_size: Probes that are continued at once.
+        progress: Show a progress bar.
+        end_ids: Tokens that ended an answer in training, see `decode`.
+
+    Returns:
+        For each probe, whether the greedy continuation starts with the answer, which ends where a word ends.
+    """
+    hits = []
+    training = model.training
+    model.eval()
+    try:
+        for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
+            batch = probes[start : start + batch_size]
+            prompts = [prompt_ids(tokenizer, probe.prompt) for probe in batch]
+            longest = longest_answer(tokenizer, [probe.answer for probe in batch])
+            texts = decode(model, tokenizer, prompts, longest, end_ids=end_ids)
+            hits += [starts_with(text, probe.answer) for text, probe in zip(texts, batch, strict=True)]
+    finally:
+        model.train(training)
+    return hits
+
+
+def longest_answer(tokenizer: Any, answers: Sequence[str]) -> int:
+    """The number of generated tokens that suffices to recognise any of some answers."""
+    ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+    return max(map(len, ids)) + 2  # a word may be cut otherwise in context than alone
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a text to continue, without the end-of-sequence token that some tokenizers append."""
+    ids = list(tokenizer(prompt)["input_ids"])
+    return ids[:-1] if ids[-1:] == [tokenizer.eos_token_id] else ids
