@@ -3,7 +3,7 @@
 # benchmarks of the paper on stand-in files, offline. What the numbers are held to: tests/ecosystem/test_lm_eval.py.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-environment lm_eval
+project_environment
 versions lm_eval transformers peft torch datasets
 trained_adapter
 
