@@ -38,7 +38,7 @@ make_venv() {
         if command -v flock >/dev/null; then flock 9; fi # of two starts at once the second waits here …
         [[ -f $stamp ]] && exit 0                        # … and finds the work done
         fill_venv "$venv" "$file" && touch "$stamp"
-    ) 9>"$venv/.lock" || fail "$venv could not be set up; the message above says why. Fix that and start again."
+    ) 9>"$venv/.being-set-up" || fail "$venv could not be set up; the message above says why. Fix that and start again."
 }
 
 fill_venv() {

@@ -1,8 +1,8 @@
 # What the scripts beside this one share. Each shows one tool at work with a LoRAMoE adapter, offline and on the CPU:
 #
 #   source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-#   environment lm_eval                        # PYTHON of .venv-lm_eval, made once with lm_eval.txt of this folder
-#   versions lm_eval transformers peft torch   # printed, so that a log tells what was run
+#   environment axolotl                        # PYTHON of .venv-axolotl, made once with axolotl.txt of this folder
+#   versions axolotl transformers peft torch   # printed, so that a log tells what was run
 #   trained_adapter                            # BASE and ADAPTER: the ones that run_loramoe.sh trains, made once
 #   show lm_eval --model hf …                  # prints a command, then runs it
 #   check tests/ecosystem/test_lm_eval.py      # the tests that need this environment
