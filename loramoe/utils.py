@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pickle
+import re
 import secrets
 import shutil
 import signal
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from safetensors import SafetensorError
 
 # Exit codes: a run that cannot go on; a run that a signal stopped and that has saved: the same command resumes it.
@@ -49,6 +51,26 @@ def as_usage_error(*kinds: type[Exception], about: str = "") -> Iterator[None]:
         raise
     except kinds as error:
         raise UsageError(" ".join(f"{about} {error}".split())) from error
+
+
+class _Yaml(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML has it
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
+    "-+0123456789.",
+)
+
+
+def read_yaml(text: str) -> Any:
+    """Reads YAML as version 1.2 has it: `2e-4` is a number and `no` a word, where PyYAML has a word and false."""
+    return yaml.load(text, _Yaml)  # a SafeLoader
 
 
 def write_json(file: Path, values: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from loramoe.data.formats import COLUMNS, FORMATS, SampleReader, seen
-from loramoe.utils import UsageError
+from loramoe.utils import UsageError, read_yaml
 
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_NAME: Final = re.compile(r"(.*?)(\.json|\.jsonl|\.csv|\.parquet)(\.gz|\.zst)?", re.IGNORECASE | re.DOTALL)
@@ -113,7 +113,7 @@ def read_data_config(path: str | os.PathLike[str] | Mapping[str, Any]) -> DataCo
     content, where = path, "datasets" if isinstance(path, Mapping) else os.fspath(path)
     if not isinstance(path, Mapping):
         try:
-            content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+            content = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}). Fix it.") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("type_names") or {}, Mapping):

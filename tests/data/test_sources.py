@@ -11,7 +11,7 @@ from loramoe.data import DataConfig, DatasetError, DataSource, data_files, read_
 EXAMPLE = """
 datasets:
   - {path: tatsu-lab/alpaca, task_type: 0, weight: 0.7}
-  - {path: my/questions.jsonl, format: messages, task_type: 1, weight: 0.3, max_samples: 20000}
+  - {path: my/questions.jsonl, format: messages, task_type: 1, weight: 3e-1, max_samples: 20000}
   - {path: more.csv, weight: 1, columns: {instruction: question}}
 validation:
   - my/held_out.jsonl
@@ -58,7 +58,7 @@ def test_json_is_read_too(tmp_path):
         ("datasets: [{path: a, format: openai}]", ["format", "sharegpt", "'openai'"]),
         ("datasets: [{path: a, columns: [q]}]", ["columns", "['q']"]),
         ("datasets: [{path: a, weight: 1}, {path: b}]", ["data set b", "weight"]),
-        ("datasets: [a]\ntype_names: {0: no}", ["type_names", "False (bool)"]),
+        ("datasets: [a]\ntype_names: {0: false}", ["type_names", "False (bool)"]),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, content, words):

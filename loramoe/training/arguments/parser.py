@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any, Final, cast
@@ -17,28 +16,11 @@ import yaml
 from transformers import HfArgumentParser
 
 from loramoe.training.arguments import Arguments, DataArguments, ModelArguments, TrainArguments
+from loramoe.utils import read_yaml
 
 FLAG_FILES: Final = (".json", ".yaml", ".yml")
 EXCLUSIVE: Final = (("datasets", "dataset_dir"), ("global_batch_size", "gradient_accumulation_steps"))
 _DATA_KEYS = ("datasets", "validation", "type_names")  # what `loramoe.data.read_data_config` reads
-_OWN_RESOLVERS = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML reads version 1.1, in which `2e-4` is text and `no` is false."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  # as PyYAML has it
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OWN_RESOLVERS]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$"),
-    "-+0123456789.",
-)
 
 
 def parse(argv: list[str] | None = None) -> Arguments:
@@ -86,7 +68,7 @@ def flags_of_file(file: Path, parser: Any) -> list[str]:
     if not file.is_file():
         raise FileNotFoundError(f"no file of flags at {file} (looked in {Path.cwd()}). Correct the path.")
     try:
-        values = yaml.load(file.read_bytes().decode("utf-8-sig"), _Loader)  # JSON is YAML
+        values = read_yaml(file.read_bytes().decode("utf-8-sig"))  # JSON is YAML
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: neither JSON nor YAML ({_place(error)}). Correct it.") from error
     if not isinstance(values, dict):

@@ -12,7 +12,7 @@ from typing import Final
 
 import yaml
 
-from loramoe.utils import UsageError
+from loramoe.utils import UsageError, read_yaml
 
 ROOT: Final = Path(__file__).parents[3]
 TINY_MODEL, TINY_DATA = "data/tiny_llama", "data/tiny_data/train"
@@ -66,7 +66,7 @@ def read_flags(flags: list[str]) -> argparse.Namespace:
     words = [re.sub(r"^--[^=]*", lambda name: name[0].replace("-", "_").replace("__", "--", 1), w) for w in flags]
     if flags and flags[0].endswith((".json", ".yaml", ".yml")):
         with contextlib.suppress(OSError, ValueError, TypeError, yaml.YAMLError):  # train.py names the fault
-            content = dict(yaml.safe_load(Path(flags[0]).read_text(encoding="utf-8-sig")))
+            content = dict(read_yaml(Path(flags[0]).read_text(encoding="utf-8-sig")))
             words = [*(f"--{name}={value}" for name, value in content.items() if value is not None), *words]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--base_model", "--model_name_or_path", "--model")
