@@ -99,9 +99,7 @@ def test_sizes() -> None:
     lines: dict[str, int] = {}
     for file in sorted(LIBRARY.rglob("*.py")):
         place = file.relative_to(LIBRARY)
-        part = (
-            "training" if str(place) == "compat/tokenizer.py" else place.with_suffix("").parts[0]
-        )
+        part = "training" if str(place) == "compat/tokenizer.py" else place.with_suffix("").parts[0]
         lines[part] = lines.get(part, 0) + file.read_text(encoding="utf-8").count("\n")
     lines["overlays"] = sum(count_lines(LIBRARY.parent / name) for name in ("peft", "transformers"))
     print("\n".join(f"{count:6} {name}" for name, count in lines.items()))
