@@ -22,6 +22,7 @@ from loramoe.cli import main
 from loramoe.compat.tokenizer import save_tokenizer
 from scripts import flag_table, memory_tables
 from scripts.blocks import differing
+from scripts.ecosystem import serving
 from scripts.figures import direction, overview
 from scripts.memory_tables import LLAMA
 
@@ -105,7 +106,7 @@ def test_python_blocks_run(name: str, tmp_path: Path) -> None:
 # --- Tables, figures, site -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("blocks", [flag_table.blocks, memory_tables.blocks, direction.blocks])
+@pytest.mark.parametrize("blocks", [flag_table.blocks, memory_tables.blocks, direction.blocks, serving.blocks])
 def test_tables_are_up_to_date(blocks: Callable[[], dict[tuple[str, str], str]]) -> None:
     assert differing(blocks()) == []
 

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.slow
 HOW = ("at a file", "at a time", "while saving")
 
 
-@pytest.mark.parametrize("rows", ["stored", "stored, packed", "streamed"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "stored",
+        pytest.param("stored, packed", marks=pytest.mark.long),
+        pytest.param("streamed", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_that_is_killed_at_any_moment_loses_nothing(
     rows: str,
     killer: Killer,

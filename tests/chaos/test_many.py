@@ -84,8 +84,8 @@ def launch(own_dataset_cache: None, tmp_path: Path) -> Iterator[Callable[..., La
     ("engine", "failures"),
     [
         ("DDP", ["a worker", "the launcher", "SIGTERM"]),
-        ("configs/zero2.json", ["a worker", "SIGUSR1 to one worker"]),
-        ("configs/zero3.json", ["the launcher", "SIGTERM"]),
+        pytest.param("configs/zero2.json", ["a worker", "SIGUSR1 to one worker"], marks=pytest.mark.long),
+        pytest.param("configs/zero3.json", ["the launcher", "SIGTERM"], marks=pytest.mark.long),
     ],
 )
 def test_whatever_dies_the_next_start_goes_on(

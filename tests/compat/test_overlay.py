@@ -45,7 +45,11 @@ def site(tmp_path: Path) -> str:
     "code",
     [
         pytest.param(insert(ADAPTS), id="first"),
-        pytest.param(insert(ADAPTS, "import transformers; transformers.AutoModel"), id="after transformers"),
+        pytest.param(
+            insert(ADAPTS, "import transformers; transformers.AutoModel"),
+            id="after transformers",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(insert("import loramoe\n" + ADAPTS, "import peft"), id="after peft"),
         pytest.param(insert("from transformers import Trainer\n" + ADAPTS), marks=pytest.mark.slow, id="after Trainer"),
     ],
@@ -85,6 +89,7 @@ def test_import_loramoe_is_cheap(tmp_path: Path, site: str) -> None:
     assert run(code, tmp_path, path=site).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_reload(tmp_path: Path) -> None:
     code = """
     import importlib, importlib.metadata, importlib.resources, pickle, peft, peft.tuners.lora
@@ -120,6 +125,7 @@ def test_worker_processes(method: str, tmp_path: Path) -> None:
     assert "['LoraMoeConfig']" in run(code, tmp_path)
 
 
+@pytest.mark.slow
 def test_threads_that_import_at_the_same_time(tmp_path: Path) -> None:
     code = """
     import threading

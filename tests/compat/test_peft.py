@@ -78,6 +78,7 @@ print("%d.%d" % sys.version_info[:2])
     assert run_python(script, tmp_path, python=python).strip() == version
 
 
+@pytest.mark.slow
 def test_other_methods_are_as_without_loramoe(tmp_path: Path) -> None:
     """In a process of its own, as after `pip install`, before and after `import loramoe`."""
     (tmp_path / "loramoe").symlink_to(REPOSITORY / "loramoe")

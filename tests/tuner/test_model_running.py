@@ -50,7 +50,7 @@ def test_generation_with_and_without_cache(
 
 
 @pytest.mark.skipif(Version(torch.__version__).release < (2, 13), reason="torch 2.11 breaks the graph in each layer")
-@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("layers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_compiled_training_step_is_one_graph(layers: int) -> None:
     """Inductor, which builds C++ for minutes, has a test at the layer."""
     model = constrained.adapted(constrained.llama(num_hidden_layers=layers), blc_weight=0.5)
@@ -70,6 +70,7 @@ def test_a_compiled_training_step_is_one_graph(layers: int) -> None:
     assert last_balance(model).task_types == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_break_of_the_graph_loses_no_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = constrained.adapted(blc_weight=0.5), constrained.batch()
     expected = model(**inputs).loss
