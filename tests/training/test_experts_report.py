@@ -31,6 +31,7 @@ def finished(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WANDB_RUN_ID", "run")
     train(tmp_path / "run", max_steps=2, learning_rate=0.1, experts_page="true", report_to="tensorboard,wandb")
     wandb.finish()
+    wandb.teardown()  # it keeps the settings of its first run in a process
     return tmp_path / "run"
 
 
