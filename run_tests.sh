@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests that a change needs, in about three minutes on 2 cores, and sets up what they need first. Other arguments go to pytest:
+# Runs the tests that a change needs, in about two minutes on 2 cores, and sets up what they need first. Other arguments go to pytest:
 #
 #   bash run_tests.sh
 #   bash run_tests.sh --all            # the slow ones too: launchers, engines, kills, every command of the pages

@@ -7,7 +7,7 @@ first, and the first failure ends it.
 
     python -m tools.mutants [--count 300] [--seed 0] [--jobs 2]     # needs `pip install cosmic-ray==8.7.0`
 
-A run that was interrupted goes on. Results: tools/mutants.json. tools/survivors.md says why those that survive may.
+An interrupted run continues. Results: tools/mutants.json, with the change of each mutant.
 """
 
 from __future__ import annotations

@@ -76,13 +76,14 @@ def extend_sft_trainer(sft_trainer: type, collect_aux_loss: Callable[[], Abstrac
     def compute_loss(
         self: Any, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        labels = inputs.get("labels")  # some losses take them out of the inputs
         with collect_aux_loss() as collected:
             result = compute(self, model, inputs, return_outputs, num_items_in_batch)
         loss, *outputs = result if return_outputs else (result,)
         # A forward without gradient is one that TRL makes for its metrics.
         aux_losses = [weighted.to(loss.device) for weighted in collected if weighted.requires_grad]
         if aux_losses:
-            call = {"labels": inputs["labels"], "num_items_in_batch": num_items_in_batch}
+            call = {"labels": labels, "num_items_in_batch": num_items_in_batch}
             share = share_of_step(call, vars(self).get("_loss_shifts_labels", False), loss.device)
             over_ranks = self.args.average_tokens_across_devices and num_items_in_batch is not None
             loss = loss + share * sum(aux_losses) * (self.accelerator.num_processes if over_ranks else 1)

@@ -96,9 +96,9 @@ def resume_point(output_dir: Path, requested: str | None, overwrite: bool, recip
         FileExistsError: If output_dir holds a finished run, another interrupted one, or newer checkpoints.
         FileNotFoundError: If the requested checkpoint is not complete.
     """
-    wish = (requested or "").lower()
-    start = None if wish in ("", "false", "true") else _named_checkpoint(Path(str(requested)))
-    if wish == "true":
+    wanted = (requested or "").lower()
+    start = None if wanted in ("", "false", "true") else _named_checkpoint(Path(str(requested)))
+    if wanted == "true":
         start = latest_complete(output_dir)
         if start is None:
             raise FileNotFoundError(f"no complete checkpoint in {output_dir}. Leave --resume_from_checkpoint out.")
@@ -106,8 +106,8 @@ def resume_point(output_dir: Path, requested: str | None, overwrite: bool, recip
         raise FileExistsError(
             f"{output_dir} holds a finished run. Set --overwrite_output_dir true, or another --output_dir."
         )
-    latest = None if overwrite or wish == "true" else latest_complete(output_dir)
-    if latest is not None and wish == "":
+    latest = None if overwrite or wanted == "true" else latest_complete(output_dir)
+    if latest is not None and wanted == "":
         start = latest
         _check_recipe(output_dir, recipe)
     elif latest is not None and (start is None or latest.resolve() != start.resolve()):
