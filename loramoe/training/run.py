@@ -25,7 +25,7 @@ from loramoe.training.distributed import decide_on_rank_0, exit_process, exit_wi
 from loramoe.training.model import add_adapter, enable_varlen_attention, load_base
 from loramoe.training.prepare import Prepared, build_recipe, prepare
 from loramoe.training.trainer import LoraMoeTrainer
-from loramoe.utils import FAILED, TRY_AGAIN, USER_ERRORS, as_usage_error, write_json
+from loramoe.utils import FAILED, TRY_AGAIN, USER_ERRORS, UsageError, as_usage_error, write_json
 
 OUT_OF_MEMORY: Final = (
     "out of memory ({error}). Try a smaller --per_device_train_batch_size with more --gradient_accumulation_steps, "
@@ -46,7 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with as_usage_error(ValueError, TypeError, OSError):
             arguments = parse(argv)
-        exit_with_launcher()
+    except UsageError as error:
+        print(f"loramoe train: {error}", file=sys.stderr)
+        return code
+    exit_with_launcher()
+    try:
         run_sft(arguments)
         code = 0
     except StoppedError as stop:

@@ -18,7 +18,7 @@ from loramoe.data import SftCollator, tokenise_dataset
 from loramoe.training import LoraMoeTrainer
 from loramoe.training import trainer as trainer_module
 from loramoe.training.checkpoint import ADAPTER, METRICS
-from loramoe.training.trainer import loss_metrics, perplexity, sample_losses
+from loramoe.training.trainer import loss_metrics, sample_losses
 from tests.training.conftest import Finished, history, weights
 
 
@@ -96,6 +96,8 @@ def test_without_validation_samples_nothing_is_evaluated(train, tmp_path: Path):
 
 
 def test_checkpoints_hold_the_adapter_and_not_the_base(finished: Finished):
+    assert json.loads((finished.folder / METRICS).read_text()) == finished.metrics
+    assert finished.metrics["before"].keys() == finished.metrics["after"].keys() >= {"loss", "recall", "loss/knowledge"}
     saved = {str(path.relative_to(finished.folder)) for path in finished.folder.rglob("*") if path.is_file()}
     for folder in ("", "checkpoint-5/", "checkpoint-15/"):
         adapter = {Path(name).name for name in saved if name.startswith(f"{folder}{ADAPTER}/")}
@@ -146,8 +148,7 @@ def test_probes_that_processes_repeat_count_once(train, tiny_task, tmp_path: Pat
     )
     metrics = train(tmp_path, recall_file=tiny_task.recall_file, max_steps=1)
     assert asked == [8, 8]
-    assert metrics["before"]["recall"] == pytest.approx(1 / 6)
-    assert metrics["after"]["recall"] == 1
+    assert (metrics["before"]["recall"], metrics["after"]["recall"]) == (pytest.approx(1 / 6), 1)
 
 
 @pytest.fixture
@@ -216,27 +217,21 @@ def test_padded_and_packed_samples():
     padded = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True)
     labels = torch.tensor([row + [-100] * (5 - len(row)) for row in SAMPLES])
     packed = torch.tensor([[label for row in SAMPLES for label in row]])
-    for loss_M, tokens_M in (
-        sample_losses(padded, labels),
-        sample_losses(torch.cat(logits)[None], packed, [len(row) for row in SAMPLES]),
-    ):
-        assert loss_M.tolist() == pytest.approx([loss for loss, _ in expected], rel=1e-6)
-        assert tokens_M.tolist() == [tokens for _, tokens in expected]
+    lengths = [len(row) for row in SAMPLES]
+    for sums_M2 in (sample_losses(padded, labels), sample_losses(torch.cat(logits)[None], packed, lengths)):
+        assert sums_M2.tolist() == [pytest.approx(pair, rel=1e-6) for pair in expected]
+
+
+def sums(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_metrics_are_over_all_tokens_of_all_processes():
-    sums = [{0: (6.0, 3), 1: (1.0, 2)}, {1: (3.0, 2)}]
-    metrics = loss_metrics(sums, {1: "knowledge"})
+    metrics = loss_metrics([{0: sums(6, 3), 1: sums(1, 2)}, {1: sums(3, 2)}], {1: "knowledge"})
     assert metrics["loss"] == pytest.approx(10 / 7)
     assert metrics["loss/type0"] == pytest.approx(2.0)
     assert metrics["loss/knowledge"] == pytest.approx(1.0)
     assert metrics["perplexity/knowledge"] == pytest.approx(math.e)
-
-
-def test_a_single_type_has_no_loss_of_its_own():
-    assert loss_metrics([{1: (2.0, 2)}], {}) == {"loss": 1.0, "perplexity": math.e}
+    assert loss_metrics([{1: sums(2, 2)}], {}) == {"loss": 1.0, "perplexity": math.e}  # one type has no part
+    assert loss_metrics([{1: sums(1e4, 1)}], {})["perplexity"] == math.inf
     assert loss_metrics([{}], {}) == {}
-
-
-def test_perplexity_of_a_diverged_model_is_infinite():
-    assert perplexity(1e4) == math.inf
