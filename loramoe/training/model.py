@@ -54,16 +54,12 @@ def adapter_config(arguments: ModelArguments) -> LoraMoeConfig:
     with as_usage_error(*ADAPTER_ERRORS, about=f"adapter={arguments.adapter} holds no adapter to continue from:"):
         config = PeftConfig.from_pretrained(arguments.adapter)
     if not isinstance(config, LoraMoeConfig):
-        raise UsageError(
-            f"adapter must hold a LoRAMoE adapter; {arguments.adapter} holds one of type {config.peft_type}. Correct "
-            "the path, or leave it out to start a new adapter."
-        )
-    names = [
-        name for name in ("r", "types_of_experts", *ADAPTER_FLAGS) if getattr(config, name) != getattr(requested, name)
-    ]
-    if names:
-        values = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
-        logger.warning("the configuration of the adapter to continue from replaces the flags: %s", values)
+        kind = config.peft_type
+        raise UsageError(f"adapter must hold a LoRAMoE adapter; {arguments.adapter} is of type {kind}. Correct it.")
+    own = {name: getattr(config, name) for name in ("r", "types_of_experts", *ADAPTER_FLAGS)}
+    replaced = ", ".join(f"{name}={own[name]!r}" for name in own if own[name] != getattr(requested, name))
+    if replaced:
+        logger.warning("the configuration of the adapter to continue from replaces the flags: %s", replaced)
     return config
 
 
@@ -158,10 +154,7 @@ def check_packing(model: nn.Module, config: Any, device: torch.device) -> None:
     text = config.get_text_config()
     mixing = sorted(set(getattr(text, "layer_types", None) or ()) - _MASKED_LAYERS)
     if mixing:  # with the small weights of a new model, a convolution's leak would drown in rounding
-        raise ValueError(
-            f"packing needs layers in which a mask separates samples; this model has {', '.join(mixing)} layers. "
-            f"{_WITHOUT_PACKING}"
-        )
+        raise ValueError(f"packing needs a mask in every layer; this model has {mixing[0]} layers. {_WITHOUT_PACKING}")
     generator = torch.Generator().manual_seed(0)
     before, sample = (torch.randint(text.vocab_size, (n,), generator=generator).tolist() for n in (5, 8))
 
@@ -183,7 +176,6 @@ def check_packing(model: nn.Module, config: Any, device: torch.device) -> None:
     change, measure = (packed - alone).norm(), (seen - alone).norm()
     if not change <= TOLERATED * measure:
         raise ValueError(
-            "this model does not keep the samples of a packed row apart: packing changes a sample's logits by "
-            f"{change:.3g}, seeing the other sample as part of its own text by {measure:.3g}; expected at most "
-            f"{TOLERATED} of that. {_WITHOUT_PACKING}"
+            f"this model does not keep the samples of a packed row apart: packing changes logits by {change:.3g}, more "
+            f"than {TOLERATED} of what the other sample as own text changes, {measure:.3g}. {_WITHOUT_PACKING}"
         )

@@ -165,10 +165,7 @@ def _check_evaluation(args: TrainArguments, sets: list[str], types: list[str]) -
     """Switches evaluation off without samples, and refuses a best metric that would be a KeyError at the first save."""
     if not sets:
         if args.load_best_model_at_end:
-            raise UsageError(
-                "load_best_model_at_end needs samples to evaluate on, and there are none. Set --validation_file, or a "
-                "--validation_split_percentage above 0, or leave it out."
-            )
+            raise UsageError("load_best_model_at_end needs samples to evaluate on; got none. Set --validation_file.")
         args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on samples
         return
     name = (args.metric_for_best_model or "").removeprefix("eval_")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -161,13 +162,13 @@ def create_repository(args: TrainArguments) -> str | None:
 
 def push(repository: str, folder: Path, revision: str | None) -> str:
     """Uploads an adapter's folder in one commit, and returns the commit's address."""
-    options = {"revision": revision, "commit_message": "Upload the trained adapter"}
+    upload = partial(HfApi().upload_folder, commit_message="Upload the trained adapter")
     try:
-        commit = HfApi().upload_folder(repo_id=repository, folder_path=folder, **options)  # type: ignore[arg-type]
+        commit = upload(repo_id=repository, folder_path=folder, revision=revision)
     except Exception as error:
         branch = f" --revision {revision}" if revision else ""
         raise SaveError(
-            f"the run is finished, and its adapter whole in {folder}, but it could not be pushed to {repository}: "
+            f"the adapter is whole in {folder}, but could not be pushed to {repository}: "
             f"{' '.join(str(error).split())}. To push it again: hf upload {repository} {folder}{branch}"
         ) from error
     return str(commit.commit_url)

@@ -153,10 +153,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
         self._eval_sums, self._eval_routing = {}, RoutingCollector()
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        routing = _gather(self._eval_routing)
-        if prefix == "eval" or prefix == f"eval_{next(iter(self.eval_dataset))}":  # the first of several sets
-            self.evaluated = {}
-        self.evaluated[prefix] = routing
+        self.evaluated[prefix] = routing = _gather(self._eval_routing)
         names = self.prepared.prompt_format.type_names
         metrics = {**loss_metrics(gather_object([self._eval_sums]), names), **_log_values(routing)}
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
@@ -235,11 +232,11 @@ def _log_values(collector: RoutingCollector) -> dict[str, float]:
 
 
 @torch.no_grad()
-def sample_losses(logits_BSV: Tensor, labels_BS: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+def sample_losses(logits_BSV: Tensor, labels_BS: Tensor, lengths: list[int] | None = None) -> Tensor:
     """Sum of the cross-entropy, and number of learnt tokens, of each sample: [M, 2], float64 on the CPU."""
     logits_M, labels_M = list(logits_BSV), list(labels_BS)
     if lengths is not None:  # packed: all samples stand in one row
-        logits_M, labels_M = (list(row[0].split(lengths)) for row in (logits_BSV, labels_BS))
+        logits_M, labels_M = (list(torch.split(row[0], lengths)) for row in (logits_BSV, labels_BS))
     sums = []
     for logits_SV, labels_S in zip(logits_M, labels_M, strict=True):
         learnt_S = labels_S[1:] != IGNORE_INDEX
@@ -263,7 +260,7 @@ def loss_metrics(sums: Sequence[LossSums], type_names: Mapping[int, str]) -> dic
     if len(total) > 1:
         known = sorted(task_type for task_type in total if task_type is not None)
         named |= {f"/{type_names.get(task_type, f'type{task_type}')}": total[task_type] for task_type in known}
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, (loss, tokens) in named.items():
         if tokens:
             mean = loss / tokens

@@ -69,7 +69,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path):
 def test_an_adapter_of_another_method_or_model_is_refused(tiny_task, tmp_path: Path):
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
     get_peft_model(base, LoraConfig(target_modules=["up_proj"])).save_pretrained(tmp_path / "lora")
-    with pytest.raises(ValueError, match=r"adapter must hold a LoRAMoE adapter; .* holds one of type"):
+    with pytest.raises(ValueError, match=r"adapter must hold a LoRAMoE adapter; .* is of type"):
         adapter_config(ModelArguments(str(tiny_task.base), adapter=str(tmp_path / "lora")))
     other = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=48, num_hidden_layers=2, vocab_size=64))
     get_peft_model(other, LoraMoeConfig(lora_nums=3, r=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path / "other")

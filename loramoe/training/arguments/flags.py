@@ -6,7 +6,6 @@ that of earlier versions, or of other trainers, has the other name as an alias.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -31,7 +30,6 @@ ADAPTER_FLAGS: Final = (
 )
 LOWER_IS_BETTER: Final = {"loss", "perplexity", "blc", "cov"}
 HIGHER_IS_BETTER: Final = {"share"}
-_OF_TRANSFORMERS: Final = {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
 def flag(default: Any, text: str, *aliases: str) -> Any:
@@ -85,7 +83,7 @@ class ModelArguments(BaseArguments):
         return LoraMoeConfig(
             task_type="CAUSAL_LM",
             r=self.lora_rank,
-            expert_types=types and [int(item) for item in types],
+            expert_types=None if types is None else [int(item) for item in types],
             target_modules=text.strip() if is_pattern else targets,
             modules_to_save=comma_list(self.modules_to_save),
             **{name: getattr(self, name) for name in ADAPTER_FLAGS},
@@ -202,9 +200,7 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
             raise ValueError("remove_unused_columns must be false: it would drop task_types. Leave the flag out.")
         self.report_to = comma_list(self.report_to) if isinstance(self.report_to, str) else self.report_to  # type: ignore[assignment]
         if not self.do_train:
-            raise ValueError(
-                "do_train must be true; got do_train=False. Use loramoe evaluate --adapter DIR to evaluate."
-            )
+            raise ValueError("do_train must be true; got False. To evaluate alone: loramoe evaluate --adapter DIR.")
         if self.deepspeed:
             require("deepspeed", f"deepspeed={self.deepspeed}")
         if self.use_liger_kernel:
@@ -264,18 +260,16 @@ class TrainArguments(TrainingArguments):  # type: ignore[misc]  # transformers i
             raise ValueError(f"warmup_ratio must be in [0, 1); got {self.warmup_ratio}. Set warmup_steps for steps.")
         self.warmup_steps = self.warmup_steps or self.warmup_ratio  # below 1, transformers takes it for a share
         self.warmup_ratio = None  # transformers before 5.2 warns about it
-        names = [f"{word}_checkpointing" for word in ("gradient", "activation")]
-        used = [name for name in names if name in _OF_TRANSFORMERS]
-        enabled = any(getattr(self, name) for name in used)
-        options = next((given for name in used if (given := getattr(self, f"{name}_kwargs"))), {})
-        options = json.loads(options) if isinstance(options, str) else options
-        for name in used[:-1]:  # the newer versions warn of the older name
-            setattr(self, name, None)
-            setattr(self, f"{name}_kwargs", None)
-        setattr(self, used[-1], enabled)
-        setattr(self, f"{used[-1]}_kwargs", {"use_reentrant": False, **options})
-        if self.group_by_length and "train_sampling_strategy" in _OF_TRANSFORMERS:
-            self.train_sampling_strategy = "group_by_length"
+        # The newer name of the flag comes last; with it, the older one warns.
+        names = [name for name in ("gradient_checkpointing", "activation_checkpointing") if hasattr(self, name)]
+        enabled = any(getattr(self, name) for name in names)
+        options: Any = next((given for name in names if (given := getattr(self, f"{name}_kwargs"))), {})
+        options = {"use_reentrant": False, **(json.loads(options) if isinstance(options, str) else options)}
+        for name, values in zip(reversed(names), ((enabled, options), (None, None)), strict=False):
+            setattr(self, name, values[0])
+            setattr(self, f"{name}_kwargs", values[1])
+        if self.group_by_length:
+            self.train_sampling_strategy = "group_by_length"  # the flag's name since transformers 5
 
 
 class Arguments(NamedTuple):
