@@ -134,7 +134,7 @@ class LoraMoeTrainer(Trainer):  # type: ignore[misc]  # transformers is not type
             tokens_M[real:] = 0  # samples without tokens do not count
             self._eval_routing.add(dataclasses.replace(balance, tokens_M=tokens_M))
         loss, tokens = sums_M2.sum(dim=0)
-        mean = (loss / tokens.clamp(min=1)).float()
+        mean = (loss / tokens.clamp(min=1)).float().to(outputs.logits.device)  # where processes gather it
         return (mean, outputs) if return_outputs else mean
 
     def _real_samples(self, count: int) -> int:

@@ -112,6 +112,11 @@ def test_an_edited_deepspeed_file_is_another_run(prepared, tmp_path: Path):
     assert {name for name in recipes[0] if recipes[0][name] != recipes[1][name]} == {"deepspeed"}
 
 
+def test_evaluation_takes_so_many_samples_at_most(prepared):
+    ((_, samples),) = prepared(max_eval_samples=2).splits.validation.items()
+    assert len(samples) == 2
+
+
 def test_a_dry_run_counts_all_but_loads_nothing(prepared):
     printed = dry_run_summary(prepared(gradient_accumulation_steps=3))
     assert "global batch       12 = 4 per device x 3 accumulated x 1 processes" in printed

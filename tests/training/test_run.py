@@ -40,6 +40,7 @@ def test_an_interrupted_run_resumes_by_itself_on_the_same_trajectory(
         train(out, **flags)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_an_older_checkpoint_removes_the_newer(train, tmp_path: Path):
     train(tmp_path, save_steps=2)
     for step in (2, 4):
@@ -54,6 +55,7 @@ def test_a_finished_adapter_is_trained_further(finished: Finished, train, tmp_pa
     assert metrics["after"]["loss"] != metrics["before"]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["padding_free", "gradient_checkpointing"])
 def test_what_saves_memory_changes_nothing(train, tmp_path: Path, change: str):
     flags = {"gradient_accumulation_steps": 2, "lora_dropout": 0, "logging_steps": 1, "blc_weight": 1, "max_steps": 4}
@@ -90,6 +92,7 @@ def test_packed_rows_are_filled_with_whole_samples(train, tmp_path: Path, batche
     assert sum(map(sum, lengths)) / (64 * len(lengths)) > 0.85
 
 
+@pytest.mark.slow
 def test_samples_of_similar_length_come_together(train, tmp_path: Path, batches: list):
     for grouped in ("true", "false"):
         train(tmp_path / grouped, group_by_length=grouped, max_steps=12, save_steps=100, do_eval="false")

@@ -86,7 +86,8 @@ def make_plan(
 def _why_no_accelerator(environment: Mapping[str, str]) -> list[str]:
     """A line for a run on the CPU of a machine where a GPU is expected."""
     named, device = environment.get("CUDA_VISIBLE_DEVICES"), _device_file()
-    if re.match(r"\s*(-|$)", named or "") if named is not None else device is None:  # hidden, or none
+    is_hidden = named is not None and re.match(r"\s*(-|$)", named)
+    if is_hidden or (named is None and device is None):
         return []
     seen = f"CUDA_VISIBLE_DEVICES={named} names GPUs" if device is None else f"this machine has a GPU ({device})"
     return [
