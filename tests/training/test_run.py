@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaModel
+from transformers import LlamaModel, TrainerCallback
 
 from loramoe.cli import main
 from loramoe.data import DatasetError
-from loramoe.training import LoraMoeTrainer
+from loramoe.training import LoraMoeTrainer, parse, run_sft
 from loramoe.training import run as module
 from loramoe.training.callbacks import StoppedError
 from loramoe.training.checkpoint import ADAPTER, METRICS
@@ -21,13 +21,20 @@ from loramoe.utils import SaveError, UsageError
 from tests.training.conftest import FLAGS, Finished, assert_same_weights, history
 
 
+class PowerCut(TrainerCallback):
+    """Ends a run before its 15th step."""
+
+    def on_step_begin(self, args: object, state: SimpleNamespace, control: object, **kwargs: object) -> None:
+        if state.global_step == 14:
+            raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_resumes_by_itself_on_the_same_trajectory(
-    finished: Finished, train, tiny_task, tmp_path: Path, power_cut
+    finished: Finished, train, tiny_task, tmp_path: Path
 ):
     out, flags = tmp_path / "out", {**FLAGS, "recall_file": tiny_task.recall_file}
-    power_cut(14)
     with pytest.raises(KeyboardInterrupt):
-        train(out, **flags)
+        run_sft(parse(tiny_task.flags(out, **flags)), callbacks=[PowerCut()])
     assert not (out / METRICS).exists()
     with pytest.raises(FileExistsError, match=r"learning_rate was 0.01, now 0.02"):
         train(out, **flags, learning_rate=0.02)
