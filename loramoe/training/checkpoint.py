@@ -147,9 +147,8 @@ def clear(output_dir: Path, start: Path | None = None) -> None:
     for name in RESULTS:
         (output_dir / name).unlink(missing_ok=True)
     found = checkpoints(output_dir)
-    paths = [folder.resolve() for folder in found]
-    kept = paths.index(start.resolve()) + 1 if start is not None and start.resolve() in paths else 0
-    for folder in found[kept:]:
+    places = [place for place, folder in enumerate(found) if start is not None and folder.samefile(start)]
+    for folder in found[places[0] + 1 if places else 0 :]:
         remove_checkpoint(folder)
 
 

@@ -70,8 +70,8 @@ def prepare(
     if train_dataset is not None:
         splits = splits._replace(train=train_dataset)
     if eval_dataset is not None:
-        named = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
-        splits = splits._replace(validation=named)
+        is_named = isinstance(eval_dataset, dict)
+        splits = splits._replace(validation=eval_dataset if is_named else {"validation": eval_dataset})
     _check_samples(splits, model_config)
     if collator is None and (data_args.packing or data_args.padding_free):
         collator = PackedCollator()

@@ -100,7 +100,7 @@ def run_sft(
         StoppedError: If a signal asked the run to stop, once it has saved.
     """
     prepared = prepare(arguments, train_dataset, eval_dataset, collator)
-    model_args, data_args, args = arguments
+    args = arguments.training
     if args.dry_run:
         if args.should_log:
             print(summary.dry_run_summary(prepared))
@@ -110,12 +110,9 @@ def run_sft(
         recipe = build_recipe(prepared)
         resume_from = _open_run(args, recipe, stack)
         args.eval_on_start = args.eval_on_start and args.do_eval and resume_from is None
-        start_engine(args, bool(prepared.probes), model_args.load_in_kbits)
+        start_engine(args, bool(prepared.probes), arguments.model.load_in_kbits)
         set_seed(args.seed)
-        base = load_base(model_args, args)
-        if data_args.packing or data_args.padding_free:
-            enable_varlen_attention(base)
-        model = add_adapter(base, model_args, prepared.config)
+        model = _load_model(prepared)
         patience = args.early_stopping_patience
         used = [*callbacks, *([] if patience is None else [EarlyStoppingCallback(patience)])]
         _continue_tracker(args)
@@ -141,6 +138,15 @@ def _open_run(args: TrainArguments, recipe: dict[str, Any], stack: contextlib.Ex
         return checkpoint.resume_point(output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, recipe)
 
     return decide_on_rank_0(decide)
+
+
+def _load_model(prepared: Prepared) -> Any:
+    """The base model with the adapter."""
+    model_args, data_args, args = prepared.arguments
+    base = load_base(model_args, args)
+    if data_args.packing or data_args.padding_free:
+        enable_varlen_attention(base)
+    return add_adapter(base, model_args, prepared.config)
 
 
 def _continue_tracker(args: TrainArguments) -> None:

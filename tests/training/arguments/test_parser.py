@@ -117,7 +117,7 @@ def test_data_sets_stand_among_the_flags(tmp_path: Path):
     [
         ("{", "neither JSON nor YAML .line 1"),
         ("- a", "expected one mapping of flags to values, got list"),
-        ("[" * 10_000, "neither JSON nor YAML"),
+        ("[" * 1_500, "neither JSON nor YAML"),
         ("!!python/object/apply:os.system [ls]", "neither JSON nor YAML"),
     ],
 )
