@@ -54,7 +54,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow(minutes=5)
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/training.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/training.md"])
 def test_commands_run(page: str, checkout: Path) -> None:
     path = os.pathsep.join([str(checkout / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, **SHORT, "PYTHON": sys.executable, "PATH": path, "PYTHONPATH": str(checkout)}
