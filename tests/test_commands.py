@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 from transformers import AutoTokenizer, LlamaConfig
 
@@ -54,15 +55,15 @@ def commands() -> list[str]:
     missing = [words for words, package in NEEDS.items() if not importlib.util.find_spec(package)]
     return [
         line
-        for line in dict.fromkeys(lines)
+        for line in dict.fromkeys(filter(None, lines))
         if not NOT_RUN.search(line) and not any(words in line for words in missing)
     ]
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with little data, and the command `loramoe`."""
-    copy = tmp_path_factory.mktemp("checkout") / "LoRAMoE"
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the repository with little data."""
+    copy = tmp_path / "LoRAMoE"
     ignored = shutil.ignore_patterns(".*", "output*", "models", "__pycache__", "tests", "results")
     shutil.copytree(ROOT, copy, ignore=ignored)
     for name, count in (("train/train.json", 16), ("test.json", 8), ("recall.json", 4)):
@@ -70,24 +71,28 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8"))[:count]), encoding="utf-8")
     (copy / "my_data.yaml").write_text("datasets:\n  - {path: data/tiny_data/train}\n")
     shutil.copytree(ROOT / "tests/golden/six_experts_balanced/adapter", copy / "original_adapter")
-    (copy / "bin").mkdir()
-    (copy / "bin/loramoe").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m loramoe.cli "$@"\n')
-    (copy / "bin/loramoe").chmod(0o755)
     return copy
 
 
 @pytest.mark.slow(minutes=6)
-def test_the_commands_of_the_pages_run(checkout: Path) -> None:
-    path = os.pathsep.join([str(checkout / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, **SHORT, "PYTHON": sys.executable, "PATH": path, "PYTHONPATH": str(checkout)}
-    env["HF_DATASETS_CACHE"] = str(checkout / ".cache")
-    script = "\n".join(["set -ex", *commands()])
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(["bash", "-c", script], cwd=checkout, env=env, check=False, **streams)
-    assert done.returncode == 0, done.stdout
-    output = PAGES["README.md"].partition("Finished.")[2].partition("```")[0]
-    labels = re.findall(r"^  (\w[^:]*?)(?:   |: )", output, re.MULTILINE)
-    assert [label for label in labels if label not in done.stdout] == []
+def test_the_commands_of_the_pages_run(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`loramoe` runs in this process, to import its libraries once."""
+    monkeypatch.chdir(checkout)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", checkout / ".cache")
+    for name, value in {**SHORT, "PYTHON": sys.executable, "HF_DATASETS_CACHE": str(checkout / ".cache")}.items():
+        monkeypatch.setenv(name, value)
+    for line in commands():
+        if line.startswith("loramoe "):
+            assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr())
+        else:
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (line, done.stderr)
+        if line == "bash run_loramoe.sh":
+            output = PAGES["README.md"].partition("Finished.")[2].partition("```")[0]
+            labels = re.findall(r"^  (\w[^:]*?)(?:   |: )", output, re.MULTILINE)
+            assert [label for label in labels if label not in done.stdout] == []
 
 
 # --- Python blocks ---------------------------------------------------------------------------------------------------

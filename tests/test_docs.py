@@ -61,7 +61,10 @@ def test_named_code_exists() -> None:
     assert [(page, name) for page in pages for name in set(NAME.findall(PAGES[page])) if not exists(name)] == []
 
 
-@pytest.mark.parametrize("blocks", [flag_table.blocks, memory_tables.blocks, direction.blocks, serving.blocks])
+SLOW = [pytest.param(table.blocks, marks=pytest.mark.slow) for table in (memory_tables, direction)]
+
+
+@pytest.mark.parametrize("blocks", [flag_table.blocks, serving.blocks, *SLOW])
 def test_tables_are_up_to_date(blocks: Callable[[], dict[tuple[str, str], str]]) -> None:
     assert differing(blocks()) == []
 

@@ -29,7 +29,11 @@ FLAGS = shlex.split(re.findall(r"`…` stands for `(.*?)`", PAGE)[0])
 PLACES = ("my_data", "my_[a-z]+_(?:model|tokenizer)", "output")
 HOME = "/home/me/LoRAMoE"
 
-CASES = [pytest.param(*case, id=title) for title, body in SECTION.findall(PAGE) for case in CASE.findall(body)]
+CASES = [
+    pytest.param(command, expected, id=title, marks=[pytest.mark.slow] * command.startswith("python"))
+    for title, body in SECTION.findall(PAGE)
+    for command, expected in CASE.findall(body)
+]
 
 
 class Interrupted(TrainerCallback):
