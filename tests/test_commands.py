@@ -32,18 +32,19 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.DOTALL
 
 # --- Shell commands --------------------------------------------------------------------------------------------------
 
-# In this order: the first one trains the adapter that the others use. The pages of other tools have scripts/ecosystem.
+# In this order: the first one trains the adapter that the others use.
 GUIDES = ["index", "training", "tools", "data", "distributed", "experts", "export", "serving", "evaluation"]
 RUN = ("README.md", *(f"docs/{guide}.md" for guide in GUIDES))
 FLAGS = (
     "--base_model data/tiny_llama --dataset_dir data/tiny_data/train --output_dir output/mine --overwrite_output_dir"
 )
-# Not run: installations, the hub, several machines, GPUs, other tools, and "…" for files of the reader's.
+# Not run: installations, the hub, several machines, GPUs, ZeRO (tests/distributed), other tools (scripts/ecosystem),
+# and "…" for files of the reader's.
 NOT_RUN = re.compile(
     r"^(pip|hf|srun|mkdir|cp|curl|vllm|python convert_hf|pretrained_model=meta|COMPASS)|smollm2|push_to_hub|node_rank"
-    r"|flash_attn|liger|lm_eval |opencompass|llama2|transformers serve|…"
+    r"|zero|flash_attn|liger|lm_eval |opencompass|llama2|transformers serve|…"
 )
-NEEDS = {"zero": "deepspeed", "load_in_kbits": "bitsandbytes", "loramoe evaluate": "lm_eval"}
+NEEDS = {"load_in_kbits": "bitsandbytes", "loramoe evaluate": "lm_eval"}
 SHORT = {"max_steps": "2", "eval_steps": "2", "save_steps": "2", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
