@@ -71,7 +71,9 @@ def _evaluate(flags: argparse.Namespace) -> None:
 
 def _tasks(flags: argparse.Namespace, template: PromptTemplate, most: int | None) -> list[Any]:
     """Tasks of the files, all of them read before the first is encoded, and of lm-eval's names."""
-    from loramoe.evaluation.harness import QuestionTask, TaskManager
+    from lm_eval.tasks import TaskManager
+
+    from loramoe.evaluation.harness import QuestionTask
 
     files, tasks = _by_name([str(file) for path in flags.file for file in data_files(path)]), []
     for name, questions in {name: read_questions(file) for name, file in files.items()}.items():

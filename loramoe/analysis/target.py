@@ -30,8 +30,8 @@ def target_shares(stats: RoutingStats, config: LoraMoeConfig) -> Array | None:
     I_TE = 1 + config.blc_alpha * np.where(np.equal.outer(stats.task_types, stats.expert_types), 1.0, -1.0)
     J_TE = I_TE if config.blc_target == "match" else 1 / I_TE
     sum_T, squares_T = J_TE.sum(axis=1), (J_TE**2).sum(axis=1)
-    over_samples = {"weights": stats.samples_T}
-    nu = np.average(1 / squares_T, **over_samples) / np.average(sum_T / squares_T, **over_samples)
+    samples_T = stats.samples_T
+    nu = np.average(1 / squares_T, weights=samples_T) / np.average(sum_T / squares_T, weights=samples_T)
     lambda_T = (1 - nu * sum_T) / squares_T
     return np.asarray((nu + lambda_T[:, None] * J_TE) * J_TE @ stats.of_group_EG)
 
