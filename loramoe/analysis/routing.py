@@ -1,4 +1,4 @@
-"""The one collector of routing statistics, behind the training log, the report, the model card and the export.
+"""The one collector of routing statistics, behind the training log, the report and the model card.
 
 It adds up what the hooks of the constraint return for each forward pass. Every real token has the same weight, so the
 result does not depend on how samples were batched; padding never counts. The memory does not grow with the number of
