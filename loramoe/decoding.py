@@ -48,17 +48,8 @@ def decode(
 ) -> list[str]:
     """Continues prompts of different lengths in one batch, up to an end token or the end of the model's positions.
 
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        prompts: Token ids of each prompt, at least one.
-        max_new_tokens: Longest continuation, in tokens.
-        temperature: 0 is greedy; above, tokens are sampled.
-        streamer: Shows the continuation of a single prompt while it grows.
-        end_ids: Tokens that ended an answer in training, as `PromptTemplate.end_ids`.
-
-    Returns:
-        The continuations without their prompts and without special tokens.
+    `prompts` are token ids; the texts that are returned have neither prompts nor special tokens. `temperature` 0 is
+    greedy. `end_ids` are the tokens that ended an answer in training, as `PromptTemplate.end_ids`.
 
     Raises:
         UsageError: If a prompt fills the model's positions.

@@ -180,8 +180,7 @@ class AdapterLM(HFLM):  # type: ignore[misc]
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if isinstance(context, Tokens) and isinstance(continuation, Tokens):
             return context.ids, continuation.ids
-        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
-        return pair
+        return super()._encode_pair(context, continuation)  # type: ignore[no-any-return]
 
     def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
         return string.ids if isinstance(string, Tokens) else list(super().tok_encode(string, *arguments, **options))
