@@ -15,14 +15,14 @@ from loramoe.evaluation.questions import read_questions
 
 
 class Probe(NamedTuple):
-    """One fact: the model should continue `prompt` with `answer`."""
+    """One fact: the model should continue `prompt` with one of `answers`."""
 
     prompt: str
-    answer: str
+    answers: Sequence[str]
 
 
 def read_probes(file: str | os.PathLike[str]) -> list[Probe]:
-    """Reads probes, {"prompt": …, "answer": …}, from a file of the formats of training data.
+    """Reads probes, {"prompt": …, "answer": …} and maybe further "answers", from a file of questions.
 
     Raises:
         DatasetError: If there is no such file, or a sample is not a probe; the file and the sample are named.
@@ -31,7 +31,7 @@ def read_probes(file: str | os.PathLike[str]) -> list[Probe]:
     for question in read_questions(file):
         if not question["cloze"]:
             raise DatasetError(f'{question["where"]}: expected a probe with texts "prompt" and "answer". Correct it.')
-        probes.append(Probe(question["messages"][0]["content"], question["answers"][0]))
+        probes.append(Probe(question["messages"][0]["content"], question["answers"]))
     return probes
 
 
@@ -43,7 +43,7 @@ def recall(
     progress: bool = True,
     end_ids: Sequence[int] = (),
 ) -> list[bool]:
-    """For each probe, whether the greedy continuation starts with the answer, which ends where a word ends.
+    """For each probe, whether the greedy continuation starts with an answer, which ends where a word ends.
 
     `end_ids` are the tokens that ended an answer in training, see `decode`.
     """
@@ -53,9 +53,11 @@ def recall(
         for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
             batch = probes[start : start + batch_size]
             prompts = [prompt_ids(tokenizer, probe.prompt) for probe in batch]
-            longest = longest_answer(tokenizer, [probe.answer for probe in batch])
+            longest = longest_answer(tokenizer, [answer for probe in batch for answer in probe.answers])
             texts = decode(model, tokenizer, prompts, longest, end_ids=end_ids)
-            hits += [starts_with(text, probe.answer) for text, probe in zip(texts, batch, strict=True)]
+            hits += [
+                any(starts_with(text, one) for one in probe.answers) for text, probe in zip(texts, batch, strict=True)
+            ]
     finally:
         model.train(training)
     return hits

@@ -95,8 +95,10 @@ def test_recall_is_that_of_the_training(ask: Any, tiny_task: Any, tokenizer: Any
     text = ask(probes[:1])[0]["filtered_resps"][-1].split()[0]
     probes += [{**probes[0], "answer": text}, {**probes[0], "answers": [text]}]
     model = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    tiny_task.recall_file.write_text(json.dumps(probes))
     known = recall(model, tokenizer, read_probes(tiny_task.recall_file), progress=False)
-    assert [one["recall"] for one in ask(probes)] == [*map(float, known), 1.0, 1.0]
+    assert known[-2:] == [True, True]
+    assert [one["recall"] for one in ask(probes)] == known
 
 
 def test_an_answer_ends_where_the_chat_template_ends_it(ask: Any, tiny_task: Any, tokenizer: Any) -> None:
