@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _evaluate(flags: argparse.Namespace) -> None:
     require("lm_eval", "loramoe evaluate", "'loramoe[eval]'")
-    from loramoe.evaluation.harness import ask
+    from loramoe.evaluation.harness import run_model
 
     named = _by_name(flags.adapter)
     if BASE in named:
@@ -60,7 +60,7 @@ def _evaluate(flags: argparse.Namespace) -> None:
     most = positions(load_config(BaseArguments(base, load_in_kbits=flags.load_in_kbits)))
     tasks = _tasks(flags, get_template(layout.template, tokenizer), most)
     models = {BASE: None, **adapters}.items()
-    logged = {name: ask(flags, base, name, adapter, tasks, tokenizer) for name, adapter in models}
+    logged = {name: run_model(flags, base, name, adapter, tasks, tokenizer) for name, adapter in models}
     if None not in logged.values():  # only the first of several processes gets them
         lines = compare(logged)
         table = markdown(lines, layout.type_names)

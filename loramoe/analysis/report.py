@@ -66,16 +66,14 @@ def write_report(
         **asdict(stats),
     }
     text = json.dumps(numbers, indent=1, allow_nan=False, default=np.ndarray.tolist)
-    loader = PackageLoader("loramoe.analysis")
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True}
+    template = Environment(loader=PackageLoader("loramoe.analysis"), **options).get_template("report.html.j2")
+    values = {"stats": stats, "config": config, "names": names, "target_TG": target_TG, "conclusion": conclusion}
     with atomic_save_dir(folder, hidden=".experts.incomplete", last=PAGE) as draft:
         for name, figure in zip(FIGURES, figures, strict=True):
             figure.savefig(draft / name, dpi=150)
         pictures = [base64.b64encode((draft / name).read_bytes()).decode() for name in FIGURES]
-        values = {"stats": stats, "config": config, "names": names, "pictures": pictures, "zip": zip}
-        html = pages.get_template("report.html.j2").render(
-            values, target_TG=target_TG, conclusion=conclusion, **observed
-        )
+        html = template.render(**values, **observed, pictures=pictures, zip=zip)
         (draft / NUMBERS).write_text(text + "\n", encoding="utf-8")
         (draft / PAGE).write_text(html + "\n", encoding="utf-8")
     return conclusion

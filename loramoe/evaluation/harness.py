@@ -192,10 +192,10 @@ class AdapterLM(HFLM):  # type: ignore[misc]
         return super().tok_batch_encode(strings, *arguments, **options)
 
 
-def ask(
+def run_model(
     flags: argparse.Namespace, base: str, name: str, adapter: str | None, tasks: Sequence[Any], tokenizer: Any
 ) -> Any:
-    """The samples of one model; lm-eval's results are written at once, its answers are kept for a later call."""
+    """The samples of one model; lm-eval's results are written at once, its answers are cached for later runs."""
     folder = Path(flags.output_dir)
     gc.collect()  # the model before this one
     loading = {key: getattr(flags, key) for key in ("device", "dtype", "load_in_kbits")}

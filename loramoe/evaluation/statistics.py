@@ -38,8 +38,8 @@ def compare(logged: Mapping[str, Logged]) -> list[Line]:
                     found[task, sample["filter"], metric, group][sample["doc_id"]][model] = sample[metric]
     lines = []
     for (task, name, metric, group), by_sample in found.items():
-        several = group is None or len(by_sample) < len(found[task, name, metric, None])
-        if several and (figures := _figures(metric, list(by_sample.values()))):
+        is_whole_task = group is not None and len(by_sample) == len(found[task, name, metric, None])
+        if not is_whole_task and (figures := _figures(metric, list(by_sample.values()))):
             lines.append({"task": task, "task_type": group, "metric": metric, "samples": len(by_sample), **figures})
     order = list(next(iter(logged.values())))
     return sorted(lines, key=lambda line: (order.index(line["task"]), line["task_type"] is not None, line["task_type"]))
