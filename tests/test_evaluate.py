@@ -101,9 +101,8 @@ def test_answers_are_kept_and_results_are_not_overwritten(
         (["--adapter", "base=none"], "'base' is the name of the base model"),
         (["--adapter", "none", "none"], "each file and adapter can be given once"),
         (["--load_in_kbits", "3"], "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),
-        pytest.param(
-            ["--tasks", "no_such_task"], "no_such_task", marks=pytest.mark.slow
-        ),  # lm-eval reads all its tasks
+        # lm-eval reads all its tasks.
+        pytest.param(["--tasks", "no_such_task"], "no_such_task", marks=pytest.mark.slow),
     ],
 )
 def test_mistakes_are_reported_in_one_line(flags: list[str], changes: list[str], message: str, capsys: Any) -> None:
