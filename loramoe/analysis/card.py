@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,15 @@ TAGS: Final = ["lora", "loramoe", "mixture-of-experts", "moe", "peft"]
 
 
 def write_card(
-    folder: Path, config: LoraMoeConfig, base_model: str, *, figure: Path | None = None, **values: Any
+    folder: Path,
+    config: LoraMoeConfig,
+    base_model: str,
+    results: Mapping[str, Mapping[str, float]],
+    args: Any,
+    state: Any,
+    *,
+    figure: Path | None = None,
+    **values: Any,
 ) -> None:
     """Writes the card of a run into the folder of its adapter.
 
@@ -33,8 +42,11 @@ def write_card(
         folder: The adapter's folder.
         config: The adapter's configuration.
         base_model: The base model's folder, or its name on the hub; the hub would take a folder for a name.
+        results: `before` and `after` the training, each with those of loss, perplexity and recall that were measured.
+        args: TrainingArguments of the run.
+        state: TrainerState of the run.
         figure: A figure to copy beside the card and to show in it.
-        values: What the template shows too; its first line lists them.
+        values: `data`, and maybe `conclusion` of the report and `repository` on the hub.
     """
     base = hub_name(base_model)
     relation = "adapter" if base else None
@@ -43,12 +55,12 @@ def write_card(
     )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     libraries = {"PEFT": peft, "Transformers": transformers, "Pytorch": torch, "LoRAMoE": loramoe}
+    values |= {"config": config, "results": results, "args": args, "state": state, "figure": figure}
     values |= {"base_name": public_name(base_model), "device": device, "libraries": libraries, "cell": _cell}
     with atomic_save_dir(folder) as draft:
         if figure is not None:
             shutil.copyfile(figure, draft / figure.name)
-        card = ModelCard.from_template(metadata, str(TEMPLATE), config=config, figure=figure, **values)
-        card.save(draft / CARD)
+        ModelCard.from_template(metadata, str(TEMPLATE), **values).save(draft / CARD)
 
 
 def _cell(value: object) -> str:
