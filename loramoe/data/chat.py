@@ -66,7 +66,10 @@ class ChatTemplate:
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
         """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
-        texts = [self._text(chat) for chat in conversations]
+        rendered: Sequence[str | None] = [None] * len(conversations)
+        with suppress(Exception):  # all at once is faster; those that cannot be rendered are found one by one
+            rendered = self.tokenizer.apply_chat_template(conversations, tokenize=False)
+        texts = [self._text(chat, text) for chat, text in zip(conversations, rendered, strict=True)]
         encoded = iter(self._tokenise([text for text in texts if not isinstance(text, TemplateError)]))
         special = (any(self._special.search(turn["content"]) for turn in chat) for chat in conversations)
         return [
@@ -74,9 +77,9 @@ class ChatTemplate:
             for text, marked in zip(texts, special, strict=True)
         ]
 
-    def _text(self, chat: Sequence[Message]) -> tuple[str, list[Span]] | TemplateError:
+    def _text(self, chat: Sequence[Message], text: str | None) -> tuple[str, list[Span]] | TemplateError:
         try:
-            text = self._render(chat)
+            text = self._render(chat) if text is None else text
             return text, _find_answers(chat, text, self._frame(tuple(turn["role"] for turn in chat)))
         except TemplateError as error:
             return error

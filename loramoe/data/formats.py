@@ -62,9 +62,9 @@ class SampleReader:
             return [f": expected an object such as {{'instruction': …, 'output': …}}, got {seen(value)}. Write one."]
         names = {name: (self.columns or {}).get(name, name) for name in COLUMNS}
         fields: dict[str, Any] = {name: value.get(column) for name, column in names.items()}
-        known = next((kind for name, kind in _FORMAT_OF.items() if fields[name] is not None), None)
+        known = next((kind for name, kind in _FORMAT_OF.items() if fields[name] is not None), "")
         kind = known if self.format == "auto" else self.format
-        if kind is None:
+        if not kind:
             fix = "Name them: columns: {instruction: question, output: answer}."
             return [f": the fields {reprlib.repr(list(value))} are of no known format. {fix}"]
         types = (self.task_type, fields["task_type"], self.default_task_type)

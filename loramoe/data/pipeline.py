@@ -79,6 +79,7 @@ class Tokeniser:
     def store(self, source: DataSource) -> tuple[Any, DataReport, str]:
         """Tokenises a data set, or finds the result; returns it with its report and a hash of what decides it."""
         import datasets
+        from datasets.exceptions import DatasetGenerationError
         from filelock import FileLock
 
         encoding = self._encoding()  # refuses a tokenizer that does not suit, before any work
@@ -88,13 +89,11 @@ class Tokeniser:
         folder.mkdir(parents=True, exist_ok=True)
         dated = self.template == "chat" and "strftime_now" in str(self.tokenizer.chat_template)
         tokens = folder / f"tokens-{datetime.now(timezone.utc).date() if dated else 'undated'}.arrow"
-        arguments = {"source": source, "data": data, "task_types": self._types()}
+        arguments = {"source": source, "data": data, "read": partial(source, task_types=self.task_types)}
         with FileLock(folder / "lock"):  # one process tokenises, the others wait
             try:
                 raw = datasets.Dataset.from_generator(read_rows, cache_dir=str(folder), gen_kwargs=arguments)
-            except (
-                datasets.exceptions.DatasetGenerationError
-            ) as error:  # hides a DatasetError, or that the disk is full
+            except DatasetGenerationError as error:  # hides a DatasetError, or that the disk is full
                 raise (error.__cause__ or error) from None
             processes = {"num_proc": self.num_proc} if self.num_proc > 1 else {}
             files = {"cache_file_name": str(tokens), "new_fingerprint": key[:32]}
@@ -108,14 +107,15 @@ class Tokeniser:
         """As `store`, but tokenises a data set while it is read; samples of files are checked and counted before."""
         from datasets import IterableDataset
 
-        encoding, types = self._encoding(skip=True), Counter[int]()
+        encoding, read = self._encoding(skip=True), partial(source, task_types=self.task_types)
+        types = Counter[int]()
         data: Any = data_files(source.path) if source.local else load_hub(source, streaming=True)
         content = _content_hash(data) if source.local else f"{source.path} {source.revision}"
         if source.local:
-            types.update(row["task_type"] for row in read_rows(source, data, self.task_types))
+            types.update(row["task_type"] for row in read_rows(source, data, read))
             # Each worker gets some files of a list; `max_samples` is of all files together.
             data = tuple(data) if source.max_samples else data
-        arguments = {"source": source, "data": data, "task_types": self._types(), "skip": True}
+        arguments = {"source": source, "data": data, "read": read, "skip": True}
         made = IterableDataset.from_generator(read_rows, gen_kwargs=arguments).map(**encoding, batch_size=64)
         report = DataReport(types.total(), types.total(), dict(sorted(types.items())), self.max_seq_length)
         return made.select_columns(list(COLUMNS)), report, self._key(source, content)
@@ -124,10 +124,8 @@ class Tokeniser:
         of_source = ("task_type", "default_task_type", "max_samples", "format", "columns")
         decisive = {"content": content, **{name: getattr(source, name) for name in of_source}}
         decisive |= {"version": FORMAT_VERSION, "template": self.template, "max_seq_length": self.max_seq_length}
-        return hash_of({**decisive, "types": self._types(), "tokenizer": tokenizer_hash(self.tokenizer)})
-
-    def _types(self) -> tuple[int, ...] | None:
-        return None if self.task_types is None else tuple(sorted(set(self.task_types)))  # no list: see `stream`
+        types = None if self.task_types is None else sorted(set(self.task_types))
+        return hash_of({**decisive, "types": types, "tokenizer": tokenizer_hash(self.tokenizer)})
 
     def _encoding(self, skip: bool = False) -> dict[str, Any]:
         """Arguments of `map` of the `datasets` library."""
@@ -145,13 +143,11 @@ class Tokeniser:
         }
 
 
-def read_rows(
-    source: DataSource, data: Iterable[Any], task_types: Collection[int] | None, skip: bool = False
-) -> Iterator[dict[str, Any]]:
+def read_rows(source: DataSource, data: Iterable[Any], read: Any, skip: bool = False) -> Iterator[dict[str, Any]]:
     """Reads the samples of files, or of a data set of the hub, as rows for the `datasets` library."""
     rows = ((f"{source.path}, row {number}", row) for number, row in enumerate(data, start=1))
     values = islice(locate(data) if source.local else rows, source.max_samples)
-    for where, sample in checked(values, partial(source, task_types=task_types), skip):
+    for where, sample in checked(values, read, skip):
         yield {"messages": sample.messages, "task_type": sample.task_type, "where": where}
 
 

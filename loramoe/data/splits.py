@@ -122,7 +122,7 @@ def _divide(datasets: list[Any], percentage: float, seed: int) -> tuple[list[Any
 
     if not percentage:
         return datasets, {}
-    sizes = [len(one) for one in datasets]
+    sizes = list(map(len, datasets))
     total = sum(sizes)
     if total < 2:
         raise DatasetError(f"validation_percentage={percentage} needs at least 2 samples to divide; got {total}.")

@@ -11,8 +11,6 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import takewhile
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -68,13 +66,11 @@ class ReleaseTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
-            needed = "the prompt template 'release' needs tokenizer.eos_token"
-            raise ValueError(f"{needed}, which is not set. Set it, as to '</s>'.")
+            raise ValueError("the prompt template 'release' needs tokenizer.eos_token, which is not set. Set it.")
         self.tokenizer = tokenizer
         self.end_ids = (tokenizer.eos_token_id,)
         probe = tokenizer("a", return_special_tokens_mask=True)
-        pairs = zip(probe["input_ids"], probe["special_tokens_mask"], strict=True)
-        self._start = [token for token, _ in takewhile(itemgetter(1), pairs)]
+        self._start = probe["input_ids"][: probe["special_tokens_mask"].index(0)]
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
         """Encodes a conversation whose next turn is the assistant's: exactly the ids before its answer in training."""
@@ -131,10 +127,9 @@ def read_prompt_format(folder: str | os.PathLike[str]) -> PromptFormat | None:
 
 
 def choose_prompt_format(template: str | None, adapters: Sequence[str | os.PathLike[str]]) -> PromptFormat:
-    """Chooses the prompt format for folders of adapters; warns if the requested template differs from theirs.
+    """Chooses the format of the first adapter that has one, or the default; with the requested template, if not None.
 
-    Returns:
-        The format of the first adapter that has one, or the default; with the requested template, if not None.
+    It warns if the requested template differs from those of the adapters.
 
     Raises:
         ValueError: If the adapters have different templates and none is requested.

@@ -196,7 +196,7 @@ def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypa
     template, rendered, tokenised = chat(PLAIN), [], []
     encode(template, ONE, [SYSTEM, *ONE])
     tokenizer, render, ids = template.tokenizer, template.tokenizer.apply_chat_template, template._ids
-    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda c, **more: rendered.append(c) or render(c, **more))
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda c, **more: rendered.extend(c) or render(c, **more))
     monkeypatch.setattr(template, "_ids", lambda texts, *more: tokenised.append(texts) or ids(texts, *more))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
