@@ -6,6 +6,7 @@ that decides the tokens.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import Any, Final
 from loramoe.data.chat import PromptTemplate, get_template
 from loramoe.data.collate import IGNORE_INDEX
 from loramoe.data.read import checked, locate
-from loramoe.data.sources import DatasetError, DataSource, data_files, file_hash, hash_of, kind_of
+from loramoe.data.sources import DatasetError, DataSource, data_files, hash_of, kind_of
 from loramoe.data.templates import TemplateError, tokenizer_hash
 
 FORMAT_VERSION: Final = 5
@@ -185,7 +186,13 @@ def load_hub(source: DataSource, streaming: bool = False) -> Any:
 
 
 def _content_hash(files: Iterable[Path]) -> str:
-    return hash_of([("".join(kind_of(file)), file_hash(file)) for file in files])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{kind_of(file)} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _report(table: Any, samples: int, max_seq_length: int) -> DataReport:

@@ -27,16 +27,16 @@ class DatasetError(UsageError):
     """The data cannot be used as it is; the message has the place, what was seen, what was expected and the fix."""
 
 
-_TEXT: Final = ("some text in quotes", lambda value: isinstance(value, str) and bool(value.strip()))
-_TYPE: Final = ("an integer such as 0 or 1", lambda value: type(value) is int)
-_CHECKS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
-    **dict.fromkeys(("path", "split", "subset", "revision", "name"), _TEXT),
-    **dict.fromkeys(("task_type", "default_task_type"), _TYPE),
+_CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
+    "path": ("some text in quotes", lambda value: isinstance(value, str) and bool(value.strip())),
+    "task_type": ("an integer such as 0 or 1", lambda value: type(value) is int),
     "weight": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
     "max_samples": ("an integer above 0", lambda value: type(value) is int and value > 0),
     "format": (f"one of {', '.join(FORMATS)}", lambda value: value in FORMATS),
     "columns": ("names, such as {instruction: question, output: answer}", lambda value: isinstance(value, Mapping)),
 }
+_CHECKS |= dict.fromkeys(("split", "subset", "revision", "name"), _CHECKS["path"])
+_CHECKS["default_task_type"] = _CHECKS["task_type"]
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,7 @@ class DataConfig:
 def read_data_config(path: str | os.PathLike[str] | Mapping[str, Any]) -> DataConfig:
     """Reads the data of a run from a YAML or JSON file, or from what such a file holds.
 
-    Args:
-        path: The file, with the keys `datasets`, `validation` and `type_names`. Paths in it are relative to the
-            current folder.
+    The keys are `datasets`, `validation` and `type_names`; paths are relative to the current folder.
 
     Raises:
         UsageError: If the file cannot be read, or a key or value is wrong.
@@ -162,12 +160,3 @@ def short_name(name: str) -> str:
 def hash_of(parts: Any) -> str:
     """The SHA-256 hash of values of JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def file_hash(file: Path) -> str:
-    """The SHA-256 hash of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

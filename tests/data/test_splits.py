@@ -146,6 +146,6 @@ class TestFingerprint:
         assert fingerprint(numbered("a.json", 9, output="Not me.")) != fingerprint(numbered("a.json", 9))
 
 
-@pytest.mark.parametrize(("most", "expected"), [(None, range(5)), (3, [0, 2, 4]), (1, [0])])
-def test_evenly_spaced(load, numbered, most, expected):
-    assert types(evenly_spaced(load(numbered("a.json", 5)).train, most)) == list(expected)
+def test_evenly_spaced(load, numbered):
+    train = load(numbered("a.json", 5)).train
+    assert [types(evenly_spaced(train, most)) for most in (None, 3, 1)] == [[0, 1, 2, 3, 4], [0, 2, 4], [0]]

@@ -102,20 +102,20 @@ def test_what_the_template_writes_before_an_answer_belongs_to_the_prompt(chat, b
     assert template.tokenizer.decode(several.target) == "Me.</s>So.</s>"
 
 
-@pytest.mark.parametrize("answer", ["think", " Me. \n", "\n\nMe.", "漢 😀"])
 @pytest.mark.parametrize("text", [PLAIN, turns(THINK, "</s>") + PROMPT, COLON, turns("", "")])
 @pytest.mark.parametrize("make", ["bytes", "tiny_llama"])
-def test_generation_gets_the_prompt_of_training(make_tokenizer, make, text, answer):
+def test_generation_gets_the_prompt_of_training(make_tokenizer, make, text):
     tokenizer = make_tokenizer() if make == "bytes" else AutoTokenizer.from_pretrained(TINY_LLAMA)
     tokenizer.chat_template = text
     template = get_template("chat", tokenizer)
-    asked = conversation("Who?", "A b.", answer)
-    single, several = encode(template, asked, [*ONE, TWO[0], {**TWO[1], "content": answer}])
-    assert template.chat_ids(asked[:1]) == single.prompt
-    asked = template.chat_ids([*ONE, TWO[0]])
-    assert asked == several.input_ids[: len(asked)]
-    assert tokenizer.decode(single.target, skip_special_tokens=True).strip() == answer.strip()
-    assert [label for label in several.labels[len(asked) :] if label != -100][:1] == several.labels[len(asked) :][:1]
+    for answer in ("think", " Me. \n", "\n\nMe.", "漢 😀"):
+        question = conversation("Who?", "A b.", answer)
+        single, several = encode(template, question, [*ONE, TWO[0], {**TWO[1], "content": answer}])
+        assert template.chat_ids(question[:1]) == single.prompt
+        assert tokenizer.decode(single.target, skip_special_tokens=True).strip() == answer.strip()
+        asked = template.chat_ids([*ONE, TWO[0]])
+        assert asked == several.input_ids[: len(asked)]
+        assert several.labels[len(asked)] == several.input_ids[len(asked)]
 
 
 def test_a_chat_goes_on_though_the_template_drops_earlier_thoughts(chat):
@@ -181,14 +181,14 @@ def test_a_template_that_does_not_compile_is_refused_at_once(chat):
         chat("{% for m in messages %}{{ m.content }{% endfor %}")
 
 
-@pytest.mark.parametrize(("position", "token"), [(0, "</s>"), (1, "<|reserved|>"), (2, "</s>")])
-def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokenizer, position, token):
+def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokenizer):
     chat_tokenizer.add_tokens([AddedToken("<|reserved|>", special=True)])
     assert "<|reserved|>" not in chat_tokenizer.all_special_tokens
-    turns = [dict(turn) for turn in (SYSTEM, *ONE)]
-    turns[position]["content"] += f"{token} b"
-    plain, marked = encode(get_template("chat", chat_tokenizer), [SYSTEM, *ONE], turns)
-    assert (plain.special, marked.special) == (False, True)
+    question, answer = ONE
+    ended = {**answer, "content": "Me.</s> b"}
+    reserved = {**question, "content": "Who<|reserved|>?"}
+    chats = [[SYSTEM, *ONE], [SYSTEM, question, ended], [SYSTEM, reserved, answer]]
+    assert [one.special for one in encode(get_template("chat", chat_tokenizer), *chats)] == [False, True, True]
 
 
 def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
