@@ -35,7 +35,7 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "format": (f"one of {', '.join(FORMATS)}", lambda value: value in FORMATS),
     "columns": ("names, such as {instruction: question, output: answer}", lambda value: isinstance(value, Mapping)),
 }
-_CHECKS |= dict.fromkeys(("split", "subset", "revision", "name"), _CHECKS["path"])
+_CHECKS.update(dict.fromkeys(("split", "subset", "revision", "name"), _CHECKS["path"]))
 _CHECKS["default_task_type"] = _CHECKS["task_type"]
 
 
