@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from loramoe.data.chat import PromptTemplate, get_template
 from loramoe.data.collate import IGNORE_INDEX
+from loramoe.data.formats import seen
 from loramoe.data.read import checked, locate
 from loramoe.data.sources import DatasetError, DataSource, data_files, hash_of, kind_of
 from loramoe.data.templates import TemplateError, tokenizer_hash
@@ -26,6 +27,7 @@ from loramoe.data.templates import TemplateError, tokenizer_hash
 FORMAT_VERSION: Final = 5
 """Raised whenever this package would make other columns or tokens of the same data."""
 
+RAW_COLUMNS: Final = ("messages", "task_type", "where")
 COLUMNS: Final = ("input_ids", "labels", "task_types", "length")
 MARKS: Final = ("cut", "special", "max_token_id")
 """For the report: was the sample cut, did its own words become a special token, and its largest id."""
@@ -110,16 +112,21 @@ class Tokeniser:
 
         encoding, read = self._encoding(skip=True), partial(source, task_types=self.task_types)
         types = Counter[int]()
-        data: Any = data_files(source.path) if source.local else load_hub(source, streaming=True)
-        content = _content_hash(data) if source.local else f"{source.path} {source.revision}"
         if source.local:
-            types.update(row["task_type"] for row in read_rows(source, data, read))
+            files = data_files(source.path)
+            content = _content_hash(files)
+            types.update(row["task_type"] for row in read_rows(source, files, read))
             # Each worker gets some files of a list; `max_samples` is of all files together.
-            data = tuple(data) if source.max_samples else data
-        arguments = {"source": source, "data": data, "read": read, "skip": True}
-        made = IterableDataset.from_generator(read_rows, gen_kwargs=arguments).map(**encoding, batch_size=64)
+            arguments = {"source": source, "data": tuple(files) if source.max_samples else files, "read": read}
+            raw = IterableDataset.from_generator(read_rows, gen_kwargs=arguments)
+        else:
+            content, hub = f"{source.path} {source.revision}", load_hub(source, streaming=True)
+            hub = hub.take(source.max_samples) if source.max_samples else hub
+            options = {"remove_columns": hub.column_names or list(next(iter(hub))), "batched": True, "batch_size": 64}
+            raw = hub.map(read_batch, fn_kwargs={"read": read, "path": source.path}, **options)
+        made = raw.map(**encoding, batch_size=64).select_columns(list(COLUMNS))
         report = DataReport(types.total(), types.total(), dict(sorted(types.items())), self.max_seq_length)
-        return made.select_columns(list(COLUMNS)), report, self._key(source, content)
+        return made, report, self._key(source, content)
 
     def _key(self, source: DataSource, content: str) -> str:
         of_source = ("task_type", "default_task_type", "max_samples", "format", "columns")
@@ -139,17 +146,24 @@ class Tokeniser:
             "function": encode_batch,
             "fn_kwargs": {"template": template, "max_seq_length": self.max_seq_length, "skip": skip},
             "batched": True,
-            "remove_columns": ["messages", "task_type", "where"],
+            "remove_columns": list(RAW_COLUMNS),
             "features": Features(dict(zip(COLUMNS + MARKS, kinds, strict=True))),
         }
 
 
-def read_rows(source: DataSource, data: Iterable[Any], read: Any, skip: bool = False) -> Iterator[dict[str, Any]]:
+def read_rows(source: DataSource, data: Iterable[Any], read: Any) -> Iterator[dict[str, Any]]:
     """Reads the samples of files, or of a data set of the hub, as rows for the `datasets` library."""
     rows = ((f"{source.path}, row {number}", row) for number, row in enumerate(data, start=1))
-    values = islice(locate(data) if source.local else rows, source.max_samples)
-    for where, sample in checked(values, read, skip):
-        yield {"messages": sample.messages, "task_type": sample.task_type, "where": where}
+    for where, sample in checked(islice(locate(data) if source.local else rows, source.max_samples), read):
+        yield dict(zip(RAW_COLUMNS, (sample.messages, sample.task_type, where), strict=True))
+
+
+def read_batch(batch: Mapping[str, list[Any]], read: Any, path: str) -> dict[str, list[Any]]:
+    """Reads samples of a stream of the hub; faulty ones are skipped."""
+    values = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    good = list(checked(((f"{path}, {seen(value)}", value) for value in values), read, skip=True))
+    columns = [one.messages for _, one in good], [one.task_type for _, one in good], [where for where, _ in good]
+    return dict(zip(RAW_COLUMNS, columns, strict=True))
 
 
 def encode_batch(

@@ -11,8 +11,9 @@ from dataclasses import replace
 import datasets
 import pytest
 from tokenizers import AddedToken
+from torch.utils.data import DataLoader
 
-from loramoe.data import DatasetError, DataSource, pipeline
+from loramoe.data import DatasetError, DataSource, SftCollator, pipeline
 from loramoe.data.pipeline import Tokeniser
 from loramoe.data.templates import tokenizer_hash
 from tests.data.conftest import CHAT
@@ -169,7 +170,7 @@ class TestHub:
         def load(path, subset, *, split, revision, streaming):
             if (path, subset, split, revision) != ("me/rows", "all", "half", "v1"):
                 raise ConnectionError("no such data set")
-            return samples.to_iterable_dataset() if streaming else samples
+            return samples.to_iterable_dataset(num_shards=2) if streaming else samples
 
         monkeypatch.setattr(datasets, "load_dataset", load)
         return DataSource("me/rows", subset="all", split="half", revision="v1")
@@ -181,9 +182,12 @@ class TestHub:
         stream, report, _ = Tokeniser(tokenizer, task_types=[0, 1]).stream(replace(hub, max_samples=9))
         assert list(stream) == [one for one in expected[:9] if one["task_types"] != 2]
         assert "unknown length" in str(report)
-        assert (
-            len(re.findall(r"sample skipped \(\d+ so far\): me/rows, row [369], field 'task_type'", caplog.text)) == 3
-        )
+        assert len(re.findall(r"skipped \(\d+ so far\): me/rows, .*, field 'task_type'", caplog.text)) == 3
+
+    def test_workers_of_a_loader_share_a_stream(self, hub, tokenizer, expected):
+        stream, *_ = Tokeniser(tokenizer).stream(hub)
+        batches = DataLoader(stream, 4, num_workers=2, collate_fn=SftCollator(0))
+        assert sum(len(batch["task_types"]) for batch in batches) == len(expected)
 
     def test_a_fault_has_a_place(self, hub, tokenizer, tmp_path):
         tokeniser = Tokeniser(tokenizer, task_types=[0, 1], cache_dir=tmp_path / "cache")
