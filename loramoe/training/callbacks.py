@@ -17,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
-from loramoe.analysis.log import PARTS_PREFIX
+from loramoe.analysis.routing import PARTS_PREFIX
 from loramoe.data import IGNORE_INDEX
 from loramoe.utils import STOP_SIGNALS, UsageError, write_json
 
