@@ -49,7 +49,7 @@ def answer_scores(model: Any, factors: Factors, batches: Iterable[Batch]) -> dic
     if not any(len(scores) for *_, scores in tokens):
         raise UsageError("the samples hold no answer, or can be read only once. Give a list of samples with answers.")
     sample_N, type_N, scores = (torch.cat(column) for column in zip(*tokens, strict=True))
-    types = [t for t in type_N.unique().tolist() if t >= 0]
+    types = sorted(set(type_N.tolist()) - {-1})
     chosen = {"answers": type_N > -2} | {f"answers of type {t}": type_N == t for t in types}
     return {name: _group(sample_N[mask], scores[mask]) for name, mask in chosen.items()}
 
@@ -75,7 +75,7 @@ def _token_scores(log_p: Mapping[str, Tensor], token_N: Tensor) -> Tensor:
 
 def _group(sample_N: Tensor, scores: Tensor) -> dict[str, Any]:
     kl, agrees, right, loss = scores.unbind(-1)
-    samples, index_N = sample_N.unique(return_inverse=True)
+    samples, index_N = torch.unique(sample_N, return_inverse=True)
     right_M3 = right.new_ones(len(samples), len(MODELS))
     right_M3.scatter_reduce_(0, index_N[:, None].expand_as(right), right, "amin")
     measures = {"kl": kl.mean(0), "kl_p95": kl.quantile(0.95, dim=0), "agreement": agrees.mean(0)}

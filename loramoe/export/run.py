@@ -17,7 +17,7 @@ import loramoe
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data.templates import PROMPT_FILE
 from loramoe.export.distance import answer_scores, relative_errors
-from loramoe.export.lora import adapter_layers, mean_gates, plain_lora, save_lora
+from loramoe.export.lora import Factors, adapter_layers, mean_gates, plain_lora, save_lora
 from loramoe.loading import adapter_folder
 from loramoe.utils import check_output_dir, hub_name, public_name, replace_dir, write_json
 
@@ -39,10 +39,10 @@ def export_lora(
 ) -> dict[str, Any]:
     """Writes the active LoRAMoE adapter of a model as a plain PEFT LoRA, and measures how far that is from it.
 
-    The gates of each layer become their mean over the calibration samples, so the result is an approximation.
+    An approximation: the gates of each layer become their mean over the calibration samples.
 
     Args:
-        model: A PeftModel whose one active adapter is of LoRAMoE; left in evaluation mode.
+        model: A PeftModel with one active adapter, of LoRAMoE; left in evaluation mode.
         folder: Folder to write; it appears whole or not at all.
         calibration: Batches with `input_ids` [B, S] and maybe `attention_mask` [B, S], as `SftCollator` makes them.
         test: Batches with `labels` [B, S] too, and maybe `task_types` [B]. Default: `calibration`, read again.
@@ -64,32 +64,30 @@ def export_lora(
     with torch.no_grad():
         gates, tokens = mean_gates(model, calibration)
         factors = plain_lora(model, gates, rank)
-        test, held_out = (calibration, False) if test is None else (test, True)
-        groups, errors = answer_scores(model, factors, test), relative_errors(model, factors, test)
-    config = model.active_peft_config
-    base = config.base_model_name_or_path
+        measured = calibration if test is None else test
+        groups, errors = answer_scores(model, factors, measured), relative_errors(model, factors, measured)
+    base = model.active_peft_config.base_model_name_or_path
     report = {
         "format": "merged" if merge else "lora",
         "source": public_name(source or model.active_adapter),
         "base_model": public_name(base) if base else None,
-        "experts": config.lora_nums,
+        "experts": model.active_peft_config.lora_nums,
         "rank": len(next(iter(factors.values()))[0]),
         "calibration_tokens": tokens,
-        "held_out": held_out,
+        "held_out": test is not None,
         "groups": groups,
         "relative_error": errors,
         "mean_gates": {key: gates_E.tolist() for key, gates_E in gates.items()},
     }
     with replace_dir(Path(folder)) as draft:
-        save_lora(model, factors, draft)
-        if merge:
-            _merge(model, draft)
+        (_save_merged if merge else save_lora)(model, factors, draft)
         _card(report, hub_name(base) if base else None).save(draft / "README.md")
         finish_folder(draft, report, tokenizer, saved)
     return report
 
 
-def _merge(model: Any, folder: Path) -> None:
+def _save_merged(model: Any, factors: Factors, folder: Path) -> None:
+    save_lora(model, factors, folder)
     merged = PeftModel.from_pretrained(model.unload(), folder).merge_and_unload()
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         (folder / name).unlink()
@@ -98,10 +96,12 @@ def _merge(model: Any, folder: Path) -> None:
 
 def _card(report: Mapping[str, Any], base: str | None) -> ModelCard:
     merged = report["format"] == "merged"
-    relation = {"base_model": base, "base_model_relation": "merge" if merged else "adapter"} if base else {}
-    library, tags = "transformers" if merged else "peft", ["lora", "loramoe", "approximation"]
-    data = ModelCardData(library_name=library, tags=tags, **relation)
-    return ModelCard.from_template(data, template_path=str(TEMPLATE), version=loramoe.__version__, **report)
+    data = ModelCardData(base_model=base, tags=["lora", "loramoe", "approximation"])
+    data["library_name"] = "transformers" if merged else "peft"
+    if base:
+        data["base_model_relation"] = "merge" if merged else "adapter"
+    card: ModelCard = ModelCard.from_template(data, template_path=str(TEMPLATE), version=loramoe.__version__, **report)
+    return card
 
 
 def finish_folder(

@@ -20,8 +20,8 @@ from loramoe.data import PackedCollator
 from loramoe.tuner.layer import MERGE_REFUSED
 
 # Flags of LoRA that LoRAMoE does not have.
-UNSUPPORTED = ("peft", "loftq_config", "lora_target_parameters", "lora_fan_in_fan_out", "relora", "peft_use_dora")
-UNSUPPORTED += ("peft_layer_replication", "peft_trainable_token_indices", "peft_ensure_weight_tying")
+UNSUPPORTED: tuple[str, ...] = ("peft", "loftq_config", "lora_target_parameters", "lora_fan_in_fan_out", "relora")
+UNSUPPORTED += ("peft_use_dora", "peft_layer_replication", "peft_trainable_token_indices", "peft_ensure_weight_tying")
 OTHER_LOSSES = ("rl", "use_eaft", "kd_trainer", "reward_model", "process_reward_model")
 
 

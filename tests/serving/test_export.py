@@ -106,12 +106,9 @@ def edit_base(adapter: Path, **values: object) -> None:
     ("spoil", "names"),
     [
         (plain_lora, "LORA"),
-        (lambda adapter: edit(adapter / "adapter_config.json", modules_to_save=["lm_head"]), "modules_to_save"),
-        (lambda adapter: edit(adapter.parent / "base" / "config.json", model_type="mixtral"), "'mixtral'"),
-        (
-            lambda adapter: edit(adapter.parent / "base" / "config.json", quantization_config={"quant_method": "fp8"}),
-            "quantised",
-        ),
+        (lambda adapter: edit(adapter, modules_to_save=["lm_head"]), "modules_to_save"),
+        (lambda adapter: edit_base(adapter, model_type="mixtral"), "'mixtral'"),
+        (lambda adapter: edit_base(adapter, quantization_config={"quant_method": "fp8"}), "quantised"),
         (lambda adapter: (adapter.parent / "base" / "model.safetensors").unlink(), "--link_base"),
     ],
 )
