@@ -120,21 +120,18 @@ def _to_rank(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 @contextmanager
 def as_plain_lora(model: Any, factors: Factors) -> Iterator[None]:
     """Makes the adapter compute what the LoRA does: a mixture of one expert of its rank, whose gate is always 1."""
-    layers, name = adapter_layers(model), model.active_adapter
-    saved = {key: layer.weights(name) for key, layer in layers.items()}
+    name, saved = model.active_adapter, []
     try:
-        for key, (A, B) in factors.items():
-            weights = A.new_zeros(1, A.shape[1]), A, B / layers[key].scaling[name]
-            _set_weights(layers[key], name, [nn.Parameter(weight, requires_grad=False) for weight in weights])
+        for key, layer in adapter_layers(model).items():
+            (A, B), experts = factors[key], layer.loramoe_experts[name]
+            saved.append((experts, dict(experts.named_parameters())))
+            for part, weight in zip(PARTS, (A.new_zeros(1, A.shape[1]), A, B / layer.scaling[name]), strict=True):
+                setattr(experts, part, nn.Parameter(weight, requires_grad=False))
         yield
     finally:
-        for key, originals in saved.items():
-            _set_weights(layers[key], name, originals)
-
-
-def _set_weights(layer: LoraMoeLayer, name: str, weights: Iterable[Tensor]) -> None:
-    for part, weight in zip(PARTS, weights, strict=True):
-        setattr(layer.loramoe_experts[name], part, weight)
+        for experts, weights in saved:
+            for part, weight in weights.items():
+                setattr(experts, part, weight)
 
 
 def save_lora(model: Any, factors: Factors, folder: Path) -> None:

@@ -110,10 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--to-original", action="store_true", help="write the original code's format, not ours")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result in OUT")
+    flags = parser.parse_args(argv)
     try:
-        convert(**vars(parser.parse_args(argv)))
+        convert(**vars(flags))
     except (ValueError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
+    print(f"wrote {flags.target}")
     return 0
 
 
