@@ -18,7 +18,9 @@ Question = dict[str, Any]
 """`messages`, up to the question; `answers`, its own first; `choices`; `task_type`, or None; `cloze`; `where`."""
 
 _SAMPLE: Final = SampleReader(default_task_type=0)
-_CLOZE: Final = SampleReader("alpaca", {"instruction": "prompt", "output": "answer"}, default_task_type=0)
+_CLOZE: Final = SampleReader(
+    format="alpaca", columns={"instruction": "prompt", "output": "answer"}, default_task_type=0
+)
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:

@@ -154,10 +154,11 @@ def test_a_prompt_of_several_blocks(complete, model, tokenizer, answers):
 
 
 def test_chat_uses_the_template_of_the_training(client, folder, model, tokenizer):
-    from loramoe.data import get_template
+    from loramoe.data import conversation, get_template
 
     for row in json.loads(QUESTIONS.read_text())[:5]:
-        expected = generate(model, tokenizer, get_template("release", tokenizer).prompt_ids(row["instruction"])).text
+        ids = get_template("release", tokenizer).chat_ids(conversation(row["instruction"], "", "")[:1])
+        expected = generate(model, tokenizer, ids).text
         options = {"model": str(folder), "max_tokens": COUNT, "temperature": 0}
         options["messages"] = [{"role": "user", "content": row["instruction"]}]
         assert text_of(client.chat.completions.create(**options).choices[0]) == expected
