@@ -9,19 +9,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from loramoe import loading
 from loramoe.data import TEMPLATES, SftCollator, choose_prompt_format, evenly_spaced, tokenise_dataset
 from loramoe.decoding import pad_id
 from loramoe.export.original import convert
 from loramoe.export.run import REPORT, export_lora
-from loramoe.loading import (
-    BaseArguments,
-    adapter_folder,
-    add_model_flags,
-    base_name,
-    fill_positional,
-    load_model,
-    load_tokenizer,
-)
 from loramoe.utils import check_output_dir, positive
 
 FORMATS = {
@@ -38,7 +30,7 @@ OWN_FLAGS |= dict.fromkeys(("calibration", "test", "max_seq_length", "template",
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loramoe export", description=__doc__)
     parser.add_argument("words", nargs="*", metavar="ADAPTER OUT", help="older form of --adapter and --output_dir")
-    add_model_flags(parser)
+    loading.add_model_flags(parser)
     parser.add_argument("--output_dir", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result in --output_dir")
     formats = "; ".join(f"{name}: {meaning}" for name, meaning in FORMATS.items())
@@ -54,66 +46,63 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _batches(arguments: argparse.Namespace, tokenizer: Any, path: str, most: int | None = None) -> DataLoader[Any]:
+def _batches(flags: argparse.Namespace, tokenizer: Any, path: str, most: int | None = None) -> DataLoader[Any]:
     """Samples as batches, without those that fill max_seq_length: their answers may be cut there."""
-    settings = {"template": arguments.template, "max_seq_length": arguments.max_seq_length}
-    samples, report = tokenise_dataset(path, tokenizer, **settings)
-    whole = [index for index, length in enumerate(samples["length"]) if length < arguments.max_seq_length]
-    print(f"{path}: {report}; {len(whole)} shorter than max_seq_length={arguments.max_seq_length} are used")
+    samples, report = tokenise_dataset(path, tokenizer, template=flags.template, max_seq_length=flags.max_seq_length)
+    whole = [index for index, length in enumerate(samples["length"]) if length < flags.max_seq_length]
+    print(f"{path}: {report}; {len(whole)} shorter than max_seq_length={flags.max_seq_length} are used")
     samples = evenly_spaced(samples.select(whole, keep_in_memory=True), most)
-    return DataLoader(samples, batch_size=arguments.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
+    return DataLoader(samples, batch_size=flags.batch_size, collate_fn=SftCollator(pad_id(tokenizer)))
 
 
-def _export_lora(arguments: argparse.Namespace) -> None:
+def _export_lora(flags: argparse.Namespace) -> None:
     """Everything that can fail for a wrong flag or file does so before the base model is loaded."""
-    check_output_dir(Path(arguments.output_dir), arguments.overwrite, REPORT)
-    adapter = adapter_folder(arguments.adapter)
-    layout = choose_prompt_format(arguments.template, [adapter])
-    arguments.template = layout.template
-    arguments.max_seq_length = arguments.max_seq_length or layout.max_seq_length
-    name = base_name(arguments.base_model, [adapter])
-    base = BaseArguments(name, dtype=arguments.dtype, load_in_kbits=arguments.load_in_kbits)
-    tokenizer = load_tokenizer(name, [adapter])
-    calibration = _batches(arguments, tokenizer, arguments.calibration, arguments.calibration_rows)
-    test = _batches(arguments, tokenizer, arguments.test) if arguments.test else None
-    options = {"tokenizer": tokenizer, "source": arguments.adapter, "overwrite": arguments.overwrite}
-    options |= {"rank": arguments.rank, "merge": arguments.format == "merged"}
-    model = load_model(base, adapter, arguments.device)
-    report = export_lora(model, arguments.output_dir, calibration, test, **options)
+    check_output_dir(Path(flags.output_dir), flags.overwrite, REPORT)
+    adapter = loading.adapter_folder(flags.adapter)
+    layout = choose_prompt_format(flags.template, [adapter])
+    flags.template, flags.max_seq_length = layout.template, flags.max_seq_length or layout.max_seq_length
+    name = loading.base_name(flags.base_model, [adapter])
+    base = loading.BaseArguments(name, dtype=flags.dtype, load_in_kbits=flags.load_in_kbits)
+    tokenizer = loading.load_tokenizer(name, [adapter])
+    calibration = _batches(flags, tokenizer, flags.calibration, flags.calibration_rows)
+    test = _batches(flags, tokenizer, flags.test) if flags.test else None
+    options = {"tokenizer": tokenizer, "source": flags.adapter, "rank": flags.rank, "overwrite": flags.overwrite}
+    model = loading.load_model(base, adapter, flags.device)
+    report = export_lora(model, flags.output_dir, calibration, test, merge=flags.format == "merged", **options)
     for name in ("base", "adapter", "lora"):
-        score = report["groups"]["answers"][name]
-        print(f"{name:8}", *(f"{measure}={value:.4g}" for measure, value in score.items()))
-    print(f"an approximation: read {Path(arguments.output_dir) / 'README.md'} before you use it")
+        scores = report["groups"]["answers"][name].items()
+        print(f"{name:8}", *(f"{measure}={value:.4g}" for measure, value in scores))
+    print(f"an approximation: read {Path(flags.output_dir) / 'README.md'} before you use it")
 
 
-def _export_model(arguments: argparse.Namespace) -> None:
-    from loramoe.serving.export import export_model
+def _export(flags: argparse.Namespace) -> None:
+    if flags.format == "original":
+        convert(Path(loading.adapter_folder(flags.adapter)), Path(flags.output_dir), True, flags.overwrite)
+    elif flags.format == "hf":
+        from loramoe.serving.export import export_model
 
-    options = {"base_model": arguments.base_model, "dtype": arguments.dtype, "overwrite": arguments.overwrite}
-    export_model(arguments.adapter, arguments.output_dir, link_base=bool(arguments.link_base), **options)
-
-
-def _export_original(arguments: argparse.Namespace) -> None:
-    convert(Path(arguments.adapter), Path(arguments.output_dir), to_original=True, overwrite=arguments.overwrite)
+        link, options = bool(flags.link_base), {"base_model": flags.base_model, "dtype": flags.dtype}
+        export_model(flags.adapter, flags.output_dir, link_base=link, overwrite=flags.overwrite, **options)
+    else:
+        _export_lora(flags)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `loramoe export`; the exit code is 1 if nothing was written."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
-    fill_positional(parser, arguments, "adapter", "output_dir")
+    flags = parser.parse_args(argv)
+    loading.fill_positional(parser, flags, "adapter", "output_dir")
     for flag, formats in OWN_FLAGS.items():
-        if arguments.format not in formats and getattr(arguments, flag) != parser.get_default(flag):
+        if flags.format not in formats and getattr(flags, flag) != parser.get_default(flag):
             parser.error(f"--{flag} belongs to --format {' or '.join(formats)}. Leave it out")
-    if arguments.format in ("lora", "merged") and not arguments.calibration:
-        parser.error(f"--format {arguments.format} needs --calibration")
-    export = {"hf": _export_model, "original": _export_original}.get(arguments.format, _export_lora)
+    if flags.format in ("lora", "merged") and not flags.calibration:
+        parser.error(f"--format {flags.format} needs --calibration")
     try:
-        export(arguments)
+        _export(flags)
     except (ValueError, OSError, ImportError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {arguments.output_dir}: {FORMATS[arguments.format]}")
+    print(f"wrote {flags.output_dir}: {FORMATS[flags.format]}")
     return 0
 
 

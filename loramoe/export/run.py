@@ -16,9 +16,9 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 import loramoe
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data.templates import PROMPT_FILE
-from loramoe.export.adapter import ActiveAdapter, get_active_adapter, mean_gates
-from loramoe.export.distance import measure_distance
-from loramoe.export.lora import Factors, plain_lora, save_lora
+from loramoe.export.distance import answer_scores, relative_errors
+from loramoe.export.lora import Factors, adapter_layers, mean_gates, plain_lora, save_lora
+from loramoe.loading import adapter_folder
 from loramoe.utils import check_output_dir, hub_name, public_name, replace_dir, write_json
 
 REPORT: Final = "export_report.json"
@@ -36,76 +36,84 @@ def export_lora(
     tokenizer: Any = None,
     source: str = "",
     overwrite: bool = False,
-    progress: bool = True,
 ) -> dict[str, Any]:
     """Writes the active LoRAMoE adapter of a model as a plain PEFT LoRA, and measures how far that is from it.
 
-    The gates of each layer become their mean over the calibration samples, so the result is an approximation.
+    An approximation: the gates of each layer become their mean over the calibration samples.
 
     Args:
-        model: A PeftModel whose one active adapter is of LoRAMoE; left in evaluation mode.
+        model: A PeftModel with one active adapter, of LoRAMoE; left in evaluation mode.
         folder: Folder to write; it appears whole or not at all.
         calibration: Batches with `input_ids` [B, S] and maybe `attention_mask` [B, S], as `SftCollator` makes them.
         test: Batches with `labels` [B, S] too, and maybe `task_types` [B]. Default: `calibration`, read again.
         rank: Rank of the LoRA. Default: E·R, which cuts nothing.
         merge: Write the base model with the LoRA merged into it; this unloads the adapter from the model.
         tokenizer: Saved too.
-        source: Folder or name of the adapter, for the card; its prompt format is copied.
+        source: Folder of the adapter, or its name on the hub, for the card; its prompt format is copied.
         overwrite: Replace an earlier export in that folder.
-        progress: Show progress bars.
 
     Returns:
-        The content of export_report.json; see `measure_distance`.
+        The content of export_report.json; see `loramoe.export.distance`.
 
     Raises:
         UsageError: If the adapter or the samples cannot be exported, or the folder is in use.
     """
-    adapter = get_active_adapter(model.eval())
+    adapter_layers(model.eval())  # checks the model
     check_output_dir(Path(folder), overwrite, REPORT)
+    saved = adapter_folder(source) if source else None
     with torch.no_grad():
-        gates, tokens = mean_gates(adapter, calibration, progress)
-        factors = plain_lora(adapter, gates, rank)
-        measured = measure_distance(adapter, factors, calibration if test is None else test, progress)
-    how = {"format": "merged" if merge else "lora", "calibration_tokens": tokens, "held_out": test is not None}
-    report = {**how, **_describe(adapter, factors, source), **measured}
-    report["mean_gates"] = {key: gates_E.tolist() for key, gates_E in gates.items()}
+        gates, tokens = mean_gates(model, calibration)
+        factors = plain_lora(model, gates, rank)
+        measured = calibration if test is None else test
+        groups, errors = answer_scores(model, factors, measured), relative_errors(model, factors, measured)
+    base = model.active_peft_config.base_model_name_or_path
+    report = {
+        "format": "merged" if merge else "lora",
+        "source": public_name(source or model.active_adapter),
+        "base_model": public_name(base) if base else None,
+        "experts": model.active_peft_config.lora_nums,
+        "rank": len(next(iter(factors.values()))[0]),
+        "calibration_tokens": tokens,
+        "held_out": test is not None,
+        "groups": groups,
+        "relative_error": errors,
+        "mean_gates": {key: gates_E.tolist() for key, gates_E in gates.items()},
+    }
     with replace_dir(Path(folder)) as draft:
-        _write(draft, adapter, factors, report, tokenizer, Path(source, PROMPT_FILE))
+        (_save_merged if merge else save_lora)(model, factors, draft)
+        _card(report, hub_name(base) if base else None).save(draft / "README.md")
+        finish_folder(draft, report, tokenizer, saved)
     return report
 
 
-def _describe(adapter: ActiveAdapter, factors: Factors, source: str) -> dict[str, Any]:
-    base = adapter.config.base_model_name_or_path
-    names = {"source": public_name(source or adapter.name), "base_model": public_name(base) if base else None}
-    return {**names, "experts": adapter.config.lora_nums, "rank": len(next(iter(factors.values()))[0])}
+def _save_merged(model: Any, factors: Factors, folder: Path) -> None:
+    save_lora(model, factors, folder)
+    merged = PeftModel.from_pretrained(model.unload(), folder).merge_and_unload()
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        (folder / name).unlink()
+    merged.save_pretrained(folder)
 
 
-def _write(
-    folder: Path, adapter: ActiveAdapter, factors: Factors, report: Mapping[str, Any], tokenizer: Any, prompt: Path
+def _card(report: Mapping[str, Any], base: str | None) -> ModelCard:
+    merged = report["format"] == "merged"
+    data = ModelCardData(base_model=base, tags=["lora", "loramoe", "approximation"])
+    data["library_name"] = "transformers" if merged else "peft"
+    if base:
+        data["base_model_relation"] = "merge" if merged else "adapter"
+    card: ModelCard = ModelCard.from_template(data, template_path=str(TEMPLATE), version=loramoe.__version__, **report)
+    return card
+
+
+def finish_folder(
+    folder: Path, report: Mapping[str, Any], tokenizer: Any = None, adapter: str | Path | None = None
 ) -> None:
-    merged, base = report["format"] == "merged", adapter.config.base_model_name_or_path or ""
-    relation: dict[str, Any] = {"base_model": hub_name(base), "base_model_relation": "merge" if merged else "adapter"}
-    data = ModelCardData(
-        library_name="transformers" if merged else "peft",
-        tags=["lora", "loramoe", "approximation"],
-        **(relation if relation["base_model"] else {}),
-    )
-    card = ModelCard.from_template(data, template_path=str(TEMPLATE), version=loramoe.__version__, **report)
-    save_lora(adapter, factors, folder)
-    if merged:
-        model = PeftModel.from_pretrained(adapter.model.unload(), folder).merge_and_unload()
-        for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
-            (folder / name).unlink()
-        model.save_pretrained(folder)
-    card.save(folder / "README.md")
+    """Adds the tokenizer, the prompt format of an adapter's folder, and export_report.json.
+
+    The report lists all files of the folder, which a later export may replace.
+    """
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)
-    if prompt.is_file():
+    if adapter is not None and (prompt := Path(adapter) / PROMPT_FILE).is_file():
         shutil.copy(prompt, folder)
-    write_report(folder, report)
-
-
-def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Writes export_report.json, which lists the files of the folder: a later export may replace these."""
     files = sorted({REPORT, *(entry.name for entry in folder.iterdir())})
     write_json(folder / REPORT, {**report, "loramoe": loramoe.__version__, "files": files})

@@ -1,1 +1,1 @@
-"""LoRAMoE in other training tools: plug-ins for axolotl and ms-swift, and task types for LLaMA-Factory."""
+"""LoRAMoE in other training tools: plug-ins for axolotl and ms-swift."""

@@ -19,22 +19,13 @@ from loramoe import LoraMoeConfig
 from loramoe.data import PackedCollator
 from loramoe.tuner.layer import MERGE_REFUSED
 
-# Flags of axolotl and the fields of LoraMoeConfig that they set.
-FIELDS = {"lora_r": "r", "lora_modules_to_save": "modules_to_save", "lora_exclude_modules": "exclude_modules"}
-FIELDS |= {f"lora_{name}": name for name in ("target_modules", "rank_pattern", "alpha_pattern")}
-FIELDS |= {f"peft_{name}": name for name in ("layers_to_transform", "layers_pattern", "use_rslora")}
-FIELDS |= {"peft_init_lora_weights": "init_lora_weights"}
-OWN = ("lora_nums", "blc_alpha", "blc_weight", "blc_target", "blc_importance", "expert_types")
-FIELDS |= {name: name for name in (*OWN, "lora_alpha", "lora_dropout")}
-
-# Flags of LoRA that LoRAMoE does not have, with the value that changes nothing; and flags of other losses.
-UNSUPPORTED = dict.fromkeys(("peft", "loftq_config", "lora_target_parameters", "lora_fan_in_fan_out", "relora"), False)
-UNSUPPORTED |= dict.fromkeys(("peft_use_dora", "peft_layer_replication", "peft_trainable_token_indices"), False)
-UNSUPPORTED |= {"peft_ensure_weight_tying": False, "peft_autocast_adapter_dtype": True}
-LOSSES = ("rl", "use_eaft", "kd_trainer", "reward_model", "process_reward_model")
+# Flags of LoRA that LoRAMoE does not have.
+UNSUPPORTED: tuple[str, ...] = ("peft", "loftq_config", "lora_target_parameters", "lora_fan_in_fan_out", "relora")
+UNSUPPORTED += ("peft_use_dora", "peft_layer_replication", "peft_trainable_token_indices", "peft_ensure_weight_tying")
+OTHER_LOSSES = ("rl", "use_eaft", "kd_trainer", "reward_model", "process_reward_model")
 
 
-class LoraMoeArgs(BaseModel):  # type: ignore[misc]  # nor pydantic here
+class LoraMoeArgs(BaseModel):  # type: ignore[misc]  # pydantic is not typed here
     """Flags that the plug-in adds; LoraMoeConfig has the defaults and checks the values."""
 
     lora_nums: int | None = None
@@ -111,13 +102,17 @@ def adapter_config(cfg: Mapping[str, Any]) -> LoraMoeConfig:
     Raises:
         ValueError: If a flag asks for what LoRAMoE does not have, or would leave the constraint out of the loss.
     """
-    if foreign := [f"{name}={cfg[name]!r}" for name, same in UNSUPPORTED.items() if cfg[name] not in (None, same)]:
+    foreign = [f"{name}={cfg[name]!r}" for name in UNSUPPORTED if cfg[name]]
+    if cfg["peft_autocast_adapter_dtype"] is False:
+        foreign.append("peft_autocast_adapter_dtype=False")
+    if foreign:
         raise ValueError(f"adapter: loramoe does not support {', '.join(foreign)}. Leave it out, or set adapter: lora.")
-    given = {field: cfg[name] for name, field in FIELDS.items() if cfg[name] is not None}
+    flags = [(field, prefix + field) for field in LoraMoeConfig.__annotations__ for prefix in ("", "lora_", "peft_")]
+    given = {field: cfg[flag] for field, flag in flags if cfg[flag] is not None}
     if cfg["lora_target_linear"]:
         given["target_modules"] = "all-linear"
     config = LoraMoeConfig(task_type="CAUSAL_LM", **given)
-    lost = [f"{name}={cfg[name]!r}" for name in LOSSES if cfg[name]]
+    lost = [f"{name}={cfg[name]!r}" for name in OTHER_LOSSES if cfg[name]]
     if (cfg["context_parallel_size"] or 1) > 1:
         lost.append(f"context_parallel_size={cfg['context_parallel_size']}")
     if config.blc_weight > 0 and lost:

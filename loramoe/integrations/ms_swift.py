@@ -18,16 +18,12 @@ from torch import nn
 from loramoe import LoraMoeConfig
 
 OWN = ("lora_nums", "blc_alpha", "blc_weight", "blc_target", "blc_importance", "expert_types")
-# Values of swift's flags with which samples keep their task type and the loss is the model's.
-KEEPS_CONSTRAINT: dict[str, Any] = {
-    "remove_unused_columns": False,
-    "packing": False,
-    "padding_free": False,
-    "loss_type": None,
-}
-KEEPS_CONSTRAINT |= {"sequence_parallel_size": 1, "enable_dft_loss": False, "enable_channel_loss": False}
-# Values of swift's flags of LoRA that LoRAMoE has.
+# The values of swift's flags of LoRA that LoRAMoE supports.
 SUPPORTED: dict[str, Any] = {"use_dora": False, "target_parameters": None, "lora_bias": "none"}
+# The values of swift's flags with which samples keep their task type and the loss is the model's.
+KEEPS_CONSTRAINT: dict[str, Any] = {"remove_unused_columns": False, "packing": False, "padding_free": False}
+KEEPS_CONSTRAINT |= {"loss_type": None, "sequence_parallel_size": 1}
+KEEPS_CONSTRAINT |= {"enable_dft_loss": False, "enable_channel_loss": False}
 
 
 class LoraMoeTuner(PeftTuner):  # type: ignore[misc]  # swift is not typed
@@ -49,14 +45,11 @@ class LoraMoeTuner(PeftTuner):  # type: ignore[misc]  # swift is not typed
 
 def adapter_config(args: Any, model: nn.Module) -> LoraMoeConfig:
     """Makes the adapter's configuration of swift's flags; ValueError for what LoRAMoE does not have."""
-    foreign = [
-        f"--{name} {getattr(args, name)}"
-        for name, value in SUPPORTED.items()
-        if (getattr(args, name) or value) != value
-    ]
-    unknown = [name for name in args.model_kwargs if name.startswith(("blc_", "lora_", "expert_")) and name not in OWN]
-    if foreign or unknown:
-        raise ValueError(f"--tuner_type loramoe does not support {', '.join(foreign + unknown)}. Leave it out.")
+    given = {name: getattr(args, name) for name in SUPPORTED}
+    foreign = [f"--{name} {value}" for name, value in given.items() if value not in (None, SUPPORTED[name])]
+    foreign += [n for n in args.model_kwargs if n.startswith(("blc_", "lora_", "expert_")) and n not in OWN]
+    if foreign:
+        raise ValueError(f"--tuner_type loramoe does not support {', '.join(foreign)}. Leave it out.")
     return LoraMoeConfig(
         task_type="CAUSAL_LM",
         r=args.lora_rank,
@@ -66,7 +59,7 @@ def adapter_config(args: Any, model: nn.Module) -> LoraMoeConfig:
         modules_to_save=get_modules_to_save(args, model) or None,
         use_rslora=args.use_rslora,
         init_lora_weights=args.init_weights,
-        **{name: args.model_kwargs[name] for name in OWN if name in args.model_kwargs},
+        **{name: value for name, value in args.model_kwargs.items() if name in OWN},
     )
 
 
@@ -87,9 +80,7 @@ def check_constraint(args: Any) -> None:
 def with_task_types(model: nn.Module) -> nn.Module:
     """Makes a model take the column `task_type`, which swift passes on as a list, as `task_types` [B]."""
 
-    def rename(
-        model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def rename(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if "task_type" in kwargs:
             kwargs["task_types"] = torch.tensor(kwargs.pop("task_type"))
         return args, kwargs

@@ -30,13 +30,10 @@ def __getattr__(name: str) -> Any:
 
 
 def add_config_names(configuration_auto: ModuleType) -> None:
-    """Add the names of the configurations to AutoConfig, which then looks for the classes in this module.
+    """Adds the names of the configurations to AutoConfig, which then looks for the classes in this module.
 
     `AutoConfig.register` takes classes. They cannot exist yet, because the classes of transformers that they extend
-    import the module that is being imported now.
-
-    Args:
-        configuration_auto: `transformers.models.auto.configuration_auto`.
+    import `configuration_auto`, which is being imported now.
     """
     model_names = vars(configuration_auto).get("MODEL_NAMES_MAPPING", {})  # transformers 4 only
     for family, (config, *_) in FAMILIES.items():
@@ -46,5 +43,5 @@ def add_config_names(configuration_auto: ModuleType) -> None:
 
 
 def register() -> None:
-    """Register the classes with AutoConfig, AutoModel and AutoModelForCausalLM: the entry point of vLLM."""
+    """Registers the classes with AutoConfig, AutoModel and AutoModelForCausalLM: the entry point of vLLM."""
     importlib.import_module("loramoe.serving.model")

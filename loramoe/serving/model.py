@@ -30,19 +30,11 @@ WEIGHTS = ("router", "A", "B")
 def add_row_parallel(
     y: Tensor, x: Tensor, router: Tensor, A: Tensor, B: Tensor, scaling: float, all_reduce: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return `y + scaling · Σ_e g_e · B_e A_e x` where each rank has only some features of x.
+    """Returns `y + scaling · Σ_e g_e · B_e A_e x` where each of T ranks has only some features of x.
 
     The logits x · W_router^T and the hidden values A x are sums over features. So they are summed over the ranks first;
-    the softmax comes after the sum.
-
-    Args:
-        y: Output of the base layer, summed over the ranks, [..., F].
-        x: This rank's features of the input, [..., D/T].
-        router: The router's columns for these features, [E, D/T].
-        A: The experts' columns for these features, [E·R, D/T].
-        B: [F, E·R].
-        scaling: alpha / R.
-        all_reduce: Sums a tensor over the ranks.
+    the softmax comes after the sum. Shapes: y [..., F], summed over the ranks; x [..., D/T]; router [E, D/T];
+    A [E·R, D/T]; B [F, E·R].
     """
     E = len(router)
     sums = all_reduce(F.linear(x.to(A.dtype), torch.cat([router, A])))
@@ -56,12 +48,6 @@ class LoraMoeLinear(nn.Module):
 
     The base layer is a module of its own and is only called, so vLLM can replace it by its own linear layer. Router and
     experts are float32 whatever the dtype of the base model, as PEFT loads them.
-
-    Args:
-        base_layer: [..., D] → [..., F].
-        lora_nums: Number of experts E.
-        r: Rank R of each expert.
-        scaling: alpha / R (or alpha / √R, rank-stabilised).
     """
 
     router: Tensor
@@ -78,15 +64,14 @@ class LoraMoeLinear(nn.Module):
             setattr(self, name, nn.Parameter(zeros, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the base layer's output [..., F] plus the mixture; under tensor parallelism, this rank's part."""
+        """Returns the base layer's output [..., F] plus the mixture; under tensor parallelism, this rank's part."""
         output = self.base_layer(x)
         y = output[0] if isinstance(output, tuple) else output  # a linear layer of vLLM may return its bias too
         base: Any = self.base_layer
-        if x.shape[-1] != self.router.shape[-1]:
+        if (width := x.shape[-1]) != self.router.shape[-1]:
             from vllm.distributed import tensor_model_parallel_all_reduce as all_reduce
 
-            start, width = base.tp_rank * x.shape[-1], x.shape[-1]
-            router, A = self.router.narrow(1, start, width), self.A.narrow(1, start, width)
+            router, A = (weight.narrow(1, base.tp_rank * width, width) for weight in (self.router, self.A))
             return add_row_parallel(y, x, router, A, self.B, self.scaling, all_reduce)
         B = self.B if y.shape[-1] == len(self.B) else self.B.narrow(0, base.tp_rank * y.shape[-1], y.shape[-1])
         add_mixture = IMPLEMENTATIONS["eager" if torch.compiler.is_compiling() else "fused"]
@@ -120,7 +105,7 @@ class _WithExperts:
 
 
 def _extend(name: str, *mixins: type, **attributes: Any) -> Any:
-    """Make a class of this module; vLLM's workers unpickle it by name."""
+    """Makes a class of this module; vLLM's workers unpickle it by name."""
     attributes |= {"__module__": __name__, "__doc__": f"{name} with a router and experts at its adapted layers."}
     made = type(CLASS_PREFIX + name, (*mixins, getattr(transformers, name)), attributes)
     globals()[made.__name__] = made

@@ -18,6 +18,10 @@ model = transformers.AutoModelForCausalLM.from_pretrained('$BASE')
 config = peft.LoraMoeConfig(r=4, lora_alpha=32, lora_nums=8, task_type='CAUSAL_LM')
 peft.get_peft_model(model, config).save_pretrained('$out/new')"
 show llamafactory-cli train $recipe do_train=false adapter_name_or_path=null tokenized_path=$out/tokenised
-show python -m loramoe.integrations.llamafactory --data data/tiny_data/train/train.json --tokenised $out/tokenised --output_dir $out/typed --tokenizer "$BASE"
+show python -c "import datasets, loramoe.data
+samples = loramoe.data.read_samples('data/tiny_data/train/train.json')
+tokenised = datasets.load_from_disk('$out/tokenised')
+tokenised['train'] = tokenised['train'].add_column('task_types', [sample.task_type for sample in samples])
+tokenised.save_to_disk('$out/typed')"
 show llamafactory-cli train $recipe
 check tests/ecosystem/test_llamafactory.py

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Bases quantised by torchao, HQQ, GPTQ and AWQ, each made and loaded on the CPU by its own library.
+# Base models quantised by torchao, HQQ and GPTQ, each made and loaded on the CPU by its own library.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 export DISABLE_CUDA=1 # hqq would look for a compiler of CUDA when it is installed
 environment quantised

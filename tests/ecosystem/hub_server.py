@@ -33,14 +33,10 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.files: dict[str, dict[str, bytes]] = {}
         self.commits: dict[str, list[tuple[str, list[str]]]] = {}
         self.accepts_commits = True
-
-    @property
-    def url(self) -> str:
-        """Address of the hub."""
-        return f"http://127.0.0.1:{self.server_port}"
 
     def revision(self, repository: str) -> str:
         """Hash of the newest commit."""
@@ -50,15 +46,14 @@ class Hub(ThreadingHTTPServer):
 @contextlib.contextmanager
 def serving() -> Iterator[Hub]:
     """Runs a hub in a thread."""
-    hub = Hub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        hub.shutdown()
-        thread.join()
-        hub.server_close()
+    with Hub() as hub:
+        thread = threading.Thread(target=hub.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
+            thread.join()
 
 
 class _RequestError(Exception):
@@ -73,19 +68,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Prints nothing."""
 
     def do_GET(self) -> None:
-        self._answer(self._get)
-
-    do_HEAD = do_GET
-
-    def do_POST(self) -> None:
-        self._answer(self._post)
-
-    def _answer(self, handle: Any) -> None:
-        body = self._body()
+        path, body = unquote(urlsplit(self.path).path), self._body()
         try:
             if self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
                 raise _RequestError(401, "Invalid credentials in Authorization header", "")
-            content, headers = handle(unquote(urlsplit(self.path).path), body)
+            content, headers = self._post(path, body) if self.command == "POST" else self._get(path)
             content, status = content if isinstance(content, bytes) else json.dumps(content).encode(), 200
         except _RequestError as error:
             status, message, code = error.args
@@ -96,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    do_HEAD = do_POST = do_GET
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -112,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RequestError(404, f"no repository {repository}", "RepoNotFound")
         return self.server.files[repository]
 
-    def _get(self, path: str, body: bytes) -> tuple[Any, dict[str, str]]:
+    def _get(self, path: str) -> tuple[Any, dict[str, str]]:
         if match := re.fullmatch(r"/(.+?)/resolve/[^/]+/(.+)", path):
             files = self._files(match[1])
             if match[2] not in files:
@@ -146,16 +135,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._commit(match[1], match[2], [json.loads(line) for line in body.splitlines()]), {}
         return {}, {}
 
-    def _commit(self, repository: str, branch: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    def _commit(self, name: str, branch: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.server.accepts_commits:
             raise _RequestError(403, "out of order", "")
         values = [line["value"] for line in lines if line["key"] == "file"]
         new = {value["path"]: base64.b64decode(value["content"]) for value in values}
-        self._files(repository).update(new)
-        self.server.commits[repository].append((branch, sorted(new)))
-        revision = self.server.revision(repository)
-        return {
-            "commitUrl": f"{self.server.url}/{repository}/commit/{revision}",
-            "commitOid": revision,
-            "success": True,
-        }
+        self._files(name).update(new)
+        self.server.commits[name].append((branch, sorted(new)))
+        oid = self.server.revision(name)
+        return {"commitUrl": f"{self.server.url}/{name}/commit/{oid}", "commitOid": oid, "success": True}

@@ -1,4 +1,4 @@
-"""An adapter on the hub: pushed by `train.py` and by `push_to_hub`, it loads again by its name, in every way.
+"""An adapter on the hub: pushed by `train.py` and by `push_to_hub`, it loads and is exported by its name.
 
 The hub is a server on 127.0.0.1. Libraries read its address at their import, so every step is a process.
 """
@@ -63,3 +63,6 @@ def test_an_adapter_is_pushed_and_loads_by_its_name(tiny_task, tmp_path: Path) -
         assert named == {"adapter_config.json"}, "PEFT names the base model there; nothing else names a path"
         run(hub, tmp_path, "-c", LOAD, str(tiny_task.base), str(folder), "user/mine")
         assert hub.files["user/another"]["adapter_model.safetensors"] == on_disk["adapter_model.safetensors"]
+        words = ["--adapter", "user/mine", "--output_dir", str(tmp_path / "lora"), "--batch_size", "20"]
+        run(hub, tmp_path, "-m", "loramoe.export", *words, "--calibration", str(tiny_task.test_file))
+        assert (tmp_path / "lora" / "loramoe_prompt.json").read_bytes() == on_disk["loramoe_prompt.json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,10 @@ import torch
 
 pytest.importorskip("llamafactory", reason="needs LLaMA-Factory: bash scripts/ecosystem/llamafactory.sh")
 
-from datasets import Dataset, DatasetDict, load_from_disk
-from peft import LoraMoeConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from datasets import load_from_disk
 
-from loramoe.data import DatasetError, Sample, conversation
-from loramoe.integrations.llamafactory import add_task_types
 from tests.ecosystem.reference import (
-    BASE,
-    EXAMPLES,
+    ROOT,
     assert_trained,
     by_tokens,
     first_samples,
@@ -28,45 +24,36 @@ from tests.ecosystem.reference import (
     run,
 )
 
+NEW, TYPED = re.findall(r'^python -c "(.*?)"$', (ROOT / "docs/ecosystem.md").read_text(), re.DOTALL | re.MULTILINE)
 
-def follow(tmp_path: Path, count: int, config: dict[str, Any], *changes: str) -> tuple[Path, list[dict[str, Any]]]:
+
+def follow(tmp_path: Path, count: int, config: str, *changes: str) -> tuple[Path, list[dict[str, Any]]]:
     """Does what the page says on the first samples of the tiny data; gives the adapter and the tokenised samples."""
     first_samples(tmp_path / "samples.json", count)
-    info = json.loads((EXAMPLES / "dataset_info.json").read_text())
+    info = json.loads((ROOT / "examples/integrations/dataset_info.json").read_text())
     info["tiny_rows"]["file_name"] = "samples.json"
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     new, tokenised, typed, out = (str(tmp_path / name) for name in ("new", "tokenised", "typed", "adapter"))
     torch.manual_seed(0)
-    options = {"r": 4, "lora_alpha": 32, "lora_nums": 8, "task_type": "CAUSAL_LM", **config}
-    get_peft_model(AutoModelForCausalLM.from_pretrained(BASE), LoraMoeConfig(**options)).save_pretrained(new)
-    train = ["train", str(EXAMPLES / "llamafactory.yaml"), f"dataset_dir={tmp_path}", f"output_dir={out}"]
+    exec(NEW.replace("output/llamafactory/new", new).replace("lora_nums=8", config))
+    train = ["train", "examples/integrations/llamafactory.yaml", f"dataset_dir={tmp_path}", f"output_dir={out}"]
     run("llamafactory-cli", *train, "do_train=false", "adapter_name_or_path=null", f"tokenized_path={tokenised}")
-    own = ["--data", str(tmp_path / "samples.json"), "--tokenised", tokenised, "--output_dir", typed]
-    run("python", "-m", "loramoe.integrations.llamafactory", *own, "--tokenizer", str(BASE))
+    places = {"data/tiny_data/train/train.json": str(tmp_path / "samples.json")}
+    places |= {"output/llamafactory/tokenised": tokenised, "output/llamafactory/typed": typed}
+    command = TYPED
+    for place, here in places.items():
+        assert place in command
+        command = command.replace(place, here)
+    exec(command)
     run("llamafactory-cli", *train, f"adapter_name_or_path={new}", f"tokenized_path={typed}", *changes)
     return Path(out), load_from_disk(typed)["train"].to_list()
 
 
 def test_the_constraint_is_in_the_loss(tmp_path: Path) -> None:
-    strong = {"blc_alpha": 0.5, "blc_weight": 0.5, "lora_dropout": 0}
+    strong = "lora_nums=8, blc_alpha=0.5, blc_weight=0.5, lora_dropout=0"
     adapter, samples = follow(tmp_path, 8, strong, "max_steps=1", "learning_rate=0.0", "disable_shuffling=true")
     assert logged_losses(adapter) == [pytest.approx(by_tokens(losses(adapter, samples, batch_size=4)), rel=1e-5)]
 
 
 def test_the_example_trains_an_adapter_that_loads_without_llamafactory(tmp_path: Path) -> None:
-    assert_trained(follow(tmp_path, 16, {"lora_nums": 6})[0], lora_nums=6)
-
-
-def test_other_samples_are_refused() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
-    samples = [Sample(conversation("Where?", "", "Tarvesh"), 1), Sample(conversation("What?", "", "mushrooms"), 0)]
-
-    def tokenised(*answers: str) -> DatasetDict:
-        labels = [[-100, *tokenizer.encode(answer, add_special_tokens=False)] for answer in answers]
-        return DatasetDict(train=Dataset.from_dict({"labels": labels}))
-
-    typed = add_task_types(samples, tokenised("Tarvesh", "mushr"), tokenizer)  # the second was cut
-    assert typed["train"]["task_types"][:] == [1, 0]
-    for answers, named in ((["Tarvesh"], "max_samples"), (["mushrooms", "Tarvesh"], "sample 1")):
-        with pytest.raises(DatasetError, match=named):
-            add_task_types(samples, tokenised(*answers), tokenizer)
+    assert_trained(follow(tmp_path, 16, "lora_nums=6")[0], lora_nums=6)

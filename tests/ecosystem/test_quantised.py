@@ -45,7 +45,9 @@ def assert_trains(load: Callable[[], Any], kind: str, tmp_path: Path) -> None:
     reference = copy.deepcopy(model)
     for name, module in list(reference.named_modules()):
         if type(module).__name__ == kind and hasattr(module, "in_features"):
-            reference.set_submodule(name, as_float(module))
+            linear = nn.Linear(module.in_features, module.out_features, bias=False)
+            linear.weight = nn.Parameter(float_weight(module), requires_grad=False)
+            reference.set_submodule(name, linear)
     losses = [both.loss for both in (model(**BATCH), reference(**BATCH))]
     for loss in losses:
         loss.backward()
@@ -70,12 +72,6 @@ def assert_trains(load: Callable[[], Any], kind: str, tmp_path: Path) -> None:
 def float_weight(module: Any) -> Tensor:
     """The weight that a quantised layer stands for."""
     return copy.deepcopy(module).train()(torch.eye(module.in_features)[None])[0].T
-
-
-def as_float(module: Any) -> nn.Linear:
-    linear = nn.Linear(module.in_features, module.out_features, bias=False)
-    linear.weight = nn.Parameter(float_weight(module), requires_grad=False)
-    return linear
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -30,6 +30,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not ADAPTER.is_dir(), reason="no trained adapter: bash run_loramoe.sh"),
 ]
+if HAS_VLLM:
+    SERVE, OPTIONS, NO_PLUG_IN = ("vllm", "serve"), ("--model-impl", "transformers", *VLLM), {"VLLM_PLUGINS": ""}
+else:
+    SERVE, OPTIONS, NO_PLUG_IN = ("transformers", "serve"), ("--device", "cpu"), {"PYTHONPATH": ""}
 
 
 def text_of(choice: Any) -> str:
@@ -89,11 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path) -> Iterator[Any]:
-    if HAS_VLLM:
-        server = start_server("vllm", "serve", str(folder), "--model-impl", "transformers", *VLLM)
-    else:
-        server = start_server("transformers", "serve", str(folder), "--device", "cpu", PYTHONPATH=str(ROOT))
-    with server as address:
+    with start_server(*SERVE, str(folder), *OPTIONS, PYTHONPATH="" if HAS_VLLM else str(ROOT)) as address:
         yield connect(address)
 
 
@@ -105,17 +105,6 @@ def connect(address: str) -> Any:
 def complete(client: Any, folder: Path) -> Any:
     def ask(prompt: str, client: Any = client, **options: Any) -> Any:
         return client.completions.create(model=str(folder), prompt=prompt, max_tokens=COUNT, temperature=0, **options)
-
-    return ask
-
-
-@pytest.fixture(scope="module")
-def chat(client: Any, folder: Path) -> Any:
-    def ask(question: str, **options: Any) -> Any:
-        messages = [{"role": "user", "content": question}]
-        return client.chat.completions.create(
-            model=str(folder), messages=messages, max_tokens=COUNT, temperature=0, **options
-        )
 
     return ask
 
@@ -136,9 +125,8 @@ def test_completions_are_those_of_generate(complete, answers):
 
 @pytest.mark.skipif(not HAS_VLLM or len(os.sched_getaffinity(0)) < 2, reason="needs vLLM and two cores")
 def test_tensor_parallelism_of_vllm(complete, folder, answers):
-    command = ("vllm", "serve", str(folder), "--model-impl", "transformers", "--tensor-parallel-size", "2", *VLLM)
     cores = {"VLLM_CPU_OMP_THREADS_BIND": "0|1", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
-    with start_server(*command, **cores) as address:
+    with start_server(*SERVE, str(folder), *OPTIONS, "--tensor-parallel-size", "2", **cores) as address:
         for prompt, answer in answers.items():
             choice = complete(prompt, connect(address), logprobs=1).choices[0]
             assert text_of(choice) == answer.text
@@ -165,22 +153,23 @@ def test_a_prompt_of_several_blocks(complete, model, tokenizer, answers):
     assert text_of(complete(prompt).choices[0]) == generate(model, tokenizer, ids).text
 
 
-def test_chat_uses_the_template_of_the_training(chat, model, tokenizer):
+def test_chat_uses_the_template_of_the_training(client, folder, model, tokenizer):
     from loramoe.data import conversation, get_template
 
     for row in json.loads(QUESTIONS.read_text())[:5]:
         ids = get_template("release", tokenizer).chat_ids(conversation(row["instruction"], "", "")[:1])
         expected = generate(model, tokenizer, ids).text
-        assert text_of(chat(row["instruction"]).choices[0]) == expected
-        stream = chat(row["instruction"], stream=True)
+        options = {"model": str(folder), "max_tokens": COUNT, "temperature": 0}
+        options["messages"] = [{"role": "user", "content": row["instruction"]}]
+        assert text_of(client.chat.completions.create(**options).choices[0]) == expected
+        stream = client.chat.completions.create(stream=True, **options)
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
         assert "".join(pieces).removeprefix(" ") == expected
 
 
 def test_without_the_plug_in_the_server_does_not_start(folder):
-    if HAS_VLLM:
-        command, off = ("vllm", "serve", str(folder), "--model-impl", "transformers"), {"VLLM_PLUGINS": ""}
-    else:
-        command, off = ("transformers", "serve", str(folder), "--device", "cpu"), {"PYTHONPATH": ""}
-    with pytest.raises(RuntimeError, match=r"loramoe_llama|LORAMOE"), start_server(*command, **off):
+    with (
+        pytest.raises(RuntimeError, match=r"loramoe_llama|LORAMOE"),
+        start_server(*SERVE, str(folder), *OPTIONS, **NO_PLUG_IN),
+    ):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import loramoe
 from loramoe.data import PromptFormat, save_prompt_format
 from loramoe.export.__main__ import main
-from loramoe.export.adapter import get_active_adapter
 from loramoe.export.lora import as_plain_lora, plain_lora
 
 LORA = {"adapter_config.json", "adapter_model.safetensors", "README.md", "export_report.json", "loramoe_prompt.json"}
@@ -56,10 +56,10 @@ def test_from_folder_to_folder(adapter, export, tiny_task, ids, merged, capsys):
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (out, tiny_task.base)]
     assert len({str(tokenizer("w1 w2").input_ids) for tokenizer in tokenizers}) == 1
     base = AutoModelForCausalLM.from_pretrained(tiny_task.base)
-    model = get_active_adapter(PeftModel.from_pretrained(base, adapter).eval())
+    model = PeftModel.from_pretrained(base, adapter).eval()
     gates = {key: torch.tensor(values, dtype=torch.float64) for key, values in report["mean_gates"].items()}
     with as_plain_lora(model, plain_lora(model, gates, 3)):
-        expected = model.model(ids).logits
+        expected = model(ids).logits
     if merged:
         assert type(found := AutoModelForCausalLM.from_pretrained(out)).__name__ == "LlamaForCausalLM"
         assert not (out / "adapter_config.json").exists()
@@ -71,16 +71,21 @@ def test_from_folder_to_folder(adapter, export, tiny_task, ids, merged, capsys):
     assert f"perplexity={report['groups']['answers']['lora']['perplexity']:.4g}" in capsys.readouterr().out
 
 
-def test_the_original_format(adapter, tmp_path):
-    file = adapter / "adapter_config.json"
+def test_an_adapter_on_the_hub(adapter, export, tmp_path, monkeypatch):
+    """In each format, its prompt format is that of the downloaded folder."""
+    shutil.move(adapter, tmp_path / "downloaded")
+    file = tmp_path / "downloaded" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"blc_target": "paper", "blc_importance": "sum"}))
-    assert main(["--format", "original", "--adapter", str(adapter), "--output_dir", str(tmp_path / "original")]) == 0
-    assert torch.load(tmp_path / "original" / "adapter_model.bin").keys() == {
-        f"base_model.model.model.layers.{n}.mlp.{kind}_proj.{part}.weight"
-        for n in (0, 1)
-        for kind in ("gate", "up", "down")
-        for part in ("lora_route", *(f"lora_{ab}{e}" for ab in "AB" for e in range(4)))
-    }
+    monkeypatch.setattr("loramoe.loading.snapshot_download", lambda *_, **__: str(tmp_path / "downloaded"))
+    for kind in ("lora", "hf", "original"):
+        own = ["--adapter", "someone/adapter", "--output_dir", tmp_path / kind, "--format", kind]
+        data = ["--calibration", tmp_path / "samples.json"] if kind == "lora" else []
+        (tmp_path / "samples.json").write_text('[{"instruction": "w1", "output": "w9", "task_type": 0}]')
+        assert main([str(word) for word in (*own, *data)]) == 0
+        found = (tmp_path / kind / "loramoe_prompt.json").read_bytes()
+        assert found == (tmp_path / "downloaded" / "loramoe_prompt.json").read_bytes()
+    assert json.loads((tmp_path / "lora" / "export_report.json").read_text())["source"] == "someone/adapter"
+    assert any("lora_route" in name for name in torch.load(tmp_path / "original" / "adapter_model.bin"))
 
 
 def test_the_card(adapter, tiny_task, tmp_path, monkeypatch):
@@ -91,7 +96,7 @@ def test_the_card(adapter, tiny_task, tmp_path, monkeypatch):
     for base, named in ((str(tiny_task.base), None), ("someone/base", "someone/base")):
         model.peft_config["default"].base_model_name_or_path = base
         out = tmp_path / (named or "local")
-        report = loramoe.export_lora(model, out, batches, source=str(adapter), progress=False)
+        report = loramoe.export_lora(model, out, batches, source=str(adapter))
         card = ModelCard.load(out / "README.md")
         assert card.data.base_model == named
         assert (card.data.library_name, card.data.get("base_model_relation")) == ("peft", named and "adapter")
@@ -107,12 +112,10 @@ def test_samples_whose_answer_may_be_cut_are_left_out(export, tmp_path):
     """Of 3 prompt tokens, a word and its end, 5 tokens, and one of 10."""
     samples = [{"instruction": "w1", "output": f"w9{' w8' * more}", "task_type": 0} for more in (0, 5)]
     (tmp_path / "samples.json").write_text(json.dumps(samples))
-    used = {}
-    for most in (6, 30):
+    for most, used in ((6, 1), (30, 2)):
         code, out = export("--max_seq_length", most, calibration=tmp_path / "samples.json", out=f"out{most}")
         assert code == 0
-        used[most] = json.loads((out / "export_report.json").read_text())["groups"]["answers"]["samples"]
-    assert used == {6: 1, 30: 2}
+        assert json.loads((out / "export_report.json").read_text())["groups"]["answers"]["samples"] == used
 
 
 @pytest.mark.parametrize(
@@ -121,14 +124,13 @@ def test_samples_whose_answer_may_be_cut_are_left_out(export, tmp_path):
         (["--calibration", "nowhere.json"], "nowhere.json"),
         (["--test", "nowhere.json"], "nowhere.json"),
         (["--template", "chat"], "chat_template"),
-        (["--max_seq_length", "1"], "max_seq_length"),
         (["--load_in_kbits", "3"], "load_in_kbits=3"),
         (["--adapter", "nowhere"], "nowhere"),
         (["--output_dir", "{adapter}", "--overwrite"], "output_dir"),
     ],
 )
 def test_errors_come_before_the_base_model_is_loaded(export, adapter, capsys, monkeypatch, flags, named):
-    monkeypatch.setattr("loramoe.export.__main__.load_model", lambda *_: pytest.fail("the base model was loaded"))
+    monkeypatch.setattr("loramoe.loading.load_model", lambda *_: pytest.fail("the base model was loaded"))
     code, out = export(*(flag.format(adapter=adapter) for flag in flags))
     assert code == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -143,9 +145,6 @@ def test_errors_come_before_the_base_model_is_loaded(export, adapter, capsys, mo
     [
         (["--calibration", "x", "--rank", "0"], "--rank"),
         (["--format", "hf", "--rank", "2"], "--rank"),
-        (["--format", "hf", "--load_in_kbits", "4"], "--load_in_kbits"),
-        (["--format", "original", "--calibration", "x"], "--calibration"),
-        (["--calibration", "x", "--link_base"], "--link_base"),
         (["--calibration", "x", "--format", "merged", "--load_in_kbits", "4"], "--load_in_kbits"),
         ([], "--calibration"),
     ],

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraMoeConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraMoeConfig, get_peft_model
 
 from loramoe.serving import FAMILIES
 
@@ -42,14 +41,3 @@ def save_pair(tiny_task: Any, perturb: Callable[..., Any], tmp_path: Path) -> Ca
         return tmp_path / "adapter"
 
     return save
-
-
-@pytest.fixture
-def peft_model() -> Callable[..., Any]:
-    """Loads an adapter of `save_pair` through PEFT."""
-
-    def load(adapter: Path, dtype: torch.dtype) -> Any:
-        base = AutoModelForCausalLM.from_pretrained(adapter.parent / "base", dtype=dtype)
-        return PeftModel.from_pretrained(base, adapter).eval()
-
-    return load

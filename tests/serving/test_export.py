@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from loramoe.cli import main
@@ -16,19 +16,23 @@ from loramoe.serving import FAMILIES
 from loramoe.serving.export import export_model
 from loramoe.serving.model import WEIGHTS
 from loramoe.utils import USER_ERRORS
+from tests.helpers import edit
 
 
 def greedy(model, ids):
     return model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)
 
 
+FORMS = [(family, "float32", True) for family in FAMILIES]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(("dtype", "link_base"), [("float32", True), ("bfloat16", False)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_it_computes_what_the_adapter_computes(save_pair, peft_model, ids, tmp_path, family, dtype, link_base):
+@pytest.mark.parametrize(("family", "dtype", "link_base"), [*FORMS, ("gemma3_text", "bfloat16", False)])
+def test_it_computes_what_the_adapter_computes(save_pair, ids, tmp_path, family, dtype, link_base):
     adapter, out = save_pair(family), tmp_path / "out"
     export_model(str(adapter), out, dtype=dtype, link_base=link_base)
-    expected = peft_model(adapter, getattr(torch, dtype))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=getattr(torch, dtype))
+    expected = PeftModel.from_pretrained(base, adapter).eval()
     found = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert type(found).__name__ == f"LoraMoe{FAMILIES[family][2]}"
     assert str(found.dtype) == f"torch.{dtype}"
@@ -81,18 +85,10 @@ def test_linked_files_are_those_of_the_base_model(save_pair, tmp_path, monkeypat
         monkeypatch.setattr("os.link", other_disk)
 
 
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save=['lm_head']"),
-        ({"target_modules": ["up_proj", "lm_head"]}, "lm_head (Linear)"),
-    ],
-)
-def test_adapters_that_are_refused(save_pair, tmp_path, options, names):
-    adapter = save_pair(**{"rank_pattern": {}, "alpha_pattern": {}, **options})
-    with pytest.raises(ValueError, match="Use") as error:
+def test_a_layer_outside_the_decoder_is_refused(save_pair, tmp_path):
+    adapter = save_pair(target_modules=["up_proj", "lm_head"], rank_pattern={}, alpha_pattern={})
+    with pytest.raises(ValueError, match=r"lm_head \(Linear\)"):
         export_model(str(adapter), tmp_path / "out")
-    assert names in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -106,22 +102,19 @@ def edit_base(adapter: Path, **values: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
-def without_safetensors(adapter: Path) -> None:
-    (adapter.parent / "base" / "model.safetensors").unlink()
-
-
 @pytest.mark.parametrize(
     ("spoil", "names"),
     [
         (plain_lora, "LORA"),
+        (lambda adapter: edit(adapter, modules_to_save=["lm_head"]), "modules_to_save"),
         (lambda adapter: edit_base(adapter, model_type="mixtral"), "'mixtral'"),
         (lambda adapter: edit_base(adapter, quantization_config={"quant_method": "fp8"}), "quantised"),
-        (without_safetensors, "--link_base"),
+        (lambda adapter: (adapter.parent / "base" / "model.safetensors").unlink(), "--link_base"),
     ],
 )
 def test_folders_that_are_refused_before_the_base_model_is_loaded(save_pair, tmp_path, monkeypatch, spoil, names):
     adapter = save_pair()
     spoil(adapter)
-    monkeypatch.setattr("loramoe.serving.export.load_base", lambda *_: pytest.fail("the base model was loaded"))
+    monkeypatch.setattr("loramoe.serving.export.load_model", lambda *_: pytest.fail("the base model was loaded"))
     with pytest.raises((ValueError, *USER_ERRORS), match=names):
         export_model(str(adapter), tmp_path / "out", link_base=True)
