@@ -8,7 +8,7 @@ file run first, then the others, and the first failure ends it.
     python -m tools.mutants [--count 300] [--seed 0] [--jobs 2] [--results FILE]
 
 It needs `pip install cosmic-ray==8.7.0`. An interrupted run continues: FILE has the outcome and the change of each
-mutant. Survivors that change nothing that a test could see are listed, with the reason, in EQUIVALENT.
+mutant. tools/survivors.md lists the survivors that no test can see, with the reason.
 """
 
 from __future__ import annotations

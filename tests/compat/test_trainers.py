@@ -22,12 +22,11 @@ from loramoe.compat.trainers import declare_task_types, extend_label_smoother
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
 
 
-@pytest.mark.parametrize("by_transformers", [False, True])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "by_transformers"),
     [
-        lambda: GPT2LMHeadModel(GPT2Config(**SIZE)),
-        lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=1, intermediate_size=16)),
+        (lambda: GPT2LMHeadModel(GPT2Config(**SIZE)), False),
+        (lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=1, intermediate_size=16)), True),
     ],
     ids=["GPT-2", "Mistral"],
 )

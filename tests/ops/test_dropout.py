@@ -32,18 +32,18 @@ def test_equal_seeds_give_equal_masks_in_any_shape(shape: tuple[int, ...]) -> No
 
 def test_seeds_obey_manual_seed_and_ignore_the_default_device() -> None:
     torch.manual_seed(5)
-    first = [draw_seed() for _ in range(3)]
+    first = [draw_seed() for _ in range(100)]
     torch.manual_seed(5)
     with torch.device("meta"):
-        assert first == [draw_seed() for _ in range(3)]
-    assert len(set(first)) == 3
+        assert first == [draw_seed() for _ in range(100)]
+    assert len(set(first)) == 100
 
 
 def test_dropout_close_to_one_keeps_something() -> None:
     assert keep_prob(1 - 1e-9) == 2**-16
 
 
-@pytest.mark.parametrize("p", [-0.1, 1.0])
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5])
 def test_a_probability_out_of_range_is_an_error(p: float) -> None:
     with pytest.raises(ValueError, match=rf"dropout must be at least 0 and below 1; got {p}\. Set lora_dropout=0"):
         keep_prob(p)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from loramoe.ops import add_eager, add_fused, mixture_reference, route
-from loramoe.ops.fused import draw_seed, dropout_mask, keep_prob
+from loramoe.ops.fused import _parts, draw_seed, dropout_mask, keep_prob
 from tests.ops.operands import SCALING, SHAPES, assert_equals_reference, draw, fused, gradients, operands, reference
 
 
@@ -89,6 +89,14 @@ def test_gates_and_gradient_of_a_float32_router_lose_nothing_to_bfloat16(p: floa
     torch.testing.assert_close(gates.double(), truth, rtol=1e-4, atol=1e-6)
     (ours,), (want,) = (torch.autograd.grad((g**2).sum(), w) for g, w in ((gates, router), (truth, exact)))
     assert (ours - want).norm() / want.norm() < 2**-8  # one rounding of the sum, none of its terms
+
+
+def test_what_rounding_the_gradient_of_the_logits_loses_is_a_second_part() -> None:
+    exact = draw(50, 8).float()
+    rounded, rest = _parts(exact, torch.bfloat16).float().chunk(2, dim=-1)
+    assert (rounded - exact).norm() / exact.norm() > 2**-10
+    assert (rounded + rest - exact).norm() / exact.norm() < 2**-15
+    assert _parts(exact, torch.float32) is exact
 
 
 def test_autocast_in_backward_rounds_nothing_more() -> None:
