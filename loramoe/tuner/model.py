@@ -201,6 +201,6 @@ def _pass_names(
     x: Tensor = next(iter((*args, *kwargs.values())))
     beams, rest = divmod(len(x), max(len(names), 1))
     flattened = isinstance(module, LoraMoeLayer) and x.dim() == 2  # [tokens, D]: of which sample?
-    if rest or (beams > 1 and (flattened or not beams_possible)):
+    if rest or beams == 0 or (beams > 1 and (flattened or not beams_possible)):
         raise ValueError(MISCOUNTED.format(names=len(names), what=f"a module that is given {len(x)} rows"))
     return args, {**kwargs, "adapter_names": [name for name in names for _ in range(beams)]}
