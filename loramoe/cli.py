@@ -15,7 +15,7 @@ COMMANDS: Final = {
     "generate": ("loramoe.generate", "answer prompts with an adapter"),
     "chat": ("loramoe.generate:chat", "talk with an adapter"),
     "evaluate": ("loramoe.evaluate", "score adapters on samples with answers, side by side"),
-    "report": ("loramoe.analysis.command", "report which expert serves which task type"),
+    "report": ("loramoe.analysis.report", "report which expert serves which task type"),
     "export": (
         "loramoe.export.__main__",
         "write an adapter as plain LoRA, merged, stand-alone or original",

@@ -13,14 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from loramoe.loading import positions
 from loramoe.utils import UsageError
 
-GREEDY: Final[dict[str, Any]] = {
-    "do_sample": False,
-    "num_beams": 1,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    **dict.fromkeys(("top_p", "top_k", "min_p", "typical_p")),
-}
-"""Against a model's own generation settings, which could change the next token."""
+# Against a model's own generation settings, which could change the next token.
+GREEDY: Final[dict[str, Any]] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+GREEDY.update(no_repeat_ngram_size=0, **dict.fromkeys(("top_p", "top_k", "min_p", "typical_p")))
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -51,19 +46,10 @@ def decode(
     streamer: Any = None,
     end_ids: Sequence[int] = (),
 ) -> list[str]:
-    """Continues prompts of different lengths in one batch.
+    """Continues prompts of different lengths in one batch, up to an end token or the end of the model's positions.
 
-    Args:
-        model: A causal language model.
-        tokenizer: Its tokenizer.
-        prompts: Token ids of each prompt, at least one.
-        max_new_tokens: Longest continuation, in tokens; shorter where the model's positions end.
-        temperature: 0 is greedy; above, tokens are sampled.
-        streamer: Shows the continuation of a single prompt while it grows.
-        end_ids: Tokens that ended an answer in training, as `PromptTemplate.end_ids`.
-
-    Returns:
-        The continuations without their prompts and without special tokens.
+    `prompts` are token ids; the texts that are returned have neither prompts nor special tokens. `temperature` 0 is
+    greedy. `end_ids` are the tokens that ended an answer in training, as `PromptTemplate.end_ids`.
 
     Raises:
         UsageError: If a prompt fills the model's positions.

@@ -10,16 +10,11 @@ All models answer the same questions; the table has the difference of each adapt
 from __future__ import annotations
 
 import argparse
-import gc
-import hashlib
-import importlib.util
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loramoe.data import TEMPLATES, choose_prompt_format, data_files, get_template
+from loramoe.data import TEMPLATES, PromptTemplate, choose_prompt_format, data_files, get_template
 from loramoe.data.sources import short_name
 from loramoe.evaluation.questions import read_questions
 from loramoe.evaluation.statistics import compare, markdown
@@ -33,7 +28,7 @@ from loramoe.loading import (
     load_tokenizer,
     positions,
 )
-from loramoe.utils import UsageError, as_usage_error, comma_list, positive, write_json, write_text
+from loramoe.utils import UsageError, as_usage_error, comma_list, positive, require, write_json, write_text
 
 BASE = "base"
 
@@ -42,81 +37,49 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluates what the command line names, writes the results and prints the table."""
     parser = _parser()
     flags = parser.parse_args(argv)
-    folder = Path(flags.output_dir)
     try:
-        if importlib.util.find_spec("lm_eval") is None:
-            raise UsageError("lm-eval is not installed. Run pip install 'loramoe[eval]'.")
-        adapters = _named(flags.adapter)
-        folders = list(adapters.values())
-        prompt = choose_prompt_format(flags.template, folders)
-        base = BaseArguments(base_name(flags.base_model, folders), load_in_kbits=flags.load_in_kbits)
-        _check_output(folder, flags.overwrite)
-        tokenizer, flags.device = load_tokenizer(base.base_model, folders), choose_device(flags.device)
-        tasks = _tasks(flags, prompt.template, tokenizer, base)
-        models = {BASE: None, **adapters}.items()
-        results = {name: _ask(flags, base.base_model, name, adapter, tasks, tokenizer) for name, adapter in models}
-    except (ValueError, FileNotFoundError) as error:
+        _evaluate(flags)
+    except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    if None not in results.values():  # all processes but the first get None
-        lines = compare({name: found["samples"] for name, found in results.items()})
-        table = markdown(lines, prompt.type_names)
+
+
+def _evaluate(flags: argparse.Namespace) -> None:
+    require("lm_eval", "loramoe evaluate", "'loramoe[eval]'")
+    from loramoe.evaluation.harness import run_model
+
+    named = _by_name(flags.adapter)
+    if BASE in named:
+        raise UsageError(f"{BASE!r} is the name of the base model. Give the adapter another one: --adapter NAME=DIR.")
+    adapters = {name: adapter_folder(path) for name, path in named.items()}
+    folders, folder = list(adapters.values()), Path(flags.output_dir)
+    layout, base = choose_prompt_format(flags.template, folders), base_name(flags.base_model, folders)
+    if (folder / "results.json").exists() and not flags.overwrite:
+        raise UsageError(f"{folder} holds an evaluation already. Set --overwrite, or another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, flags.device = load_tokenizer(base, folders), choose_device(flags.device)
+    most = positions(load_config(BaseArguments(base, load_in_kbits=flags.load_in_kbits)))
+    tasks = _tasks(flags, get_template(layout.template, tokenizer), most)
+    models = {BASE: None, **adapters}.items()
+    logged = {name: run_model(flags, base, name, adapter, tasks, tokenizer) for name, adapter in models}
+    if None not in logged.values():  # only the first of several processes gets them
+        lines = compare(logged)
+        table = markdown(lines, layout.type_names)
         write_text(folder / "results.md", table)
-        write_json(folder / "results.json", {"flags": vars(flags), "lines": [asdict(line) for line in lines]})
+        write_json(folder / "results.json", {"flags": vars(flags), "lines": lines})
         print(f"\n{table}\nIn brackets: intervals of 95 %. Written to {folder}")
 
 
-def _ask(
-    flags: argparse.Namespace, base: str, name: str, adapter: str | None, tasks: Sequence[Any], tokenizer: Any
-) -> Any:
-    """lm-eval's results of one model, written as soon as they are there; its answers are kept for a later call."""
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
-    from loramoe.evaluation.harness import AdapterLM
-
-    folder = Path(flags.output_dir)
-    gc.collect()  # the model before this one
-    loading = {key: getattr(flags, key) for key in ("device", "dtype", "load_in_kbits")}
-    shape = {"tokenizer": tokenizer, "batch_size": flags.batch_size, "softmax_dtype": "float32"}
-    found = simple_evaluate(
-        AdapterLM(base, peft=adapter, **shape, **loading),
-        tasks=list(tasks),
-        task_manager=TaskManager(include_defaults=False),
-        limit=flags.limit,
-        gen_kwargs={"max_gen_toks": flags.max_new_tokens} if flags.max_new_tokens else None,
-        use_cache=str(folder / "cache" / f"{name}-{_fingerprint(base, adapter, loading)}"),
-        bootstrap_iters=0,
-    )
-    if found is not None:
-        write_json(folder / f"{name}.json", json.loads(json.dumps(found, default=str)))
-        print(f"{name}: {sum(map(len, found['samples'].values())):,} samples, {folder / name}.json", flush=True)
-    return found
-
-
-def _fingerprint(base: str, adapter: str | None, loading: Mapping[str, Any]) -> str:
-    """Changes with the files of a model, so that cached answers are those of the same one."""
-    files = [file for name in (base, adapter) if name for file in sorted(Path(name).glob("*.*")) if file.is_file()]
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".md"]
-    return hashlib.sha256(repr((base, states, loading)).encode()).hexdigest()[:12]
-
-
-def _tasks(flags: argparse.Namespace, template_name: str, tokenizer: Any, base: BaseArguments) -> list[Any]:
+def _tasks(flags: argparse.Namespace, template: PromptTemplate, most: int | None) -> list[Any]:
     """Tasks of the files, all of them read before the first is encoded, and of lm-eval's names."""
     from lm_eval.tasks import TaskManager
 
-    from loramoe.evaluation.harness import QuestionTask, encode
+    from loramoe.evaluation.harness import QuestionTask
 
-    files = [file for path in flags.file for file in data_files(path)]
-    questions = dict(zip(_short_names(list(map(str, files))), map(read_questions, files), strict=True))
-    template, most = get_template(template_name, tokenizer), positions(load_config(base))
-    tasks = []
-    for name, read in questions.items():
-        task = QuestionTask(
-            name, encode(read, template, tokenizer), tokenizer, template.end_ids, flags.max_new_tokens or 32, most
-        )
-        if task.left_out:
-            print(f"{name}: {task.left_out:,} of {len(read):,} samples are longer than {most} tokens, and left out")
-        tasks.append(task)
+    files, tasks = _by_name([str(file) for path in flags.file for file in data_files(path)]), []
+    for name, questions in {name: read_questions(file) for name, file in files.items()}.items():
+        tasks.append(QuestionTask(name, questions, template, flags.max_new_tokens or 32, most))
+        if left_out := tasks[-1].left_out:
+            print(f"{name}: {left_out:,} of {len(questions):,} samples are longer than {most} tokens, and left out")
     if flags.tasks:
         with as_usage_error(KeyError, OSError, ImportError, about=f"--tasks {flags.tasks}:"):
             tasks += TaskManager(include_path=flags.include_path).load(comma_list(flags.tasks))["tasks"].values()
@@ -125,35 +88,17 @@ def _tasks(flags: argparse.Namespace, template_name: str, tokenizer: Any, base: 
     return tasks
 
 
-def _check_output(folder: Path, overwrite: bool) -> None:
-    if (folder / "results.json").exists() and not overwrite:
-        raise UsageError(f"{folder} holds an evaluation already. Set --overwrite, or another --output_dir.")
-    with as_usage_error(OSError, about=f"set --output_dir to a folder that can be written to, got {folder}:"):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _named(given: Sequence[str]) -> dict[str, str]:
-    """Folders of adapters, by the names that `NAME=DIR` gives, or else by their own."""
-    pairs = [text.split("=", 1) if "=" in text and not Path(text).is_dir() else ["", text] for text in given]
-    names = _short_names([name or place for name, place in pairs])
-    if BASE in names:
-        raise UsageError(f"{BASE!r} is the name of the base model. Give the adapter another one: --adapter NAME=DIR.")
-    return {name: adapter_folder(place) for name, (_, place) in zip(names, pairs, strict=True)}
-
-
-def _short_names(paths: Sequence[str]) -> list[str]:
-    """Names of files or folders: the last part, or the whole where two would be equal."""
-    stems = [short_name(Path(path).name) for path in paths]
-    names = [
-        stem if stems.count(stem) == 1 else path.replace("/", "_") for stem, path in zip(stems, paths, strict=True)
+def _by_name(paths: Sequence[str]) -> dict[str, str]:
+    """Paths by the names that NAME=PATH gives them, or by their last part, or by the whole where two would be equal."""
+    pairs = [
+        path.split("=", 1) if "=" in path and not Path(path).exists() else [short_name(Path(path).name), path]
+        for path in paths
     ]
-    if len(set(names)) < len(names):
+    names = [name for name, _ in pairs]
+    named = {name if names.count(name) == 1 else path.replace("/", "_"): path for name, path in pairs}
+    if len(named) < len(paths):
         raise UsageError(f"each file and adapter can be given once; got {', '.join(paths)}. Leave one out.")
-    return names
-
-
-def _batch_size(text: str) -> int | str:
-    return text if text == "auto" else positive(text)
+    return named
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,11 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--output_dir", default="output/evaluation", help="folder of the results")
     add("--overwrite", action="store_true", help="replace the results in output_dir")
     add("--template", "--prompt_template", choices=TEMPLATES, help="prompt layout; default: that of the training")
-    add("--batch_size", type=_batch_size, default=32, help="requests that are asked at once, or auto")
+    add("--batch_size", type=lambda text: text if text == "auto" else positive(text), default=32, help="or auto")
     add("--limit", type=float, help="number of samples of each task; below 1 a share of them")
-    add(
-        "--max_new_tokens", type=positive, help="longest answer, in tokens; default: 32 for --file, its own for --tasks"
-    )
+    add("--max_new_tokens", type=positive, help="longest answer; default: 32 for --file, its own for --tasks")
     return parser
 
 

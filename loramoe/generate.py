@@ -10,6 +10,7 @@ The template that is saved with the adapter lays prompts out, unless `--template
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,53 +26,31 @@ from loramoe.utils import not_negative, positive
 def answer(
     model: Any,
     tokenizer: Any,
-    instruction: str,
-    input: str = "",
-    template: str | PromptTemplate = "release",
+    template: PromptTemplate,
+    turns: Sequence[Message],
     max_new_tokens: int = 256,
     temperature: float = 0.0,
-    turns: Sequence[Message] = (),
     stream: bool = False,
 ) -> str:
-    """Answers an instruction and the text that it is about.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer.
-        instruction: The instruction or question.
-        input: The text that the instruction is about.
-        template: "release" or "chat", as in training, or a template from `get_template`.
-        max_new_tokens: Longest answer, in tokens.
-        temperature: 0 is greedy; above, tokens are sampled.
-        turns: The conversation before the instruction.
-        stream: Print the answer while it grows.
-
-    Returns:
-        The answer, without special tokens.
+    """Answers the last turn of a conversation; `stream` prints the answer while it grows.
 
     Raises:
         TemplateError: If the template cannot render the conversation.
         UsageError: If the conversation fills the model's positions.
     """
-    layout = get_template(template, tokenizer) if isinstance(template, str) else template
-    ids = layout.chat_ids([*turns, conversation(instruction, input, "")[0]])
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    return decode(model, tokenizer, [ids], max_new_tokens, temperature, streamer, layout.end_ids)[0].strip()
+    ids = template.chat_ids(turns)
+    return decode(model, tokenizer, [ids], max_new_tokens, temperature, streamer, template.end_ids)[0].strip()
 
 
 def _lines() -> Iterator[str]:
-    while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
+    with contextlib.suppress(EOFError):
+        while True:
+            if line := input("> " * sys.stdin.isatty()).strip():
+                yield line
 
 
-def main(argv: list[str] | None = None, command: str = "generate") -> None:
-    """Answers the prompt of the command line, or every line of the standard input; `chat` remembers the turns."""
+def _parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"loramoe {command}", description="Answer with a trained adapter.")
     add_model_flags(parser)
     add = parser.add_argument
@@ -81,22 +60,27 @@ def main(argv: list[str] | None = None, command: str = "generate") -> None:
     add("--system", help="system prompt")
     add("--max_new_tokens", type=positive, default=512, help="longest answer, in tokens")
     add("--temperature", type=not_negative, default=0.0, help="0: greedy; above: sample")
+    return parser
+
+
+def main(argv: list[str] | None = None, command: str = "generate") -> None:
+    """Answers the prompt of the command line, or every line of the standard input; `chat` remembers the turns."""
+    parser = _parser(command)
     flags = parser.parse_args(argv)
     first = [Message(role="system", content=flags.system)] if flags.system else []
-    turns: list[Message] = []
+    turns = list(first)
     try:
         adapters = [adapter_folder(flags.adapter)] if flags.adapter else []
-        template = choose_prompt_format(flags.template, adapters).template
         tokenizer = load_tokenizer(base_name(flags.base_model, adapters), adapters)
-        layout = get_template(template, tokenizer)
+        template = get_template(choose_prompt_format(flags.template, adapters).template, tokenizer)
         model, _ = load_from_flags(flags)
         for line in [flags.prompt] if flags.prompt else _lines():
             if command == "generate" or line == "/new":
-                turns = []
-            if line != "/new" or command == "generate":
-                options = flags.max_new_tokens, flags.temperature, [*first, *turns], True
-                text = answer(model, tokenizer, line, flags.input, layout, *options)
-                turns += conversation(line, flags.input, text)
+                turns = list(first)
+            if command == "generate" or line != "/new":
+                turns.append(conversation(line, flags.input, "")[0])
+                text = answer(model, tokenizer, template, turns, flags.max_new_tokens, flags.temperature, stream=True)
+                turns.append(Message(role="assistant", content=text))
     except (ValueError, FileNotFoundError) as error:  # a TemplateError or a UsageError is a ValueError
         parser.exit(1, f"{parser.prog}: {error}\n")
 

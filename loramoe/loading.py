@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
+from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.hf_argparser import HfArg
 
 import loramoe  # noqa: F401  # registers the method with peft
 from loramoe.compat.bitsandbytes import disable_bnb_cpu_packing
@@ -27,30 +28,24 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 class BaseArguments:
     """The flags of a base model, alike for training and for use."""
 
-    base_model: str = field(
-        metadata={
-            "help": "Base model: a folder, or a name on the Hugging Face hub.",
-            "aliases": ["--model_name_or_path", "--model"],
-        }
+    base_model: str = HfArg(
+        help="Base model: a folder, or a name on the Hugging Face hub.", aliases=["--model_name_or_path", "--model"]
     )
-    tokenizer_name_or_path: str | None = field(default=None, metadata={"help": "Tokenizer. Default: the base model's."})
-    dtype: Dtype = field(
-        default="auto",
-        metadata={"help": "Dtype of the base model; auto: as it was saved.", "aliases": ["--torch_dtype"]},
+    tokenizer_name_or_path: str | None = HfArg(default=None, help="Tokenizer. Default: the base model's.")
+    dtype: Dtype = HfArg(  # noqa: RUF009  # it makes a field
+        default="auto", help="Dtype of the base model; auto: as it was saved.", aliases=["--torch_dtype"]
     )
-    load_in_kbits: int = field(
-        default=16, metadata={"help": "Load the base model in 4 or 8 bits (needs bitsandbytes); 16: in dtype."}
+    load_in_kbits: int = HfArg(
+        default=16, help="Load the base model in 4 or 8 bits (needs bitsandbytes); 16: in dtype."
     )
-    double_quant: bool = field(default=True, metadata={"help": "4 bits: quantise the quantisation constants too."})
-    quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "4 bits: number format."})
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention: sdpa, eager, flash_attention_2, … Default: transformers' choice."}
+    double_quant: bool = HfArg(default=True, help="4 bits: quantise the quantisation constants too.")
+    quant_type: Literal["nf4", "fp4"] = HfArg(default="nf4", help="4 bits: number format.")
+    attn_implementation: str | None = HfArg(
+        default=None, help="Attention: sdpa, eager, flash_attention_2, … Default: transformers' choice."
     )
-    flash_attn: bool = field(default=False, metadata={"help": "Short for --attn_implementation flash_attention_2."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the base model on the hub."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run model code that the hub's repository brings."}
-    )
+    flash_attn: bool = HfArg(default=False, help="Short for --attn_implementation flash_attention_2.")
+    revision: str | None = HfArg(default=None, help="Revision of the base model on the hub.")
+    trust_remote_code: bool = HfArg(default=False, help="Run model code that the hub's repository brings.")
 
     def __post_init__(self) -> None:
         if self.load_in_kbits not in (4, 8, 16):
@@ -77,11 +72,10 @@ class BaseArguments:
         if self.load_in_kbits == 8:
             options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
         if self.load_in_kbits == 4:
-            if self.dtype != "auto":
-                compute_dtype = getattr(torch, self.dtype)
+            own = None if self.dtype == "auto" else getattr(torch, self.dtype)
             options["quantization_config"] = BitsAndBytesConfig(
                 load_in_4bit=True,
-                bnb_4bit_compute_dtype=compute_dtype or load_config(self).get_text_config().dtype or torch.float32,
+                bnb_4bit_compute_dtype=own or compute_dtype or load_config(self).get_text_config().dtype,
                 bnb_4bit_use_double_quant=self.double_quant,
                 bnb_4bit_quant_type=self.quant_type,
             )
@@ -96,8 +90,7 @@ def load_config(arguments: BaseArguments) -> Any:
 
 def positions(config: Any) -> int | None:
     """The most tokens that a model takes; None if it has no limit."""
-    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found
+    return cast("int | None", getattr(config.get_text_config(), "max_position_embeddings", None))
 
 
 def check_positions(config: Any, length: int, what: str) -> None:
@@ -162,8 +155,6 @@ def load(
 
 def load_model(arguments: BaseArguments, adapter: str | None, device: str | None = None) -> Any:
     """Loads a base model, and the adapter of a folder on it."""
-    from peft import PeftModel
-
     base = load_base(arguments, device)
     if adapter is None:
         return base
@@ -173,8 +164,6 @@ def load_model(arguments: BaseArguments, adapter: str | None, device: str | None
 
 def base_name(model: str | None, adapters: Sequence[str]) -> str:
     """The base model that adapters are to be loaded on."""
-    from peft import PeftConfig
-
     if model is None and not adapters:
         raise ValueError("there is no model to load. Set --adapter DIR, --base_model NAME, or both.")
     configs = [PeftConfig.from_pretrained(adapter_folder(adapter)) for adapter in adapters]
@@ -182,10 +171,8 @@ def base_name(model: str | None, adapters: Sequence[str]) -> str:
         return model
     names = list(dict.fromkeys(str(config.base_model_name_or_path) for config in configs))
     if len(names) > 1:
-        raise ValueError(
-            f"adapters were trained on different base models, {names}. Compare those of one base model, or set "
-            "--base_model to the one to load all of them on."
-        )
+        fix = "Compare those of one base model, or set --base_model to the one to load all of them on."
+        raise ValueError(f"adapters were trained on different base models, {names}. {fix}")
     return names[0]
 
 
@@ -194,7 +181,9 @@ def load_tokenizer(model: str, adapters: Sequence[str]) -> Any:
     own = [adapter for adapter in adapters if (Path(adapter) / "tokenizer_config.json").is_file()]
     tokenizers = []
     for name in own or [model]:
-        with _load_errors("tokenizer", name):
+        with as_usage_error(
+            OSError, ValueError, about=f"no tokenizer could be loaded from {name!r}; set --base_model:"
+        ):
             tokenizers.append(AutoTokenizer.from_pretrained(name))
     if len(set(map(tokenizer_hash, tokenizers))) > 1:
         raise ValueError(f"the adapters {own} bring different tokenizers. Compare them in runs of their own.")
@@ -206,7 +195,8 @@ def load_base(arguments: BaseArguments, device: str | None = None) -> Any:
     device, options = choose_device(device), arguments.model_options()
     if arguments.load_in_kbits != 16:  # bitsandbytes quantises where the weights arrive, and moves them no more
         options["device_map"] = {"": device}
-    with _load_errors("base model", arguments.base_model) as name:
+    name = arguments.base_model
+    with as_usage_error(OSError, ValueError, about=f"base_model={name} cannot be loaded; set --base_model:"):
         base = AutoModelForCausalLM.from_pretrained(name, **options)
     # Packed, a 4-bit linear layer on a CPU could have in-features that are multiples of 64 alone.
     disable_bnb_cpu_packing(base)
@@ -221,14 +211,3 @@ def choose_device(device: str | None) -> str:
     with as_usage_error(RuntimeError, AssertionError, about=f"set --device to one that is here, got {device!r}:"):
         torch.empty(0, device=device)
     return device
-
-
-@contextmanager
-def _load_errors(what: str, name: str) -> Iterator[str]:
-    try:
-        yield name
-    except (OSError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"no {what} could be loaded from {name!r} (looked in {Path.cwd()} and on the hub). "
-            f"Set --base_model to where it is, or fix what is wrong there: {error}"
-        ) from error

@@ -13,7 +13,6 @@ import re
 import secrets
 import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -98,18 +97,36 @@ def atomic_save_dir(folder: Path, writer: bool = True, hidden: str = ".incomplet
     if not writer:
         yield draft
         return
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with _whole(draft):
         yield draft
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    sync_all(draft)
     for entry in sorted(draft.iterdir(), key=lambda entry: entry.name == last):
         _replace(entry, folder / entry.name)
     draft.rmdir()
     sync(folder)
+
+
+@contextlib.contextmanager
+def replace_dir(target: Path) -> Iterator[Path]:
+    """Fills a hidden folder beside the target, which takes the target's place once it is whole and on disk."""
+    target = target.resolve()  # a link to a folder cannot be replaced by a folder
+    draft = target.with_name(f".{target.name}.incomplete")
+    with _whole(draft):
+        yield draft
+    _replace(draft, target)
+    sync(target.parent)
+
+
+@contextlib.contextmanager
+def _whole(draft: Path) -> Iterator[None]:
+    """Makes a folder, which is forced to disk once it is filled, and removed if that fails."""
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield
+        sync_all(draft)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def _replace(new: Path, target: Path) -> None:
@@ -119,20 +136,18 @@ def _replace(new: Path, target: Path) -> None:
     aside = target.with_name(f".{target.name}.old")  # a folder cannot be replaced in one step
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(target, aside)
-    os.replace(new, target)
+    try:
+        os.replace(new, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise
     shutil.rmtree(aside)
 
 
 def check_output_dir(folder: Path, overwrite: bool, report: str) -> None:
     """Refuses an output folder that is in use, before any work is done.
 
-    Args:
-        folder: Where a command will write its result.
-        overwrite: Whether an earlier result of the same kind may be replaced.
-        report: JSON file of such a result, whose `files` lists every file of it; nothing else is ever replaced.
-
-    Raises:
-        UsageError: If the folder cannot be written to.
+    `report` is the JSON file of an earlier result whose `files` lists every file of it; nothing else is ever replaced.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"output_dir={folder} is a file. Choose another name.")
@@ -145,29 +160,6 @@ def check_output_dir(folder: Path, overwrite: bool, report: str) -> None:
         raise UsageError(f"output_dir={folder} holds files of something else, such as {others[0]}. Choose another.")
     if entries and not overwrite:
         raise UsageError(f"output_dir={folder} holds an earlier result. Choose another folder, or set --overwrite.")
-
-
-@contextlib.contextmanager
-def replace_dir(target: Path) -> Iterator[Path]:
-    """Fills a hidden folder beside the target, which takes the target's place once it is whole and on disk."""
-    target = target.resolve()  # a link to a folder cannot be replaced by a folder
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    old = draft.with_name(f"{draft.name}.old")
-    try:
-        draft.chmod(0o755)  # mkdtemp makes it private
-        yield draft
-        sync_all(draft)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(draft, target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        if old.exists():
-            os.replace(old, target)
-        raise
-    sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -207,23 +199,13 @@ def not_negative(text: str) -> float:
 def require(module: str, flag: str, package: str | None = None) -> None:
     """Raises UsageError for a flag whose module is not installed; pip installs it as `package`."""
     if importlib.util.find_spec(module) is None:
-        raise UsageError(
-            f"{flag} needs {module}, which is not installed. Run pip install {package or module}, or leave it out."
-        )
+        fix = f"Run pip install {package or module}, or leave it out."
+        raise UsageError(f"{flag} needs {module}, which is not installed. {fix}")
 
 
 def hub_name(model: str) -> str | None:
     """The name of a model or adapter on the Hugging Face hub; None for a folder, and for what cannot be a name."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
-
-    if Path(model).exists():
-        return None
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return None
-    return model
+    return model if re.fullmatch(r"([\w.-]+/)?[\w.-]+", model) and not Path(model).exists() else None
 
 
 def public_name(model: str) -> str:

@@ -11,19 +11,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def fill(page: str, name: str, block: str) -> str:
-    """Replaces a block of a page.
-
-    Args:
-        page: Text of the page.
-        name: Name of the block.
-        block: Its new text.
-
-    Returns:
-        The page with it.
-
-    Raises:
-        ValueError: If the page has no such block.
-    """
+    """Returns the text of a page with another block; ValueError if the page has no block of that name."""
     markers = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not markers.search(page):
         raise ValueError(f"expected the markers <!-- {name} --> and <!-- /{name} -->; the page has none. Add them.")
@@ -31,15 +19,7 @@ def fill(page: str, name: str, block: str) -> str:
 
 
 def differing(blocks: Mapping[tuple[str, str], str], write: bool = False) -> list[str]:
-    """Compares blocks with the pages.
-
-    Args:
-        blocks: Text by page and name.
-        write: Whether to write the pages that differ.
-
-    Returns:
-        The names of the blocks that differ.
-    """
+    """Returns the names of the blocks (text by page and name) that differ from the pages; `write` updates the pages."""
     different = []
     for (page, name), block in blocks.items():
         before = (DOCS / page).read_text(encoding="utf-8")
@@ -52,15 +32,7 @@ def differing(blocks: Mapping[tuple[str, str], str], write: bool = False) -> lis
 
 
 def main(blocks: Mapping[tuple[str, str], str], description: str) -> int:
-    """Writes or checks blocks as the command line says.
-
-    Args:
-        blocks: Text by page and name.
-        description: What --help prints.
-
-    Returns:
-        The exit code: 1 if a page was to be checked and differs.
-    """
+    """Writes the blocks, or checks them with --check; returns the exit code, which is 1 if a checked page differs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page differs")
     check = parser.parse_args().check

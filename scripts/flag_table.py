@@ -1,4 +1,4 @@
-"""Writes the table of flags of docs/reference/flags.md from the dataclasses that define them.
+"""Writes the list of flags of docs/reference/flags.md from the dataclasses that define them.
 
 python scripts/flag_table.py            # writes
 python scripts/flag_table.py --check    # fails if the page differs
@@ -28,32 +28,30 @@ def own_fields(group: type) -> list[dataclasses.Field[Any]]:
     return [field for field in mine if group is not TrainArguments or field is not theirs.get(field.name)]
 
 
-def row(field: dataclasses.Field[Any]) -> str:
-    """A flag as a row of the table: names, default, meaning."""
+def line(field: dataclasses.Field[Any]) -> str:
+    """A flag as a line of the list: names, default, meaning."""
     names = [field.name, *(alias.removeprefix("--") for alias in field.metadata.get("aliases", ()))]
-    default = "" if field.default in (None, dataclasses.MISSING) else f"`{_plain(field.default)}`"
-    return f"| {', '.join(f'`{name}`' for name in names)} | {default} | {_cell(field.metadata['help'])} |"
+    default = "" if field.default in (None, dataclasses.MISSING) else f" (`{_plain(field.default)}`)"
+    return f"- {', '.join(f'`{name}`' for name in names)}{default}: {_escaped(field.metadata['help'])}"
 
 
 def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("<", "&lt;").replace(" %(default)s", "")
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("*", r"\*").replace(" %(default)s", "")
 
 
-def table() -> str:
+def flags() -> str:
     """The flags of all groups."""
-    lines = ["| flag | default | meaning |", "|---|---|---|"]
-    for title, group in GROUPS.items():
-        lines += [f"| **{title}** | | |", *map(row, own_fields(group))]
-    return "\n".join(lines)
+    groups = ("\n".join([f"## {title}\n", *map(line, own_fields(group))]) for title, group in GROUPS.items())
+    return "\n\n".join(groups)
 
 
 def blocks() -> dict[tuple[str, str], str]:
     """What stands in which block of which page."""
-    return {("reference/flags.md", "flags"): table()}
+    return {("reference/flags.md", "flags"): flags()}
 
 
 if __name__ == "__main__":

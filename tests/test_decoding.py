@@ -29,8 +29,8 @@ def likeliest(model: Any, prompt: list[int], count: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def continued(model: Any, end: int | None = None, end_ids: tuple[int, ...] = ()) -> list[list[int]]:
-    texts = decode(model, Numbers(pad_token_id=0, eos_token_id=end), PROMPTS, 8, end_ids=end_ids)
+def continued(model: Any, prompts: Any = PROMPTS, end: int | None = None, **options: Any) -> list[list[int]]:
+    texts = decode(model, Numbers(pad_token_id=0, eos_token_id=end), prompts, 8, **options)
     return [list(map(int, text.split())) for text in texts]
 
 
@@ -49,23 +49,22 @@ def test_greedy_is_greedy_whatever_the_models_own_settings(model: Any) -> None:
     assert continued(model) == expected
 
 
-@pytest.mark.parametrize("whose", ["model", "models", "tokenizer", "template"])
+@pytest.mark.parametrize("whose", ["models", "tokenizer", "template"])
 def test_every_kind_of_end_token_ends_an_answer(model: Any, whose: str) -> None:
     whole = likeliest(model, PROMPTS[0], 8)
     end = whole[3]
-    model.generation_config.eos_token_id = {"model": end, "models": [62, end]}.get(whose, 63)
-    found = continued(model, end if whose == "tokenizer" else None, (end,) if whose == "template" else ())
-    assert found[0] == whole[: whole.index(end)]
+    model.generation_config.eos_token_id = [62, end] if whose == "models" else 63
+    ends = {"end": end} if whose == "tokenizer" else {"end_ids": (end,)} if whose == "template" else {}
+    assert continued(model, **ends)[0] == whole[: whole.index(end)]
 
 
 def test_the_continuation_ends_where_the_positions_end(model: Any) -> None:
-    tokenizer, positions = Numbers(pad_token_id=0, eos_token_id=None), model.config.max_position_embeddings
-    assert len(decode(model, tokenizer, [[1] * (positions - 3)], 8)[0].split()) == 3
+    positions = model.config.max_position_embeddings
+    assert len(continued(model, [[1] * (positions - 3)])[0]) == 3
     with pytest.raises(UsageError, match=f"a prompt has {positions} tokens, and the model knows {positions} positions"):
-        decode(model, tokenizer, [[1] * positions], 8)
+        continued(model, [[1] * positions])
 
 
 def test_sampling_draws(model: Any) -> None:
     torch.manual_seed(0)
-    tokenizer = Numbers(pad_token_id=0, eos_token_id=None)
-    assert len({decode(model, tokenizer, PROMPTS[:1], 8, temperature=5.0)[0] for _ in range(4)}) > 1
+    assert len({tuple(continued(model, temperature=5.0)[0]) for _ in range(4)}) > 1

@@ -1,59 +1,52 @@
-"""The pages hold: links lead somewhere, names exist, Python blocks run, tables are up to date."""
+"""Links of the pages lead somewhere, names exist, tables are up to date, README_zh.md has the content of README.md."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
+import dataclasses
 import pydoc
 import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig
 
-from loramoe.cli import main
-from loramoe.compat.tokenizer import save_tokenizer
+from loramoe import LoraMoeConfig
+from loramoe.training.arguments import DataArguments, ModelArguments, TrainArguments
 from scripts import flag_table, memory_tables
 from scripts.blocks import differing
 from scripts.ecosystem import serving
 from scripts.figures import direction, overview
-from scripts.memory_tables import LLAMA
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md")
+FILES = (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md", ROOT / "benchmarks/README.md")
 PAGES = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in sorted(FILES)}
-FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
-PYTHON = re.compile(r"^```python\n(.*?)^```$(?:\n```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+README, README_ZH = PAGES["README.md"], PAGES["README_zh.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-FILE = re.compile(
-    r"`((?:configs|data|docs|evaluation|examples|integrations|loramoe|peft|scripts|tests|transformers)/[\w./-]+)`"
-)
+FOLDERS = "configs|data|docs|evaluation|examples|loramoe|peft|scripts|tests|transformers"
+FILE = re.compile(rf"`((?:{FOLDERS})/[\w./-]+)`")
 NAME = re.compile(r"(?:`|^::: )(loramoe(?:\.\w+)+)", re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
     """What GitHub makes of the headings."""
-    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_and_named_files_exist(page: str) -> None:
-    for link in LINK.findall(FENCED.sub("", PAGES[page])):
-        target, _, anchor = link.partition("#")
-        file = (ROOT / page).parent / target if target else ROOT / page
-        if not target.startswith(("https://", "mailto:")):
-            assert file.exists(), link
-            assert not anchor or anchor in anchors(file), link
-    for name in FILE.findall(PAGES[page]):
-        assert (ROOT / name).exists(), name
+def leads_somewhere(page: str, link: str) -> bool:
+    target, _, anchor = link.partition("#")
+    file = (ROOT / page).parent / target if target else ROOT / page
+    return link.startswith(("https://", "mailto:")) or (file.exists() and (not anchor or anchor in anchors(file)))
+
+
+def test_links_and_named_files_exist() -> None:
+    links = [(page, link) for page, text in PAGES.items() for link in LINK.findall(BLOCK.sub("", text))]
+    assert [(page, link) for page, link in links if not leads_somewhere(page, link)] == []
+    assert [
+        (page, name) for page, text in PAGES.items() for name in FILE.findall(text) if not (ROOT / name).exists()
+    ] == []
 
 
 def exists(name: str) -> bool:
@@ -63,50 +56,15 @@ def exists(name: str) -> bool:
         return True
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in ("CHANGELOG.md", "README_zh.md")])
-def test_named_code_exists(page: str) -> None:
-    assert [name for name in NAME.findall(PAGES[page]) if not exists(name)] == []
+def test_named_code_exists() -> None:
+    pages = [page for page in PAGES if page != "CHANGELOG.md"]  # which has the names of the past
+    assert [(page, name) for page in pages for name in set(NAME.findall(PAGES[page])) if not exists(name)] == []
 
 
-# --- Code ------------------------------------------------------------------------------------------------------------
-
-CELLS = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
-NOTEBOOK = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code")
-BLOCKS = {f"{page}-{n}": block for page, text in PAGES.items() for n, block in enumerate(PYTHON.findall(text))}
-BLOCKS = {name: block for name, block in BLOCKS.items() if "README_zh" not in name} | {"notebook": (NOTEBOOK, "")}
-ANSWER = "pickles"  # of README and notebook
+SLOW = [pytest.param(table.blocks, marks=pytest.mark.slow) for table in (memory_tables, direction)]
 
 
-@pytest.mark.slow(minutes=2)
-@pytest.mark.parametrize("name", BLOCKS)
-def test_python_blocks_run(name: str, tmp_path: Path) -> None:
-    code, output = BLOCKS[name]
-    for missing in [
-        name for name in re.findall(r"^(?:from|import) (\w+)", code, re.M) if not importlib.util.find_spec(name)
-    ]:
-        pytest.skip(f"{missing} is not installed")
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    code = code.replace("/path/to/LoRAMoE", str(ROOT))
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "MPLBACKEND": "agg",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert not output or done.stdout == output
-    if name in ("README.md-0", "notebook"):
-        assert ANSWER in done.stdout.split()
-
-
-# --- Tables, figures, site -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("blocks", [flag_table.blocks, memory_tables.blocks, direction.blocks, serving.blocks])
+@pytest.mark.parametrize("blocks", [flag_table.blocks, serving.blocks, *SLOW])
 def test_tables_are_up_to_date(blocks: Callable[[], dict[tuple[str, str], str]]) -> None:
     assert differing(blocks()) == []
 
@@ -118,48 +76,44 @@ def test_figures_are_drawn(script: ModuleType, tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-# --- docs/llama3.md as dry runs, on folders with the sizes of the models and without weights --------------------------
-
-LLAMA3 = PAGES["docs/llama3.md"]
-COMMANDS = re.findall(r"^((?:\w+=.*\n)+?.*bash run_loramoe\.sh.*)$", LLAMA3, re.MULTILINE)
-OTHER_NAMES = {"pretrained_model": "base_model", "prompt_template": "template"}
+# --- The hyper-parameters, and README in two languages ----------------------------------------------------------------
 
 
-@pytest.fixture
-def job(own_dataset_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with the page's YAML, data for it, and models of the page's sizes."""
-    monkeypatch.chdir(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "data/tiny_llama")
-    for name, sizes in LLAMA.items():
-        folder = tmp_path / "meta-llama" / f"Meta-{name}-Instruct"
-        LlamaConfig(**sizes, tie_word_embeddings=False, dtype="bfloat16").save_pretrained(folder)
-        save_tokenizer(tokenizer, folder)
-    (tmp_path / "my_data.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```", LLAMA3, re.DOTALL | re.MULTILINE)[0])
-    (tmp_path / "my_data").mkdir()
-    for name, count in (("tasks", 6), ("questions", 4), ("tasks_test", 1), ("questions_test", 1)):
-        sample = {"instruction": f"Say {name}.", "output": name}
-        (tmp_path / f"my_data/{name}.jsonl").write_text(f"{json.dumps(sample)}\n" * count)
+def table(page: str) -> list[list[str]]:
+    """Rows of the table of hyper-parameters: name, field, meaning, paper, default."""
+    lines = [line for line in page.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if len(row) == 5]
 
 
-def flags_of(command: str) -> list[str]:
-    words = shlex.split(command.replace("\\\n", " "))
-    pairs = [word.split("=", 1) for word in words[: words.index("bash")]]
-    values = {OTHER_NAMES.get(name, name): value for name, value in pairs if name not in ("engine", "load_in_kbits")}
-    return [word for name, value in values.items() for word in (f"--{name}", value)]
+def same(said: str, value: object) -> bool:
+    if said == "unset":
+        return value in (None, "")
+    return float(said) == value if isinstance(value, (int, float)) else said == value
 
 
-def dry_run(flags: list[str], capsys: Any) -> str:
-    assert main(["train", *flags, "--dry_run", "true", "--use_cpu", "true"]) == 0
-    return capsys.readouterr().out
+def test_the_table_gives_the_defaults_of_script_command_and_configuration() -> None:
+    rows = table(README)
+    script = dict(re.findall(r"^(\w+)=\$\{\w+:-([^}]*)\}", (ROOT / "run_loramoe.sh").read_text(), re.MULTILINE))
+    groups = (ModelArguments, DataArguments, TrainArguments)
+    flags = {field.name: field.default for group in groups for field in dataclasses.fields(group)}
+    del flags["per_device_train_batch_size"]  # `loramoe train` has that of transformers
+    config = LoraMoeConfig()  # an instance, because defaults of the constraint depend on the configuration's source
+    assert [row for row in rows if row[-1] != (script[row[0]] or "unset")] == []
+    assert [row for row in rows if row[0] in flags and not same(row[-1], flags[row[0]])] == []
+    assert [row for row in rows if row[1] and not same(row[-1], getattr(config, row[1]))] == []
+    own = {"lora_nums", "blc_alpha", "blc_weight", "blc_target", "blc_importance", "expert_types"}
+    assert own <= {row[1] for row in rows}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "frozen"), [(0, 8030261248), (1, 8030261248), (2, 70553706496)])
-def test_a_dry_run_prints_batch_samples_and_memory(job: None, number: int, frozen: int, capsys: Any) -> None:
-    printed = dry_run(flags_of(COMMANDS[number]), capsys)
-    assert f"{frozen:,} frozen" in printed
-    assert "64 = 2 per device x 32 accumulated" in printed
-    assert "tasks (type 0): 6, knowledge (type 1): 4" in printed
-    assert float(re.findall(r"([\d.]+) GiB by formula", printed)[0]) > 2 * frozen / 2**30
-    if number == 0:
-        assert printed == dry_run([str(ROOT / "configs/llama3_8b.yaml")], capsys)
+def shape(page: str) -> tuple[object, ...]:
+    """What must be equal in both languages: code, levels of headings, links, defaults."""
+    prose = BLOCK.sub("", page)
+    links = sorted(link for link in re.findall(r"\]\(([^)]+)\)", prose) if not link.startswith("README"))
+    defaults = [(row[0], row[1], row[4].replace("未设置", "unset")) for row in table(page)]
+    return BLOCK.findall(page), [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)], links, defaults
+
+
+def test_both_languages_have_the_same_code_links_and_defaults() -> None:
+    assert len(README.splitlines()) <= 180
+    assert shape(README_ZH) == shape(README)

@@ -46,8 +46,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_base_and_adapter_in_one_table(flags: list[str], adapter: Path, tmp_path: Path, capsys: Any) -> None:
-    save_prompt_format(adapter, PromptFormat(type_names={0: "tasks", 1: "knowledge"}))
+def test_base_and_adapter_in_one_table_by_the_template_of_the_training(
+    flags: list[str], tiny_task: Any, adapter: Path, tmp_path: Path, capsys: Any
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_task.base)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w9 {% endfor %}"
+    tokenizer.save_pretrained(adapter)
+    save_prompt_format(adapter, PromptFormat("chat", type_names={0: "tasks", 1: "knowledge"}))
     main(flags)
     table = (tmp_path / "out/results.md").read_text()
     assert table in capsys.readouterr().out
@@ -60,9 +65,10 @@ def test_base_and_adapter_in_one_table(flags: list[str], adapter: Path, tmp_path
     value = {name: one["value"] for name, one in lines[0]["values"].items()}
     assert value["adapter"] - value["base"] == lines[0]["differences"]["adapter"]["value"] != 0
     logged = json.loads((tmp_path / "out/adapter.json").read_text())["samples"]["test"]
-    assert len(logged) == 12
+    assert [sample["arguments"][0][0].endswith(" w9") for sample in logged] == [True] * 12
 
 
+@pytest.mark.slow
 def test_answers_are_kept_and_results_are_not_overwritten(
     flags: list[str], adapter: Path, asked: list[int], tmp_path: Path, capsys: Any
 ) -> None:
@@ -87,33 +93,16 @@ def test_answers_are_kept_and_results_are_not_overwritten(
     assert asked[4:] == [4, 4]  # a changed file is another adapter
 
 
-def test_the_layout_is_that_of_the_training(flags: list[str], adapter: Path, tmp_path: Path, caplog: Any) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(
-        json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-    )
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} w9 {% endfor %}"
-    tokenizer.save_pretrained(adapter)
-    save_prompt_format(adapter, PromptFormat("chat"))
-    for wish, end in (([], " w9"), (["--template", "release"], "</s>")):
-        main([*flags, "--limit", "1", "--overwrite", *wish])
-        (sample,) = json.loads((tmp_path / "out/base.json").read_text())["samples"]["test"]
-        assert sample["arguments"][0][0].endswith(end)
-    assert len([record for record in caplog.records if record.name == "loramoe.data.templates"]) == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (["--file", "none.json"], "data path 'none.json' does not exist"),
-        (["--adapter", "none"], "no adapter at none: adapter_config.json is not there. Correct the path."),
+        (["--adapter", "none"], "no adapter at none"),
         (["--adapter", "base=none"], "'base' is the name of the base model"),
-        (["--adapter", "a=none", "a=other"], "each file and adapter can be given once"),
-        (["--model", "./none"], "no tokenizer could be loaded from './none'"),
-        (["--prompt_template", "chat"], "the prompt template 'chat' needs tokenizer.chat_template"),
+        (["--adapter", "none", "none"], "each file and adapter can be given once"),
         (["--load_in_kbits", "3"], "load_in_kbits must be 4, 8 or 16; got load_in_kbits=3"),
-        (["--device", "cuda:99"], "set --device to one that is here, got 'cuda:99': "),
-        (["--batch_size", "0"], "argument --batch_size: expected a whole number of at least 1, got '0'. Raise it."),
-        (["--tasks", "no_such_task"], "no_such_task"),
+        # lm-eval reads all its tasks.
+        pytest.param(["--tasks", "no_such_task"], "no_such_task", marks=pytest.mark.slow),
     ],
 )
 def test_mistakes_are_reported_in_one_line(flags: list[str], changes: list[str], message: str, capsys: Any) -> None:

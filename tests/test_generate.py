@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from loramoe.compat.tokenizer import save_tokenizer
-from loramoe.data import PromptFormat, conversation, save_prompt_format
+from loramoe.data import PromptFormat, conversation, get_template, save_prompt_format
 from loramoe.generate import answer, chat, main
 from loramoe.loading import load
 
@@ -28,13 +28,12 @@ def adapter(tiny_task: Any, saved_on_tiny_task: str) -> Path:
 
 
 def test_the_prompt_is_that_of_the_training(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--adapter", str(adapter), "--prompt", "w1 w2", "--input", "w4", "--max_new_tokens", "5"]
     model, tokenizer = load(None, str(adapter))
-    options = {"input": "w4", "max_new_tokens": 5}
-    texts = {name: answer(model, tokenizer, "w1 w2", template=name, **options) for name in ("chat", "release")}
+    turns = conversation("w1 w2", "w4", "")[:1]
+    texts = {name: answer(model, tokenizer, get_template(name, tokenizer), turns, 5) for name in ("chat", "release")}
     assert texts["chat"] != texts["release"]
     for wish, name in (([], "chat"), (["--template", "release"], "release")):
-        main([*flags, *wish])
+        main(["--adapter", str(adapter), "--prompt", "w1 w2", "--input", "w4", "--max_new_tokens", "5", *wish])
         assert capsys.readouterr().out.strip() == texts[name]
 
 
@@ -42,18 +41,17 @@ def test_every_line_is_answered_alone_or_in_turns(
     adapter: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = load(None, str(adapter))
-    options = {"template": "chat", "max_new_tokens": 4}
-    system = [{"role": "system", "content": "w8"}]
-    first = answer(model, tokenizer, "w1 w2", **options, turns=system)
-    later = answer(model, tokenizer, "w5", **options, turns=[*system, *conversation("w1 w2", "", first)])
-    alone = answer(model, tokenizer, "w5", **options, turns=system)
-    flags = ["--adapter", str(adapter), "--max_new_tokens", "4", "--system", "w8"]
+    template, system = get_template("chat", tokenizer), {"role": "system", "content": "w8"}
+    one, other = (conversation(text, "", "")[0] for text in ("w1 w2", "w5"))
+    first = answer(model, tokenizer, template, [system, one], 4)
+    later = answer(model, tokenizer, template, [system, one, {"role": "assistant", "content": first}, other], 4)
+    alone = answer(model, tokenizer, template, [system, other], 4)
     for command, lines, expected in (
         (main, "w1 w2\n\nw5\n", [first, alone]),
         (chat, "w1 w2\nw5\n/new\nw5\n", [first, later, alone]),
     ):
         monkeypatch.setattr("sys.stdin", io.StringIO(lines))
-        command(flags)
+        command(["--adapter", str(adapter), "--max_new_tokens", "4", "--system", "w8"])
         assert [line.strip() for line in capsys.readouterr().out.splitlines()] == expected
 
 
@@ -61,10 +59,8 @@ def test_every_line_is_answered_alone_or_in_turns(
     ("flags", "message"),
     [
         (["--prompt", "w3"], "Not that."),
-        (["--prompt", " ".join(["w1"] * 70)], "the model knows 64 positions. Shorten it."),
-        (["--prompt", "w1", "--device", "cuda:99"], "set --device to one that is here, got 'cuda:99'"),
-        (["--prompt", "w1", "--adapter", "nowhere"], "no adapter at nowhere: adapter_config.json is not there."),
-        (["--max_new_tokens=0"], "argument --max_new_tokens: expected a whole number of at least 1, got '0'."),
+        (["--prompt", " ".join(["w1"] * 70)], "the model knows 64 positions"),
+        (["--prompt", "w1", "--adapter", "nowhere"], "no adapter at nowhere"),
         (["--temperature=nan"], "argument --temperature: expected a number of at least 0, got 'nan'."),
     ],
 )

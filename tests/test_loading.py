@@ -37,14 +37,14 @@ def test_the_base_of_the_adapters(tiny_task: Any, adapters: list[str]) -> None:
 
 def test_a_base_model_that_has_moved_can_be_named(tiny_task: Any, adapters: list[str], tmp_path: Path) -> None:
     rename_base(adapters[0], str(tmp_path / "moved"))
-    with pytest.raises(FileNotFoundError, match=r"could be loaded from .*moved.*Set --base_model"):
+    with pytest.raises(UsageError, match=r"could be loaded from .*moved.*set --base_model"):
         load(None, adapters[0])
     assert load(str(tiny_task.base), adapters[0])[0].active_adapter == "default"
 
 
 def test_the_reason_why_a_base_model_cannot_be_loaded(tiny_task: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((tiny_task.base / "config.json").read_bytes())
-    with pytest.raises(FileNotFoundError, match=r"no base model could be loaded from [^:]*: .*no file named"):
+    with pytest.raises(UsageError, match=r"cannot be loaded; .*no file named"):
         load_base(BaseArguments(str(tmp_path)))
 
 
@@ -60,9 +60,7 @@ def test_an_adapter_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("loramoe.loading.snapshot_download", refuse)
     with pytest.raises(FileNotFoundError, match=r"no adapter at me/adapter: .* Nor is it on the hub: no connection"):
         adapter_folder("me/adapter")
-    with pytest.raises(
-        FileNotFoundError, match=r"no adapter at .*: adapter_config.json is not there. Correct the path.$"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"adapter_config.json is not there. Correct the path.$"):
         adapter_folder(str(tmp_path))
 
 

@@ -25,16 +25,6 @@ from loramoe.utils import (
 )
 
 
-def test_json_is_replaced_whole(tmp_path: Path):
-    file = tmp_path / "values.json"
-    write_json(file, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(file, {"a": object()})
-    assert json.loads(file.read_text()) == {"a": 1}
-    write_json(file, {"a": 2})
-    assert json.loads(file.read_text()) == {"a": 2}
-
-
 def test_several_writers_of_one_file_leave_it_whole(tmp_path: Path):
     file = tmp_path / "values.json"
     write_json(file, [0] * 1000)
@@ -65,86 +55,47 @@ def test_a_text_that_cannot_be_written_changes_nothing(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == [file]
 
 
-class TestAtomicSaveDir:
-    """A folder's entries come into place together, or not at all."""
-
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        (tmp_path / "adapter").mkdir()
-        (tmp_path / "adapter" / "old").touch()
-        return tmp_path
-
-    def entries(self, folder: Path) -> set[str]:
-        return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-    def test_entries_are_replaced_and_others_stay(self, folder: Path):
-        (folder / "other").touch()
-        with atomic_save_dir(folder) as draft:
-            (draft / "adapter").mkdir()
-            (draft / "adapter" / "new").touch()
-            (draft / "file").touch()
-            assert (folder / "adapter" / "old").exists()
-        assert self.entries(folder) == {"adapter", "adapter/new", "file", "other"}
-
-    def test_a_failure_changes_nothing(self, folder: Path):
-        def save() -> None:
-            with atomic_save_dir(folder) as draft:
-                (draft / "adapter").mkdir()
-                raise OSError("disk full")
-
-        with pytest.raises(OSError, match="disk full"):
-            save()
-        assert self.entries(folder) == {"adapter", "adapter/old"}
-
-    def test_the_last_entry_is_moved_last(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
-        moved: list[str] = []
-        monkeypatch.setattr("loramoe.utils._replace", lambda new, target: (moved.append(target.name), new.unlink()))
-        with atomic_save_dir(folder, last="a") as draft:
-            for name in "abc":
-                (draft / name).touch()
-        assert moved[-1] == "a"
-        assert len(moved) == 3
-
-    def test_only_the_writer_touches_the_disk(self, tmp_path: Path):
-        with atomic_save_dir(tmp_path / "run", writer=False) as draft:
-            assert draft == tmp_path / "run" / ".incomplete"
-        assert not (tmp_path / "run").exists()
+def entries(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_an_error_of_a_library_becomes_one_line():
-    with pytest.raises(UsageError, match=r"^the flag: no such name$"), as_usage_error(OSError, about="the flag:"):
-        raise FileNotFoundError("no such\n  name")
+def save(folder: Path, error: Exception | None = None) -> None:
+    before = entries(folder)
+    with atomic_save_dir(folder) as draft:
+        (draft / "adapter").mkdir()
+        (draft / "adapter" / "new").touch()
+        (draft / "file").touch()
+        assert entries(folder) > before
+        if error:
+            raise error
 
 
-@pytest.mark.parametrize("error", [KeyError("a bug"), UsageError("already one")])
-def test_other_errors_pass(error: Exception):
-    with pytest.raises(type(error)) as passed, as_usage_error(ValueError):
-        raise error
-    assert passed.value is error
+def test_entries_of_a_folder_are_replaced_and_others_stay(tmp_path: Path):
+    for name in ("adapter", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "old").touch()
+    before = entries(tmp_path)
+    with pytest.raises(OSError, match="disk full"):
+        save(tmp_path, OSError("disk full"))
+    assert entries(tmp_path) == before
+    save(tmp_path)
+    assert entries(tmp_path) == {"adapter", "adapter/new", "file", "other"}
 
 
-def test_values_of_flags_are_read():
-    assert (positive("1"), positive("032")) == (1, 32)
-    assert (not_negative("0"), not_negative("1e-3")) == (0.0, 0.001)
-    assert (comma_list("a, b,"), comma_list(" "), comma_list(None)) == (["a", "b"], None, None)
+def test_the_last_entry_is_moved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    moved: list[str] = []
+    monkeypatch.setattr("loramoe.utils._replace", lambda new, target: (moved.append(target.name), new.unlink()))
+    with atomic_save_dir(tmp_path, last="a") as draft:
+        for name in "abc":
+            (draft / name).touch()
+    assert sorted(moved) == ["a", "b", "c"]
+    assert moved[-1] == "a"
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "x", "\u00b2"])
-def test_a_count_is_at_least_1(text: str):
-    with pytest.raises(ArgumentTypeError, match=f"at least 1, got '{text}'"):
-        positive(text)
-
-
-@pytest.mark.parametrize("text", ["-0.1", "nan", "inf"])
-def test_a_measure_is_finite_and_not_negative(text: str):
-    with pytest.raises(ArgumentTypeError, match=f"at least 0, got '{text}'"):
-        not_negative(text)
-
-
-def test_a_flag_needs_its_package():
-    require("json", "--json true")
-    with pytest.raises(UsageError, match=r"--x true needs no_such_module.*pip install no-such"):
-        require("no_such_module", "--x true", package="no-such")
+def test_only_the_writer_touches_the_disk(tmp_path: Path):
+    with atomic_save_dir(tmp_path / "run", writer=False) as draft:
+        assert draft == tmp_path / "run" / ".incomplete"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -156,7 +107,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("one", "two"):
         with replace_dir(target) as draft:
             (draft / name).write_text(name)
-        assert [file.name for file in target.iterdir()] == [name]
+        assert entries(target) == {name}
     assert target.is_symlink() == linked
     replace = os.replace
 
@@ -168,14 +119,12 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("os.replace", fail_for_the_draft)
     with pytest.raises(OSError, match="disk full"), replace_dir(target) as draft:
         (draft / "three").touch()
-    assert [file.name for file in target.iterdir()] == ["two"]
-    assert len(list(tmp_path.iterdir())) == 1 + linked
+    assert entries(target) == {"two"}
 
 
 @pytest.mark.parametrize(
     ("files", "overwrite", "named"),
     [
-        ({"notes.txt": ""}, True, "notes.txt"),
         ({"report.json": '{"files": ["report.json"]}', "notes.txt": ""}, True, "notes.txt"),
         ({"report.json": "[]"}, True, "report.json"),
         ({"report.json": '{"files": ["report.json"]}'}, False, "--overwrite"),
@@ -195,3 +144,32 @@ def test_a_folder_that_is_free_or_holds_an_earlier_result(tmp_path: Path):
     check_output_dir(tmp_path, True, "report.json")
     with pytest.raises(UsageError, match="is a file"):
         check_output_dir(tmp_path / "report.json", True, "report.json")
+
+
+def test_an_error_of_a_library_becomes_one_line():
+    with pytest.raises(UsageError, match=r"^the flag: no such name$"), as_usage_error(OSError, about="the flag:"):
+        raise FileNotFoundError("no such\n  name")
+    for error in (KeyError("a bug"), UsageError("already one")):
+        with pytest.raises(type(error)) as passed, as_usage_error(ValueError):
+            raise error
+        assert passed.value is error
+
+
+def test_values_of_flags():
+    assert (positive("1"), positive("032")) == (1, 32)
+    assert (not_negative("0"), not_negative("1e-3")) == (0.0, 0.001)
+    assert (comma_list("a, b,"), comma_list(" "), comma_list(None)) == (["a", "b"], None, None)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"), [(positive, "0"), (positive, "1.5"), (not_negative, "-0.1"), (not_negative, "inf")]
+)
+def test_values_of_flags_out_of_range(read, text):
+    with pytest.raises(ArgumentTypeError, match=f"got '{text}'"):
+        read(text)
+
+
+def test_a_flag_needs_its_package():
+    require("json", "--json true")
+    with pytest.raises(UsageError, match=r"--x true needs no_such_module.*pip install no-such"):
+        require("no_such_module", "--x true", package="no-such")

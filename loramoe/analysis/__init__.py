@@ -1,6 +1,6 @@
 """Which expert serves which task type: one collector of routing statistics, a report, a model card."""
 
-from loramoe.analysis.report import ReportInfo, write_report
-from loramoe.analysis.routing import RoutingCollector, RoutingStats, collect_routing
+from loramoe.analysis.report import write_report
+from loramoe.analysis.routing import RoutingCollector, RoutingStats, collect_routing, log_values
 
-__all__ = ["ReportInfo", "RoutingCollector", "RoutingStats", "collect_routing", "write_report"]
+__all__ = ["RoutingCollector", "RoutingStats", "collect_routing", "log_values", "write_report"]

@@ -17,13 +17,12 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 import loramoe
-from loramoe.analysis.report import render
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.utils import atomic_save_dir, hub_name, public_name
 
 CARD: Final = "README.md"
+TEMPLATE: Final = Path(__file__).parent / "templates" / "card.md.j2"
 TAGS: Final = ["lora", "loramoe", "mixture-of-experts", "moe", "peft"]
-_RESULTS = {"loss": "evaluation loss", "perplexity": "perplexity", "recall": "recall"}
 
 
 def write_card(
@@ -34,12 +33,10 @@ def write_card(
     args: Any,
     state: Any,
     *,
-    data: object = "",
-    conclusion: str = "",
     figure: Path | None = None,
-    repository: str | None = None,
+    **values: Any,
 ) -> None:
-    """Writes the card into the folder of an adapter.
+    """Writes the card of a run into the folder of its adapter.
 
     Args:
         folder: The adapter's folder.
@@ -48,38 +45,22 @@ def write_card(
         results: `before` and `after` the training, each with those of loss, perplexity and recall that were measured.
         args: TrainingArguments of the run.
         state: TrainerState of the run.
-        data: What the run was trained on, in words.
-        conclusion: What the report on the experts concludes.
         figure: A figure to copy beside the card and to show in it.
-        repository: The adapter's name on the hub.
+        values: `data`, and maybe `conclusion` of the report and `repository` on the hub.
     """
-    base, after, before = hub_name(base_model), results.get("after", {}), results.get("before", {})
+    base = hub_name(base_model)
     relation = "adapter" if base else None
     metadata = ModelCardData(
         library_name="peft", pipeline_tag="text-generation", tags=TAGS, base_model=base, base_model_relation=relation
     )
-    versions = {"PEFT": peft, "Transformers": transformers, "Pytorch": torch, "LoRAMoE": loramoe}
-    text = render(
-        "card.md.j2",
-        card_data=metadata.to_yaml(),
-        on_hub=base is not None,
-        base_name=public_name(base_model),
-        config=config,
-        repository=repository,
-        conclusion=conclusion,
-        results=[(label, before.get(name), after[name]) for name, label in _RESULTS.items() if name in after],
-        figure=figure and figure.name,
-        args=args,
-        state=state,
-        data=data,
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        cell=_cell,
-        versions={name: module.__version__ for name, module in versions.items()},
-    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    libraries = {"PEFT": peft, "Transformers": transformers, "Pytorch": torch, "LoRAMoE": loramoe}
+    values |= {"config": config, "results": results, "args": args, "state": state, "figure": figure}
+    values |= {"base_name": public_name(base_model), "device": device, "libraries": libraries, "cell": _cell}
     with atomic_save_dir(folder) as draft:
         if figure is not None:
             shutil.copyfile(figure, draft / figure.name)
-        ModelCard(text).save(draft / CARD)
+        ModelCard.from_template(metadata, str(TEMPLATE), **values).save(draft / CARD)
 
 
 def _cell(value: object) -> str:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -25,32 +26,21 @@ from loramoe.tuner.hooks import BalanceStats, last_balance
 from loramoe.tuner.layer import LoraMoeLayer
 
 Array = NDArray[np.float64]
+PARTS_PREFIX: Final = "routing/"
 
 
 @dataclass(frozen=True)
 class RoutingStats:
-    """What the routers did with a set of samples.
+    """What the routers did with a set of samples."""
 
-    Attributes:
-        gate_TLE: Mean gate over the real tokens of each task type; sums to 1 over the experts.
-        entropy_TL: Routing entropy: mean over the tokens of −Σ_e g_e log g_e / log E. 1: no choice, 0: one expert
-            alone. None for training steps, where it is not computed.
-        constraint_L: The constraint of each layer, unweighted, mean over the batches.
-        tokens_T: Number of real tokens of each task type.
-        samples_T: Number of samples of each task type.
-        task_types: The T task types that occurred, ascending.
-        expert_types: Type of each expert.
-        layers: Names of the L adapted linear layers.
-    """
-
-    gate_TLE: Array
-    entropy_TL: Array | None
-    constraint_L: Array
-    tokens_T: Array
-    samples_T: Array
-    task_types: tuple[int, ...]
+    gate_TLE: Array  # mean gate over the real tokens of each task type; sums to 1 over the experts
+    entropy_TL: Array | None  # mean over the tokens of −Σ_e g_e log g_e / log E; None for training steps
+    constraint_L: Array  # the unweighted constraint of each layer, mean over the batches
+    tokens_T: Array  # number of real tokens
+    samples_T: Array  # number of samples
+    task_types: tuple[int, ...]  # those that occurred, ascending
     expert_types: tuple[int, ...]
-    layers: tuple[str, ...]
+    layers: tuple[str, ...]  # names of the adapted linear layers
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -74,12 +64,22 @@ class RoutingStats:
 
     @property
     def load_imbalance_L(self) -> Array:
-        """Coefficient of variation √var / mean (unbiased) of the experts' gate weight over all tokens.
-
-        It is 0 where all experts have the same load, and √E where one expert has all of it.
-        """
+        """Coefficient of variation √var / mean (unbiased) of the experts' gate weight over all tokens: 0 to √E."""
         load_LE = np.einsum("t,tle->le", self.tokens_T, self.gate_TLE)
         return np.asarray(load_LE.std(axis=-1, ddof=1) / load_LE.mean(axis=-1))
+
+    @property
+    def decoder_layers(self) -> dict[str, list[int]]:
+        """Positions of linear layers by the index of their decoder layer, or by their own name outside of any."""
+        found: dict[str, list[int]] = {}
+        for position, name in enumerate(self.layers):
+            index = re.search(r"\b\d+\b", name)
+            found.setdefault(index[0] if index else name, []).append(position)
+        return found
+
+    def by_decoder_layer(self, values: Array, axis: int = 1) -> Array:
+        """The mean over the linear layers of each decoder layer, in place of the axis of the linear layers."""
+        return np.stack([values.take(chosen, axis).mean(axis) for chosen in self.decoder_layers.values()], axis)
 
 
 class RoutingCollector:
@@ -90,15 +90,9 @@ class RoutingCollector:
         self._names: tuple[tuple[int, ...], tuple[str, ...]] = ((), ())  # types of the experts, names of the layers
 
     def add(self, balance: BalanceStats | None) -> None:
-        """Adds a forward pass.
-
-        Args:
-            balance: What `loramoe.last_balance(model)` returned after it. None adds nothing, nor does a mixture of a
-                single expert.
-        """
+        """Adds what `loramoe.last_balance(model)` returned after a forward pass; a single expert adds nothing."""
         if balance is None or len(balance.expert_types) < 2:
             return
-        self._names = balance.expert_types, balance.layers
         tokens_M = balance.tokens_M
         dtype = torch.float32 if tokens_M.device.type == "mps" else torch.float64  # MPS has no float64
         # Task types are types of experts; finding out which of them occur would wait for the device.
@@ -115,18 +109,19 @@ class RoutingCollector:
         }
         if balance.entropy_LM is not None:
             new["entropy_TL"] = tokens_TM @ balance.entropy_LM.to(dtype).T
-        self._add(new)
+        self._add((balance.expert_types, balance.layers), new)
 
-    def _add(self, new: Mapping[str, Tensor]) -> None:
-        self._sums |= {name: self._sums[name] + value if name in self._sums else value for name, value in new.items()}
+    def _add(self, names: tuple[tuple[int, ...], tuple[str, ...]], new: Mapping[str, Tensor]) -> None:
+        self._names = names
+        self._sums |= {name: self._sums.get(name, 0) + value for name, value in new.items()}
 
     @staticmethod
     def merge(collectors: Iterable[RoutingCollector]) -> RoutingCollector:
         """Merges collectors, such as those of several processes, into a new one on the CPU."""
         merged = RoutingCollector()
         for each in collectors:
-            merged._add({name: value.cpu().double() for name, value in each._sums.items()})
-            merged._names = each._names if each._sums else merged._names
+            if each._sums:
+                merged._add(each._names, {name: value.cpu().double() for name, value in each._sums.items()})
         return merged
 
     def result(self) -> RoutingStats | None:
@@ -152,33 +147,28 @@ class RoutingCollector:
 
 
 @torch.no_grad()
-def collect_routing(model: Any, batches: Iterable[Mapping[str, Any]], *, progress: bool = True) -> RoutingStats:
+def collect_routing(model: Any, batches: Iterable[Mapping[str, Any]]) -> RoutingStats:
     """Runs a model once over samples and collects what its routers did. The model is left as it was.
 
     Args:
         model: A PeftModel; of several active adapters, the first is observed.
         batches: Batches of `loramoe.data.SftCollator`, or others with `task_types`.
-        progress: Show a progress bar.
-
-    Returns:
-        The statistics.
 
     Raises:
-        ValueError: If no active adapter is a LoRAMoE of several experts, a batch lacks task types, there is no token,
-            or gates are not finite.
+        ValueError: If the active adapter has a single expert, a batch lacks task types, or there is no token.
     """
-    config = model.active_peft_config
+    config, base = model.active_peft_config, model.get_base_model()
     if getattr(config, "lora_nums", 1) < 2:
         kind = config.peft_type.value
         raise ValueError(f"routing needs an adapter of several experts; got {kind} of a single one. Give a LoRAMoE.")
-    collector, training = RoutingCollector(), model.training
-    base, options = model.get_base_model(), dict[str, Any](use_cache=False)
+    options: dict[str, Any] = {"use_cache": False}
     has_option = "logits_to_keep" in inspect.signature(base.forward).parameters
     if has_option and not isinstance(base.get_output_embeddings(), LoraMoeLayer):
         options["logits_to_keep"] = 1  # nobody reads the logits [B, S, V]
+    collector, training = RoutingCollector(), model.training
     model.eval()
     try:
-        for batch in tqdm(batches, desc="routing", disable=not progress, leave=False):
+        for batch in tqdm(batches, desc="routing", disable=None, leave=False):
             if "task_types" not in batch:
                 raise ValueError(f"a batch must hold task_types; got {sorted(batch)}. Use loramoe.data.SftCollator.")
             inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
@@ -189,6 +179,38 @@ def collect_routing(model: Any, batches: Iterable[Mapping[str, Any]], *, progres
     stats = collector.result()
     if stats is None:
         raise ValueError("there is no token to collect routing of: the samples are empty. Give at least one sample.")
-    if not np.isfinite(stats.gate_TLE).all():
-        raise ValueError("the adapter has gates that are not finite: it is damaged. Train or copy it again.")
     return stats
+
+
+def log_values(stats: RoutingStats) -> dict[str, float]:
+    """What a training logs: `blc`, `cov`, `share/type1/group0`, `entropy`; and of parts, as `routing/blc/early`."""
+    values = _values(stats, range(len(stats.layers)))
+    for part, layers in split_parts(stats).items():
+        values |= {f"{PARTS_PREFIX}{name}/{part}": value for name, value in _values(stats, layers).items()}
+    return values
+
+
+def _values(stats: RoutingStats, layers: Sequence[int]) -> dict[str, float]:
+    values = {"blc": stats.constraint_L[layers].sum(), "cov": stats.load_imbalance_L[layers].mean()}
+    for task_type, share_G in zip(stats.task_types, stats.share_TLG[:, layers].mean(axis=1), strict=True):
+        values |= {f"share/type{task_type}/group{g}": share for g, share in zip(stats.groups, share_G, strict=True)}
+    if stats.entropy_TL is not None:
+        values["entropy"] = np.average(stats.entropy_TL[:, layers].mean(axis=1), weights=stats.tokens_T)
+    return {name: float(value) for name, value in values.items()}
+
+
+def split_parts(stats: RoutingStats) -> dict[str, Sequence[int]]:
+    """Positions of linear layers by thirds of the depth (in whole decoder layers) and by kind, such as `down_proj`.
+
+    A model of fewer than three decoder layers has no thirds, and one kind alone is no part.
+    """
+    parts: dict[str, Sequence[int]] = {}
+    decoder_layers = list(stats.decoder_layers.values())
+    if len(decoder_layers) >= 3:
+        thirds = np.array_split(range(len(decoder_layers)), 3)
+        for depth, third in zip(("early", "middle", "late"), thirds, strict=True):
+            parts[depth] = [position for index in third for position in decoder_layers[index]]
+    kinds = np.array([name.rpartition(".")[2] for name in stats.layers])
+    if len(set(kinds)) > 1:
+        parts |= {str(kind): np.flatnonzero(kinds == kind).tolist() for kind in dict.fromkeys(kinds)}
+    return parts

@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from loramoe.analysis.routing import Array, RoutingStats
-from loramoe.balance.constraint import BlcTarget
 from loramoe.tuner.config import LoraMoeConfig
 
 SPECIALISED = 0.5  # least part of the target at which the groups count as specialised
 
 
-def target_gates(
-    expert_types: Sequence[int],
-    task_types: Sequence[int],
-    blc_alpha: float,
-    blc_target: BlcTarget = "match",
-    samples_T: Array | None = None,
-) -> Array:
-    """The mean gates [T, E] at the minimum of the constraint with importance "mean".
+def target_shares(stats: RoutingStats, config: LoraMoeConfig) -> Array | None:
+    """The share of each group [T, G] at the minimum of the constraint with importance "mean".
 
     With J = I under "match", 1 / I under "paper", and a Lagrange multiplier for Σ_e Q_te = 1
 
         Q_te = (ν + λ_t · J_te) · J_te,   λ_t = (1 − ν · Σ_e J_te) / Σ_e J_te²,   ν = ⟨1 / ΣJ²⟩ / ⟨ΣJ / ΣJ²⟩
 
     where ⟨·⟩ is the mean over the samples. For groups of equal size λ is 0, so Z is even and, under "match",
-    Q_match / Q_other = (1 + a) / (1 − a), for any number of types.
+    Q_match / Q_other = (1 + a) / (1 − a).
 
-    Args:
-        expert_types: Type of each expert.
-        task_types: The task types of the data.
-        blc_alpha: a of the constraint.
-        blc_target: Direction of the constraint.
-        samples_T: Number of samples of each task type; it matters for groups of different sizes. Default: equal.
+    Returns:
+        The shares; None without a constraint, or with importance "sum", whose minimum depends on the lengths.
     """
-    I_TE = 1 + blc_alpha * np.where(np.equal.outer(task_types, expert_types), 1.0, -1.0)
-    J_TE = I_TE if blc_target == "match" else 1 / I_TE
-    sum_T, squares_T = J_TE.sum(axis=1), (J_TE**2).sum(axis=1)
-    nu = np.average(1 / squares_T, weights=samples_T) / np.average(sum_T / squares_T, weights=samples_T)
-    lambda_T = (1 - nu * sum_T) / squares_T
-    return np.asarray((nu + lambda_T[:, None] * J_TE) * J_TE)
-
-
-def target_shares(stats: RoutingStats, config: LoraMoeConfig) -> Array | None:
-    """The share of each group [T, G] that the constraint aims at; None without one, or one that depends on lengths."""
     if config.blc_weight == 0 or config.blc_importance == "sum":
         return None
-    types = stats.expert_types, stats.task_types
-    return target_gates(*types, config.blc_alpha, config.blc_target, stats.samples_T) @ stats.of_group_EG
+    I_TE = 1 + config.blc_alpha * np.where(np.equal.outer(stats.task_types, stats.expert_types), 1.0, -1.0)
+    J_TE = I_TE if config.blc_target == "match" else 1 / I_TE
+    sum_T, squares_T = J_TE.sum(axis=1), (J_TE**2).sum(axis=1)
+    samples_T = stats.samples_T
+    nu = np.average(1 / squares_T, weights=samples_T) / np.average(sum_T / squares_T, weights=samples_T)
+    lambda_T = (1 - nu * sum_T) / squares_T
+    return np.asarray((nu + lambda_T[:, None] * J_TE) * J_TE @ stats.of_group_EG)
 
 
 def separation(share_TG: Array, stats: RoutingStats) -> float | None:
-    """Weight that groups get from samples of their own type, minus that from others; None for a single task type."""
+    """Share that groups get from samples of their own type, minus that from others; None for a single task type."""
     if len(stats.task_types) < 2:
         return None
+    own_T, other_T = _own_and_other(share_TG, stats)
+    return float((own_T - other_T).mean())
+
+
+def _own_and_other(share_TG: Array, stats: RoutingStats) -> tuple[Array, Array]:
     share_TT = share_TG[:, [stats.groups.index(task_type) for task_type in stats.task_types]]
     own_T = share_TT.diagonal()
-    return float((own_T - (share_TT.sum(axis=0) - own_T) / (len(own_T) - 1)).mean())
+    return own_T, (share_TT.sum(axis=0) - own_T) / (len(own_T) - 1)
 
 
 def conclude(stats: RoutingStats, config: LoraMoeConfig, names: Mapping[int, str]) -> str:
@@ -75,20 +64,17 @@ def conclude(stats: RoutingStats, config: LoraMoeConfig, names: Mapping[int, str
     sentence = f"Separation {_points(found)} of {_points(aim)} points aimed at: {weights}."
     if found * np.sign(aim) >= SPECIALISED * abs(aim):
         return sentence
-    return (
-        f"The groups do not specialise. {sentence} Try more steps, batches that hold samples of all types, or a "
-        f"larger blc_weight than {config.blc_weight:g}."
-    )
+    advice = f"more steps, batches that hold samples of all types, or a larger blc_weight than {config.blc_weight:g}"
+    return f"The groups do not specialise. {sentence} Try {advice}."
 
 
 def _weights(stats: RoutingStats, names: Mapping[int, str]) -> str:
-    parts, two = [], stats.task_types == stats.groups and len(stats.groups) == 2
-    others = f"{names[stats.task_types[0]]} samples" if two else "others"
-    for t in [1] if two else range(len(stats.task_types)):  # the shares of two groups mirror each other
-        name, percent_T = names[stats.task_types[t]], 100 * stats.share_TG[:, stats.groups.index(stats.task_types[t])]
-        own, other = percent_T[t], np.delete(percent_T, t).mean()
+    types = [names[task_type] for task_type in stats.task_types]
+    two = stats.task_types == stats.groups and len(types) == 2
+    others, parts = f"{types[0]} samples" if two else "others", []
+    for name, own, other in zip(types, *100 * np.array(_own_and_other(stats.share_TG, stats)), strict=True):
         parts.append(f"{name} samples give {own:.1f} % of their weight to the {name} experts, {others} {other:.1f} %")
-    return "; ".join(parts)
+    return "; ".join(parts[1:] if two else parts)  # the shares of two groups mirror each other
 
 
 def _points(share: float) -> str:

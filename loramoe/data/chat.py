@@ -11,12 +11,11 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from loramoe.data.collate import IGNORE_INDEX
-from loramoe.data.formats import Message, conversation
+from loramoe.data.formats import Message
 from loramoe.data.templates import TEMPLATES, Encoded, ReleaseTemplate, TemplateError, join_pieces
 
 Span = tuple[int, int]
 
-_DIVIDED: Final = "writes a prompt differently once its answer follows, so that they cannot be divided"
 _INSTEAD: Final = "Use a chat template that writes texts whole, or 'release'."
 
 
@@ -55,12 +54,8 @@ class ChatTemplate:
                 end = self._added.search(self._frame(roles).end)
                 self.end_ids = (ids[end[0]],) if end else ()
 
-    def prompt_ids(self, instruction: str, input: str = "") -> list[int]:
-        """Encodes an instruction to answer: exactly the ids that stand before its answer in training."""
-        return self.chat_ids(conversation(instruction, input, "")[:1])
-
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Encodes a conversation whose next turn is the assistant's; raises TemplateError if it cannot be rendered."""
+        """Encodes a conversation whose next turn is the assistant's: exactly the ids before its answer in training."""
         prompt, spans = self._render(messages, is_prompt=True), []
         with suppress(TemplateError):  # a template may leave the thoughts of earlier answers out
             frame = self._frame((*(turn["role"] for turn in messages), "assistant"))
@@ -71,19 +66,23 @@ class ChatTemplate:
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded | TemplateError]:
         """Encodes conversations to learn from: for each its tokens, or why it cannot be learnt from."""
-        texts: list[tuple[str, list[Span]] | TemplateError] = []
-        for chat, rendered in zip(conversations, self._render_all(conversations), strict=True):
-            try:
-                text = self._render(chat) if rendered is None else rendered
-                texts.append((text, _find_answers(chat, text, self._frame(tuple(turn["role"] for turn in chat)))))
-            except TemplateError as error:
-                texts.append(error)
+        rendered: Sequence[str | None] = [None] * len(conversations)
+        with suppress(Exception):  # all at once is faster; those that cannot be rendered are found one by one
+            rendered = self.tokenizer.apply_chat_template(conversations, tokenize=False)
+        texts = [self._text(chat, text) for chat, text in zip(conversations, rendered, strict=True)]
         encoded = iter(self._tokenise([text for text in texts if not isinstance(text, TemplateError)]))
         special = (any(self._special.search(turn["content"]) for turn in chat) for chat in conversations)
         return [
             text if isinstance(text, TemplateError) else next(encoded)._replace(special=marked)
             for text, marked in zip(texts, special, strict=True)
         ]
+
+    def _text(self, chat: Sequence[Message], text: str | None) -> tuple[str, list[Span]] | TemplateError:
+        try:
+            text = self._render(chat) if text is None else text
+            return text, _find_answers(chat, text, self._frame(tuple(turn["role"] for turn in chat)))
+        except TemplateError as error:
+            return error
 
     def _frame(self, roles: tuple[str, ...]) -> _Frame:
         key = date.today(), roles
@@ -93,21 +92,15 @@ class ChatTemplate:
             texts, leads = re.split(r"Kq\d+zv", text), {}
             if len(texts) != len(chat) + 1:
                 raise TemplateError(f"the chat template leaves out or repeats the words of a turn. {_INSTEAD}")
-            for index, turn in enumerate(chat):
-                if turn["role"] == "assistant":
-                    prompt, before = self._render(chat[:index], is_prompt=True), text.partition(turn["content"])[0]
-                    if not before.startswith(prompt):
-                        raise TemplateError(f"the chat template {_DIVIDED}. {_INSTEAD}")
-                    leads[index] = before[len(prompt) :]
+            for index in (index for index, role in enumerate(roles) if role == "assistant"):
+                prompt, before = self._render(chat[:index], is_prompt=True), text.partition(chat[index]["content"])[0]
+                if not before.startswith(prompt):
+                    changed = "writes a prompt differently once its answer follows, so that they cannot be divided"
+                    raise TemplateError(f"the chat template {changed}. {_INSTEAD}")
+                leads[index] = before[len(prompt) :]
             end = self._added.search(texts[-1])
             self._frames[key] = _Frame(texts, leads, texts[-1][: end.end()] if end else texts[-1])
         return self._frames[key]
-
-    def _render_all(self, chats: Sequence[Sequence[Message]]) -> Sequence[str | None]:
-        """Renders conversations together, which is faster; None for each if one of them cannot be rendered."""
-        with suppress(Exception):
-            return list(self.tokenizer.apply_chat_template(chats, tokenize=False))
-        return [None] * len(chats)
 
     def _render(self, chat: Sequence[Message], is_prompt: bool = False) -> str:
         from jinja2 import TemplateSyntaxError
@@ -143,11 +136,6 @@ def _any_of(words: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
 
 
-def _left_out(turn: Message) -> TemplateError:
-    words = f"words of the {turn['role']}: {turn['content'][:60]!r}"
-    return TemplateError(f"the chat template leaves out or changes {words}. {_INSTEAD}")
-
-
 def _find_answers(chat: Sequence[Message], text: str, frame: _Frame) -> list[Span]:
     """Finds the answers of a conversation, each with its end; a blank before an answer is part of its first token."""
     spans, start = [], 0
@@ -157,7 +145,8 @@ def _find_answers(chat: Sequence[Message], text: str, frame: _Frame) -> list[Spa
         variants = (content, content.rstrip(), content.lstrip(), content.strip())
         words = next((words for words in variants if text.startswith(words + after, start)), None)
         if words is None:
-            raise _left_out(turn)
+            changed = f"words of the {turn['role']}: {content[:60]!r}"
+            raise TemplateError(f"the chat template leaves out or changes {changed}. {_INSTEAD}")
         stop = start + len(words)
         if turn["role"] == "assistant":
             lead = frame.leads[index]

@@ -1,9 +1,4 @@
-"""From tokenised samples to one batch of tensors: padded, or one row without padding.
-
-`PackedCollator` sets `use_cache=False` for a reason: transformers (4.57 to 5.23) derives from `position_ids` that
-samples must not see each other only if there is neither an attention mask nor a cache, and models make a cache by
-default. Architectures that do not derive it at all are refused where the model is (`loramoe.training.model`).
-"""
+"""From tokenised samples to one batch of tensors: padded, or one row without padding."""
 
 from __future__ import annotations
 
@@ -22,25 +17,17 @@ IGNORE_INDEX: Final = -100
 
 @dataclass(frozen=True)
 class SftCollator:
-    """Pads tokenised samples on the right; the mask is made by length, as padding is often the end-of-sequence token.
+    """Pads samples on the right; the mask is made by length, as padding is often the end-of-sequence token."""
 
-    Args:
-        pad_token_id: Token id that fills `input_ids`; masked, so any id of the vocabulary will do.
-        pad_to_multiple_of: Rounds the length of a batch up to a multiple of this many tokens.
-    """
-
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
+    pad_token_id: int  # fills `input_ids`; masked, so any id of the vocabulary will do
+    pad_to_multiple_of: int | None = None  # the length of a batch is rounded up to a multiple of this many tokens
 
     def __post_init__(self) -> None:
         if self.pad_token_id is None:
             raise ValueError("pad_token_id must be a token id; got None. Pass tokenizer.pad_token_id or eos_token_id.")
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes a batch.
-
-        Args:
-            features: B samples with `input_ids` and `labels` and, in all of them or in none, `task_types` (one int).
+        """Makes a batch of B samples with `input_ids`, `labels` and, in all of them or in none, `task_types` (an int).
 
         Returns:
             `input_ids`, `attention_mask` and `labels`, each [B, S] int64, padded with pad_token_id, 0 and -100; with
@@ -62,14 +49,11 @@ class PackedCollator:
     """Puts the samples of a micro-batch into one row, without padding.
 
     transformers (4.57 to 5.23) keeps samples apart by `position_ids` only if there is neither an attention mask nor a
-    cache, hence `use_cache=False`. `loramoe.training.packing` refuses models that do not keep them apart at all.
+    cache, hence `use_cache=False`. `loramoe.training.model` refuses models that do not keep them apart at all.
     """
 
     def __call__(self, features: Sequence[Mapping[str, Any] | Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-        """Makes a batch.
-
-        Args:
-            features: Samples as `SftCollator` takes them, or lists of samples as `PackedSamples` has them: M in all.
+        """Makes a batch of samples as `SftCollator` takes them, or lists of samples as in `PackedSamples`: M in all.
 
         Returns:
             `input_ids`, `position_ids` (from 0 in each sample) and `labels` (-100 on the first token of each sample),
@@ -109,20 +93,13 @@ class PackedSamples(Dataset[list[dict[str, Any]]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        columns = self.samples[self.rows[index]]
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return list(self.samples.__getitems__(self.rows[index].tolist()))
 
 
 def pack(lengths: np.ndarray[Any, Any], room: int, seed: int) -> list[np.ndarray[Any, Any]]:
     """Divides samples into rows: in random order, each goes to the fullest row that has room for it (best fit).
 
-    Args:
-        lengths: [M], tokens of each sample, none above the room of a row.
-        room: Most tokens of a row.
-        seed: Seed of the order.
-
-    Returns:
-        The indices of each row's samples, each sample once.
+    Of samples with `lengths` of at most `room` tokens, it returns the indices of each row's, each index once.
     """
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # tokens left and row, sorted

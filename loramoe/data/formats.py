@@ -20,10 +20,6 @@ _ROLES: Final = {"system": "system", "user": "user", "human": "user"}
 _ROLES.update(dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"))
 _TURNS: Final = {"messages": "messages", "sharegpt": "conversations"}
 _FORMAT_OF: Final = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca", "output": "alpaca"}
-_NO_TYPE: Final = (
-    "missing, and its data set has none. Add it, give the data set one, as in `{path: FILE, task_type: 1}`, or set "
-    "default_task_type."
-)
 
 
 class Message(TypedDict):
@@ -35,17 +31,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Sample:
-    """A checked sample."""
+    """A checked sample: at most one system prompt, then user and assistant by turns."""
 
-    messages: list[Message]  # at most one system prompt, then user and assistant by turns
-    task_type: int  # the kind of task, for the balancing constraint
-    input: str = ""  # the text that a single question is about; it ends the user's turn
-
-    @property
-    def instruction(self) -> str:
-        """The first question, without its input."""
-        text = next(turn["content"] for turn in self.messages if turn["role"] == "user")
-        return text.removesuffix(f"\n{self.input}") if self.input else text
+    messages: list[Message]
+    task_type: int
 
     @property
     def output(self) -> str:
@@ -53,54 +42,50 @@ class Sample:
         return self.messages[-1]["content"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleReader:
-    """Makes samples of the values of one data set; `DataSource` explains the attributes.
+    """Makes samples of the values of one data set."""
 
-    `task_types` are the types of the experts; None accepts any.
-    """
+    format: str = "auto"  # one of FORMATS
+    columns: Mapping[str, str] | None = None  # our name of a field → the name that the data has for it
+    task_type: int | None = None  # type of every sample, whatever the samples have
+    default_task_type: int | None = None  # type of the samples that have none of their own
 
-    format: str = "auto"
-    columns: Mapping[str, str] | None = None
-    task_type: int | None = None
-    default_task_type: int | None = None
-    task_types: Collection[int] | None = None
+    def __call__(self, value: object, task_types: Collection[int] | None = None) -> Sample | list[str]:
+        """Makes a sample of a value, or lists its problems; each continues a sentence that begins with the place.
 
-    def __call__(self, value: object) -> Sample | list[str]:
-        """Makes a sample of a value, or lists its problems; each continues a sentence that begins with the place."""
+        `task_types` are the types of the experts; None accepts any integer.
+        """
         if isinstance(value, ValueError):  # what a file has instead of a value
             return [str(value)]
         if not isinstance(value, Mapping):
             return [f": expected an object such as {{'instruction': …, 'output': …}}, got {seen(value)}. Write one."]
-        fields: dict[str, Any] = {name: value.get(self._column(name)) for name in COLUMNS}
-        known = next((kind for name, kind in _FORMAT_OF.items() if fields[name] is not None), None)
+        names = {name: (self.columns or {}).get(name, name) for name in COLUMNS}
+        fields: dict[str, Any] = {name: value.get(column) for name, column in names.items()}
+        known = next((kind for name, kind in _FORMAT_OF.items() if fields[name] is not None), "")
         kind = known if self.format == "auto" else self.format
-        if kind is None:
+        if not kind:
             fix = "Name them: columns: {instruction: question, output: answer}."
             return [f": the fields {reprlib.repr(list(value))} are of no known format. {fix}"]
         types = (self.task_type, fields["task_type"], self.default_task_type)
         task_type = next((one for one in types if one is not None), None)
-        problems = {"task_type": _NO_TYPE if task_type is None else task_type_problem(task_type, self.task_types)}
-        turns = _TURNS.get(kind)
-        for name in ("system",) if turns else ("system", "instruction", "input", "output"):
-            problems[name] = text_problem(value, self._column(name), required=name in ("instruction", "output"))
+        problems = {"task_type": _task_type_problem(task_type, task_types)}
+        problems["system"] = text_problem(value, names["system"], required=False)
         messages = [Message(role="system", content=fields["system"])] if fields["system"] else []
-        text = "" if turns else fields["input"] or ""
-        if turns is None:
-            messages += conversation(fields["instruction"], text, fields["output"])
-        else:
+        if turns := _TURNS.get(kind):
             try:
                 messages = _in_order(messages + _read_turns(fields[turns]))
             except ValueError as error:
                 problems[turns] = str(error)
-        found = [f", field {self._column(name)!r}: {problem}" for name, problem in problems.items() if problem]
-        return found or Sample(messages, _integer(task_type) or 0, text)
+        else:
+            for name in ("instruction", "input", "output"):
+                problems[name] = text_problem(value, names[name], required=name != "input")
+            messages += conversation(fields["instruction"], fields["input"], fields["output"])
+        found = [f", field {names[name]!r}: {problem}" for name, problem in problems.items() if problem]
+        return found or Sample(messages, _integer(task_type) or 0)
 
-    def _column(self, name: str) -> str:
-        return (self.columns or {}).get(name, name)
 
-
-def conversation(instruction: str, input: str, output: str) -> list[Message]:
+def conversation(instruction: str, input: str | None, output: str) -> list[Message]:
     """Makes a conversation of one question, its input, which may be empty, and its answer."""
     question = f"{instruction}\n{input}" if input else instruction
     return [Message(role="user", content=question), Message(role="assistant", content=output)]
@@ -123,9 +108,11 @@ def text_problem(value: Mapping[str, object], name: str, required: bool = True) 
     return None
 
 
-def task_type_problem(value: object, task_types: Collection[int] | None = None) -> str | None:
-    """What is wrong with a task type, None if nothing is; task_types are the types of the experts, None accepts any."""
+def _task_type_problem(value: object, task_types: Collection[int] | None) -> str | None:
     number = _integer(value)
+    if value is None:
+        fix = "Add it, give the data set one, as in `{path: FILE, task_type: 1}`, or set default_task_type."
+        return f"missing, and its data set has none. {fix}"
     if number is None:
         return f"expected an integer, got {seen(value)}. Write a number such as 0 or 1."
     if task_types is not None and number not in task_types:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Final, TextIO, TypeVar
 
@@ -26,41 +29,46 @@ T = TypeVar("T")
 Values = Iterator[tuple[str, object]]
 """Values, or a ValueError in place of one that cannot be read, each after its place: `train.jsonl, line 3`."""
 
+logger = logging.getLogger(__name__)
+_skipped = count(1)  # of this process
+
 
 def read_samples(
     path: str | os.PathLike[str], task_types: Collection[int] | None = None, default_task_type: int | None = None
 ) -> Iterator[Sample]:
     """Reads and checks the samples of a file or folder, in the order of files and samples.
 
-    Read to the end before using any: faults are reported together, after the last good sample.
-
-    Args:
-        path: A file or folder, as `data_files` takes it.
-        task_types: The types of the experts; None accepts any integer.
-        default_task_type: Type of the samples that have none.
+    `task_types` are the types of the experts; None accepts any integer. Read to the end before using any sample.
 
     Raises:
-        DatasetError: If a file cannot be read or is empty, or samples are faulty. Up to ten faults are named.
+        DatasetError: After the last good sample, if a file cannot be read or is empty, or samples are faulty.
     """
-    reader = SampleReader(task_types=task_types, default_task_type=default_task_type)
+    reader = partial(SampleReader(default_task_type=default_task_type), task_types=task_types)
     yield from (sample for _, sample in checked(locate(data_files(path)), reader))
 
 
-def checked(values: Values, check: Callable[[object], T | list[str]]) -> Iterator[tuple[str, T]]:
+def checked(
+    values: Iterable[tuple[str, object]], check: Callable[[object], T | list[str]], skip: bool = False
+) -> Iterator[tuple[str, T]]:
     """Yields places and what `check` makes of the values, up to the first of which it makes a list of problems.
+
+    With `skip`, faulty values are left out with a warning, and the others follow.
 
     Raises:
         DatasetError: After the last value, if any was faulty. Equal faults are named once, ten at most.
     """
     faults: dict[str, tuple[str, int]] = {}  # the problem, where it was first seen, and how often
-    count = 0
+    total = 0
     for where, value in values:
         made = check(value)
         if not isinstance(made, list):
             if not faults:
                 yield where, made
             continue
-        count += len(made)
+        if skip:
+            logger.warning("sample skipped (%d so far): %s%s", next(_skipped), where, made[0])
+            continue
+        total += len(made)
         for problem in made:
             first, times = faults.get(problem, (where, 0))
             if times or len(faults) < MAX_FAULTS_SHOWN:
@@ -68,10 +76,10 @@ def checked(values: Values, check: Callable[[object], T | list[str]]) -> Iterato
     if faults:
         often = " ({:,} samples like this)"
         lines = [where + problem + often.format(times) * (times > 1) for problem, (where, times) in faults.items()]
-        raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{count:,} faults in the data:", *lines]))
+        raise DatasetError("\n  ".join(lines if len(lines) == 1 else [f"{total:,} faults in the data:", *lines]))
 
 
-def locate(files: Sequence[Path]) -> Values:
+def locate(files: Iterable[Path]) -> Values:
     """Reads the values of files, good and bad."""
     for file in files:
         where = ""
@@ -132,26 +140,25 @@ def _parse_parquet(stream: BinaryIO) -> Values:
 def _parse_json(stream: BinaryIO) -> Values:
     if stream.peek(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":  # type: ignore[attr-defined]
         yield from _parse_lines(stream)  # many .json files hold one sample a line
-    else:
-        with io.TextIOWrapper(stream, "utf-8-sig") as source:
-            yield from _parse_list(source)
+        return
+    with io.TextIOWrapper(stream, "utf-8-sig") as source:
+        yield from _parse_list(source)
 
 
 def _parse_list(source: TextIO) -> Values:
     """Reads a list value by value, so that memory holds a buffer and not the file.
 
-    The decoder does not say whether a value is broken or cut off at the end of the buffer, so what fails is tried again
-    with a buffer of twice the size until the file ends.
+    A value that fails may be cut off at the end of the buffer, so it is tried again with twice the size.
     """
-    decode = json.JSONDecoder().raw_decode
+    decode, begin = json.JSONDecoder().raw_decode, re.compile(r"\s*\[\s*")
     text, pos, line, number = "", 0, 1, 0
     while True:
         try:
-            begin = re.compile(r"\s*,\s*" if number else r"\s*\[\s*").match(text, pos)
-            if not begin:
+            mark = begin.match(text, pos)
+            if not mark:
                 expected = "Expecting ',' or ']'" if number else "Expecting '['"
                 raise json.JSONDecodeError(expected, text, len(text) - len(text[pos:].lstrip()))
-            value, pos = decode(text, begin.end())
+            value, pos = decode(text, mark.end())
         except json.JSONDecodeError as error:
             if more := source.read(max(BUFFER_CHARACTERS, len(text) - pos)):
                 line += text.count("\n", 0, pos)
@@ -161,7 +168,7 @@ def _parse_list(source: TextIO) -> Values:
                 place = f"line {line + text.count(chr(10), 0, error.pos)}, after row {number}"
                 yield place, ValueError(f": not valid JSON ({error.msg}). Repair it.")
             return
-        number += 1
+        number, begin = number + 1, re.compile(r"\s*,\s*")
         yield f"row {number}", value
 
 

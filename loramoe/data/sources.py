@@ -8,13 +8,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from loramoe.data.formats import COLUMNS, FORMATS, SampleReader, seen
-from loramoe.utils import UsageError, read_yaml
+from loramoe.utils import UsageError, as_usage_error, read_yaml
 
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_NAME: Final = re.compile(r"(.*?)(\.json|\.jsonl|\.csv|\.parquet)(\.gz|\.zst)?", re.IGNORECASE | re.DOTALL)
@@ -25,29 +27,25 @@ class DatasetError(UsageError):
     """The data cannot be used as it is; the message has the place, what was seen, what was expected and the fix."""
 
 
-_TEXT: Final = ("some text in quotes", lambda value: isinstance(value, str) and bool(value.strip()))
-_TYPE: Final = ("an integer such as 0 or 1", lambda value: type(value) is int)
-_CHECKS: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
-    **dict.fromkeys(("path", "split", "subset", "revision", "name"), _TEXT),
-    **dict.fromkeys(("task_type", "default_task_type"), _TYPE),
+_CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
+    "path": ("some text in quotes", lambda value: isinstance(value, str) and bool(value.strip())),
+    "task_type": ("an integer such as 0 or 1", lambda value: type(value) is int),
     "weight": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
     "max_samples": ("an integer above 0", lambda value: type(value) is int and value > 0),
     "format": (f"one of {', '.join(FORMATS)}", lambda value: value in FORMATS),
     "columns": ("names, such as {instruction: question, output: answer}", lambda value: isinstance(value, Mapping)),
 }
+_CHECKS.update(dict.fromkeys(("split", "subset", "revision", "name"), _CHECKS["path"]))
+_CHECKS["default_task_type"] = _CHECKS["task_type"]
 
 
 @dataclass(frozen=True)
-class DataSource:
-    """One data set."""
+class DataSource(SampleReader):
+    """One data set; it makes samples of its values."""
 
     path: str  # a file, a folder of files, or `owner/name` of a data set on the hub
-    task_type: int | None = None  # type of every sample, whatever the samples have
-    default_task_type: int | None = None  # type of the samples that have none of their own
     weight: float | None = None  # share in the mix; all data sets of a run have one, or none
     max_samples: int | None = None  # use the first samples only
-    format: str = "auto"  # one of FORMATS
-    columns: Mapping[str, str] | None = None  # our name of a field → the name that the data has for it
     split: str = "train"  # which part of a data set on the hub, as are the next two
     subset: str | None = None
     revision: str | None = None
@@ -65,15 +63,6 @@ class DataSource:
         """Whether this is a file or folder of this machine, and not a data set of the hub."""
         there = os.path.exists(os.path.expanduser(self.path))
         return there or not _HUB_NAME.fullmatch(self.path) or bool(kind_of(self.path)[0])
-
-    def reader(self, task_types: Collection[int] | None = None) -> SampleReader:
-        """Makes samples of the values of this data set; task_types are those of the experts, None accepts any."""
-        return SampleReader(self.format, self.columns, self.task_type, self.default_task_type, task_types)
-
-    def recipe(self) -> dict[str, Any]:
-        """What decides the samples beside the content of the data, for a hash."""
-        names = ("task_type", "default_task_type", "max_samples", "format", "columns")
-        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -98,35 +87,26 @@ class DataConfig:
 def read_data_config(path: str | os.PathLike[str] | Mapping[str, Any]) -> DataConfig:
     """Reads the data of a run from a YAML or JSON file, or from what such a file holds.
 
-    Args:
-        path: The file, with the keys `datasets`, `validation` and `type_names`. Paths in it are relative to the
-            current folder.
-
-    Returns:
-        The data.
+    The keys are `datasets`, `validation` and `type_names`; paths are relative to the current folder.
 
     Raises:
-        DatasetError: If the file cannot be read, or a key or value is wrong.
+        UsageError: If the file cannot be read, or a key or value is wrong.
     """
-    import yaml
-
     content, where = path, "datasets" if isinstance(path, Mapping) else os.fspath(path)
     if not isinstance(path, Mapping):
-        try:
+        with as_usage_error(OSError, UnicodeDecodeError, yaml.YAMLError, about=f"{path} cannot be read as YAML:"):
             content = read_yaml(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise DatasetError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}). Fix it.") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("type_names") or {}, Mapping):
         raise DatasetError(f"{where}: expected the keys of docs/data.md, got {seen(content)}. Write it as shown there.")
     _refuse_unknown(content, [one.name for one in fields(DataConfig)], where)
     names = content.get("type_names") or {}
-    datasets, validation = (_sources(content.get(key), f"{where}, {key}") for key in ("datasets", "validation"))
+    datasets, validation = (_sources(content.get(key) or [], f"{where}, {key}") for key in ("datasets", "validation"))
     return DataConfig(datasets, validation, {int(key) if str(key).isdigit() else key: names[key] for key in names})
 
 
 def _sources(entries: Any, where: str) -> tuple[DataSource, ...]:
     sources = []
-    for number, entry in enumerate(entries if isinstance(entries, list) else [entries] if entries else [], start=1):
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries], start=1):
         values = {"path": entry} if isinstance(entry, str) else entry
         if not isinstance(values, dict) or "path" not in values:
             raise DatasetError(f"{where}, entry {number}: expected a path, got {seen(entry)}. Write {{path: FILE}}.")
@@ -149,7 +129,7 @@ def data_files(path: str | os.PathLike[str]) -> list[Path]:
     Subfolders are not read, because a `test` folder below would become training data.
 
     Raises:
-        DatasetError: If the path does not exist, or has no data, or some in its subfolders.
+        DatasetError: If the path does not exist, or has no data.
     """
     root = Path(os.path.expanduser(path))
     if not os.fspath(path) or not os.path.exists(root):
@@ -158,12 +138,8 @@ def data_files(path: str | os.PathLike[str]) -> list[Path]:
         if not kind_of(root)[0]:
             raise DatasetError(f"{root}: expected {_DATA_FILES}; got {root.suffix or 'no suffix'!r}. Convert it.")
         return [root]
-    entries = [entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")]
-    for below in filter(Path.is_dir, entries):
-        if any(kind_of(entry)[0] for entry in below.iterdir()):
-            unread = f"{root}: the subfolder {below.name!r} holds data, but is not read."
-            raise DatasetError(f"{unread} Name {below} or a file.")
-    files = [entry for entry in entries if kind_of(entry)[0] and not entry.is_dir()]
+    visible = [entry for entry in sorted(root.iterdir()) if not entry.name.startswith(".")]
+    files = [entry for entry in visible if kind_of(entry)[0] and not entry.is_dir()]
     if not files:
         raise DatasetError(f"{root}: the folder holds none of {_DATA_FILES}. Name the folder that holds your data.")
     return files
@@ -184,15 +160,3 @@ def short_name(name: str) -> str:
 def hash_of(parts: Any) -> str:
     """The SHA-256 hash of values of JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def file_hash(file: Path) -> str:
-    """The SHA-256 hash of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    try:
-        with file.open("rb") as stream:
-            while chunk := stream.read(2**20):
-                digest.update(chunk)
-    except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror}). Make it a file that you may read.") from error
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ import numpy as np
 
 from loramoe.data.collate import PackedSamples
 from loramoe.data.pipeline import DataReport, Tokeniser
-from loramoe.data.sources import DataConfig, DatasetError, DataSource, data_files, hash_of, short_name
+from loramoe.data.sources import DataConfig, DatasetError, DataSource, hash_of, short_name
 
 SHUFFLE_BUFFER: Final = 10_000
 """Samples of a stream among which the next one is drawn."""
@@ -35,11 +35,7 @@ def tokenise_dataset(
 ) -> tuple[Any, DataReport]:
     """Tokenises a file, a folder or a data set of the hub, or finds the result of having done so.
 
-    Args:
-        path: The data.
-        tokenizer: The model's tokenizer.
-        default_task_type: Type of the samples that have none.
-        options: The further attributes of `Tokeniser`, such as `template` and `max_seq_length`.
+    `options` are the further attributes of `Tokeniser`, such as `template` and `max_seq_length`.
 
     Returns:
         The `Dataset` with the columns `input_ids`, `labels` (-100 where nothing is learnt), `task_types` and `length`,
@@ -47,7 +43,7 @@ def tokenise_dataset(
 
     Raises:
         DatasetError: If samples are faulty, or none has a token to learn within max_seq_length.
-        ValueError: If an argument is out of range or the tokenizer does not suit the template.
+        ValueError: If the tokenizer does not suit the template.
     """
     source = DataSource(os.fspath(path), default_task_type=default_task_type)
     return Tokeniser(tokenizer, **options).store(source)[:2]
@@ -78,67 +74,46 @@ def load_splits(
     Args:
         tokenizer: The model's tokenizer.
         config: The data sets.
-        validation_percentage: Per cent of the training samples to set aside, drawn at random from all alike.
+        validation_percentage: Per cent of the training samples to set aside.
         seed: Seed of the draws.
         streaming: Tokenise while training; validation data is stored all the same.
         packing: Fill rows of max_seq_length tokens with whole samples.
         options: The further attributes of `Tokeniser`, such as `template` and `max_seq_length`.
 
-    Returns:
-        The data.
-
     Raises:
-        DatasetError: If data is faulty, or is both training and validation data.
-        ValueError: If arguments contradict each other or are out of range.
+        DatasetError: If data is faulty.
+        ValueError: If arguments contradict each other, or the tokenizer does not suit the template.
     """
-    if validation_percentage and not 1 <= validation_percentage <= 99:
-        raise ValueError(f"validation_percentage must be 0, or from 1 to 99; got {validation_percentage}. Correct it.")
     if streaming and (packing or validation_percentage):
         refused = "packing" if packing else f"validation_percentage={validation_percentage}"
         raise ValueError(f"{refused} needs all samples, which streaming does not have. Leave one of them out.")
-    _refuse_overlap(config)
     tokeniser = Tokeniser(tokenizer, **options)
     validation = {name: tokeniser.store(source) for name, source in _named(config.validation).items()}
     parts = [tokeniser.stream(source) if streaming else tokeniser.store(source) for source in config.datasets]
-    train, held_out = _divide([dataset for dataset, _, _ in parts], validation_percentage, seed)
-    mixed = _mix(train, [source.weight for source in config.datasets], seed)
-    sources = [
-        {**source.recipe(), "content": content, "weight": source.weight}
-        for source, (_, _, content) in zip(config.datasets, parts, strict=True)
-    ]
-    drawn = validation_percentage or packing or config.datasets[0].weight
-    flags = {"percentage": validation_percentage, "streaming": streaming, "packing": packing}
+    train, held_out = _divide([samples for samples, _, _ in parts], validation_percentage, seed)
+    weights = [source.weight for source in config.datasets]
+    mixed = _mix(train, weights, seed)
     if streaming:
         mixed = mixed.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    used_seed = seed if validation_percentage or packing or weights[0] else None
     return Splits(
         PackedSamples(mixed, tokeniser.max_seq_length, seed) if packing else mixed,
-        {name: dataset for name, (dataset, _, _) in validation.items()} | held_out,
+        {name: samples for name, (samples, _, _) in validation.items()} | held_out,
         reduce(add, (report for _, report, _ in parts)),
         {name: report for name, (_, report, _) in validation.items()},
-        hash_of({**tokeniser.recipe(), **flags, "sources": sources, "seed": seed if drawn else None}),
+        hash_of([[key for _, _, key in parts], weights, validation_percentage, streaming, packing, used_seed]),
     )
 
 
-def _refuse_overlap(config: DataConfig) -> None:
-    def places(source: DataSource) -> set[tuple[str, ...]]:
-        if source.local:
-            return {(str(file.resolve()),) for file in data_files(source.path)}
-        return {(source.path, source.subset or "", source.split)}
-
-    train = set().union(*map(places, config.datasets))
-    for source in config.validation:
-        if both := train & places(source):
-            raise DatasetError(f"{min(both)[0]} is training data and validation data at once. Name other data.")
-
-
 def _named(sources: Sequence[DataSource]) -> dict[str, DataSource]:
-    names = [source.name or short_name(Path(source.path).name) for source in sources]
-    if len(sources) == 1:
-        names = [sources[0].name or "validation"]
-    for name in names:
-        if names.count(name) > 1:
+    default = "validation" if len(sources) == 1 else None
+    named: dict[str, DataSource] = {}
+    for source in sources:
+        name = source.name or default or short_name(Path(source.path).name)
+        if name in named:
             raise DatasetError(f"two validation sets have the name {name!r}. Give them names, as in {{name: …}}.")
-    return dict(zip(names, sources, strict=True))
+        named[name] = source
+    return named
 
 
 def _divide(datasets: list[Any], percentage: float, seed: int) -> tuple[list[Any], dict[str, Any]]:
@@ -147,7 +122,7 @@ def _divide(datasets: list[Any], percentage: float, seed: int) -> tuple[list[Any
 
     if not percentage:
         return datasets, {}
-    sizes = [len(one) for one in datasets]
+    sizes = list(map(len, datasets))
     total = sum(sizes)
     if total < 2:
         raise DatasetError(f"validation_percentage={percentage} needs at least 2 samples to divide; got {total}.")

@@ -10,13 +10,12 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from loramoe.data.collate import IGNORE_INDEX
-from loramoe.data.formats import Message, conversation
+from loramoe.data.formats import Message
 from loramoe.data.sources import hash_of
 
 TEMPLATES: Final = ("release", "chat")
@@ -38,29 +37,22 @@ class Encoded(NamedTuple):
 
     @property
     def prompt(self) -> list[int]:
-        """The ids before the first learnt token."""
-        first = next((index for index, label in enumerate(self.labels) if label != IGNORE_INDEX), len(self.labels))
-        return self.input_ids[:first]
+        """The tokens before the first answer."""
+        return self.input_ids[: self.labels.index(self.target[0])]
 
     @property
     def target(self) -> list[int]:
         """The learnt tokens."""
         return [label for label in self.labels if label != IGNORE_INDEX]
 
-    def truncated(self, max_seq_length: int) -> Encoded | None:
-        """The first max_seq_length tokens; None if none of them is learnt."""
-        short = Encoded(self.input_ids[:max_seq_length], self.labels[:max_seq_length], self.special)
-        return short if short.target else None
-
 
 def join_pieces(pieces: Iterable[tuple[list[int], bool]]) -> Encoded:
     """Joins the ids of pieces of a conversation, each with whether it is learnt."""
-    input_ids: list[int] = []
-    labels: list[int] = []
+    encoded = Encoded([], [])
     for ids, learnt in pieces:
-        input_ids += ids
-        labels += ids if learnt else [IGNORE_INDEX] * len(ids)
-    return Encoded(input_ids, labels)
+        encoded.input_ids.extend(ids)
+        encoded.labels.extend(ids if learnt else [IGNORE_INDEX] * len(ids))
+    return encoded
 
 
 class ReleaseTemplate:
@@ -74,36 +66,25 @@ class ReleaseTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer.eos_token_id is None:
-            needed = "the prompt template 'release' needs tokenizer.eos_token"
-            raise ValueError(f"{needed}, which is not set. Set it, as to '</s>'.")
+            raise ValueError("the prompt template 'release' needs tokenizer.eos_token, which is not set. Set it.")
         self.tokenizer = tokenizer
         self.end_ids = (tokenizer.eos_token_id,)
-
-    def prompt_ids(self, instruction: str, input: str = "") -> list[int]:
-        """Encodes an instruction to answer: exactly the ids that stand before its answer in training."""
-        return self.chat_ids(conversation(instruction, input, "")[:1])
+        probe = tokenizer("a", return_special_tokens_mask=True)
+        self._start = probe["input_ids"][: probe["special_tokens_mask"].index(0)]
 
     def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Encodes a conversation whose next turn is the assistant's."""
+        """Encodes a conversation whose next turn is the assistant's: exactly the ids before its answer in training."""
         return self.encode([messages])[0].input_ids
 
     def encode(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
         """Encodes conversations to learn from."""
         chats = [_join_system(one) for one in conversations]
-        opening = iter(self._ids([turns[0]["content"] for turns in chats], add_special_tokens=True))
-        following = iter(self._ids([turn["content"] for turns in chats for turn in turns[1:]]))
-        (end,) = self.end_ids
-        encoded = []
-        for turns in chats:
-            first = next(opening)
-            # Some tokenizers append the end-of-sequence token themselves; one is enough.
-            pieces = [first if first[-1:] == [end] else [*first, end]]
-            pieces += [[*ids, end] for ids in islice(following, len(turns) - 1)]
-            encoded.append(join_pieces(zip(pieces, (turn["role"] == "assistant" for turn in turns), strict=True)))
-        return encoded
+        ids = iter(self._ids([turn["content"] for chat in chats for turn in chat]))
+        turns = [[([*next(ids), *self.end_ids], turn["role"] == "assistant") for turn in chat] for chat in chats]
+        return [join_pieces([(self._start, False), *pieces]) for pieces in turns]
 
-    def _ids(self, texts: list[str], add_special_tokens: bool = False) -> list[list[int]]:
-        options = {"add_special_tokens": add_special_tokens, "split_special_tokens": True, "verbose": False}
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         if self.tokenizer.is_fast and texts:
             return list(self.tokenizer(texts, return_attention_mask=False, **options)["input_ids"])
         # Given a list, the tokenizers of transformers 4 that are written in Python forget split_special_tokens.
@@ -146,10 +127,9 @@ def read_prompt_format(folder: str | os.PathLike[str]) -> PromptFormat | None:
 
 
 def choose_prompt_format(template: str | None, adapters: Sequence[str | os.PathLike[str]]) -> PromptFormat:
-    """Chooses the prompt format for folders of adapters; warns if the requested template differs from theirs.
+    """Chooses the format of the first adapter that has one, or the default; with the requested template, if not None.
 
-    Returns:
-        The format of the first adapter that has one, or the default; with the requested template, if not None.
+    It warns if the requested template differs from those of the adapters.
 
     Raises:
         ValueError: If the adapters have different templates and none is requested.
@@ -158,11 +138,10 @@ def choose_prompt_format(template: str | None, adapters: Sequence[str | os.PathL
     trained = {folder: found.template for folder, found in known.items()}
     if template is None and len(set(trained.values())) > 1:
         raise ValueError(f"the adapters were trained with different prompt templates: {trained}. Pass --template.")
-    differing = {folder: name for folder, name in trained.items() if template not in (None, name)}
-    if differing:
-        logger.warning("--template %s differs from the template of the training: %s", template, differing)
+    if template and {template, *trained.values()} != {template}:
+        logger.warning("--template %s differs from the template of the training: %s", template, trained)
     first = next(iter(known.values()), PromptFormat())
-    return PromptFormat(template or first.template, first.max_seq_length, first.type_names)
+    return replace(first, template=template or first.template)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -1,5 +1,4 @@
-"""What a base model can do, and what it can do with an adapter.
+"""What a base model can do, and what it can do with an adapter: recall during training, and `loramoe evaluate`.
 
-Recall of facts during training (`recall`) needs nothing more. `loramoe evaluate` turns files of samples (`questions`)
-into tasks of lm-eval (`harness`), and compares its logged samples (`statistics`).
+The latter turns files of `questions` into tasks of lm-eval (`harness`), and compares its logged samples (`statistics`).
 """

@@ -8,23 +8,32 @@ template of the training gives it, and the model takes those. Tasks of lm-eval's
 
 from __future__ import annotations
 
+import argparse
+import gc
+import json
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
+from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean, weighted_perplexity
 from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
-from loramoe.data import IGNORE_INDEX, DatasetError, Encoded, Message, PromptTemplate, TemplateError
+from loramoe.data import IGNORE_INDEX, DatasetError, Message, PromptTemplate, TemplateError
+from loramoe.data.sources import hash_of
 from loramoe.decoding import GREEDY, end_tokens, pad_id, pad_left
 from loramoe.evaluation.answers import exact_match, f1, joined, starts_with
 from loramoe.evaluation.questions import Question
 from loramoe.evaluation.recall import longest_answer, prompt_ids
 from loramoe.loading import BaseArguments, load_model
+from loramoe.utils import write_text
 
 METRICS = ("acc", "acc_norm", "exact_match", "f1", "recall", "perplexity")
 
@@ -41,62 +50,50 @@ class Tokens(str):
         return tokens
 
 
-def encode(questions: Sequence[Question], template: PromptTemplate, tokenizer: Any) -> list[Question]:
-    """Adds to each question its `prompt`, its `targets` (the choices, or the answer) and what to continue, `start`.
+def encode(question: Question, template: PromptTemplate) -> Question:
+    """Adds to a question its `prompt`, its `targets` (the choices, or the answer) and what to continue, `start`.
 
     Raises:
-        TemplateError: If the template cannot render a question; its place is named.
+        TemplateError: If the template cannot render the question; its place is named.
     """
-    encoded = []
-    for question in questions:
-        candidates = question["choices"] or question["answers"][:1]
-        ids = _cloze(question, candidates, tokenizer) if question["cloze"] else _chat(question, candidates, template)
-        start, prompt, *targets = (Tokens(tokenizer.decode(row), row) for row in ids)
-        encoded.append({**question, "start": start, "prompt": prompt, "targets": targets})
-    return encoded
+    candidates = question["choices"] or question["answers"][:1]
+    try:
+        ids = (_cloze if question["cloze"] else _chat)(question["messages"], candidates, template)
+    except TemplateError as error:
+        raise TemplateError(f"{question['where']}: {error}") from error
+    start, prompt, *targets = (Tokens(template.tokenizer.decode(row), row) for row in ids)
+    return {**question, "start": start, "prompt": prompt, "targets": targets}
 
 
-def _chat(question: Question, candidates: Sequence[str], template: PromptTemplate) -> list[list[int]]:
-    chats = [[*question["messages"], Message(role="assistant", content=text)] for text in candidates]
-    pairs = []
-    for one in template.encode(chats):
+def _chat(messages: Sequence[Message], candidates: Sequence[str], template: PromptTemplate) -> list[list[int]]:
+    prompt = template.chat_ids(messages)
+    rows = [prompt, prompt]
+    for one in template.encode([[*messages, Message(role="assistant", content=text)] for text in candidates]):
         if isinstance(one, TemplateError):
-            raise TemplateError(f"{question['where']}: {one}")
-        pairs.append(_last_answer(one))
-    return [pairs[0][0], pairs[0][0], *(target for _, target in pairs)]
+            raise one
+        # The last learnt tokens: earlier answers are learnt too, and a template may write more after the last one.
+        backwards = dropwhile(IGNORE_INDEX.__eq__, reversed(one.labels))
+        rows.append([*takewhile(IGNORE_INDEX.__ne__, backwards)][::-1])
+    return rows
 
 
-def _last_answer(encoded: Encoded) -> tuple[list[int], list[int]]:
-    """Divides a conversation before its last answer, and leaves out what follows that."""
-    labels = encoded.labels
-    stop = max(index for index, label in enumerate(labels) if label != IGNORE_INDEX) + 1
-    start = max((index for index, label in enumerate(labels[:stop]) if label == IGNORE_INDEX), default=-1) + 1
-    return encoded.input_ids[:start], encoded.input_ids[start:stop]
-
-
-def _cloze(question: Question, candidates: Sequence[str], tokenizer: Any) -> list[list[int]]:
+def _cloze(messages: Sequence[Message], candidates: Sequence[str], template: PromptTemplate) -> list[list[int]]:
     """A prompt ends where all candidates still agree, since a tokenizer may join its end with what follows."""
-    text = question["messages"][-1]["content"]
+    text, tokenizer = messages[-1]["content"], template.tokenizer
     start = prompt_ids(tokenizer, text)
     wholes = [prompt_ids(tokenizer, joined(text, candidate)) for candidate in candidates]
-    shortest = min(len(start), *(len(whole) - 1 for whole in wholes))
-    shared = next((n for n in range(shortest) if any(whole[n] != start[n] for whole in wholes)), shortest)
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else (tokenizer.eos_token_id or 0)
-    return [start, start[:shared] or [first], *(whole[shared:] for whole in wholes)]
+    columns = zip(start, *(whole[:-1] for whole in wholes), strict=False)
+    shared = len([*takewhile(lambda column: len(set(column)) == 1, columns)])
+    return [start, start[:shared], *(whole[shared:] for whole in wholes)]
 
 
 class QuestionTask(Task):  # type: ignore[misc]  # lm-eval is not typed
     """A file of questions as a task of lm-eval: each is asked by the likelihood of its targets and by generation.
 
-    Args:
-        name: Name of the task.
-        questions: Questions from `encode`.
-        tokenizer: The tokenizer.
-        end_ids: Tokens that ended an answer in training.
-        max_new_tokens: Longest generated answer, in tokens.
-        positions: The most tokens that the model takes; longer questions are left out. None: no limit.
+    Questions that are longer than the model's `positions`, with their answers, are left out and counted.
 
     Raises:
+        TemplateError: If the template cannot render a question.
         DatasetError: If no question is short enough.
     """
 
@@ -104,35 +101,25 @@ class QuestionTask(Task):  # type: ignore[misc]  # lm-eval is not typed
     OUTPUT_TYPE = "generate_until"
 
     def __init__(
-        self,
-        name: str,
-        questions: Sequence[Question],
-        tokenizer: Any,
-        end_ids: Sequence[int],
-        max_new_tokens: int = 32,
-        positions: int | None = None,
+        self, name: str, questions: Sequence[Question], template: PromptTemplate, max_new_tokens: int, positions: Any
     ) -> None:
-        self._lengths = (
-            max_new_tokens,
-            longest_answer(tokenizer, [text for one in questions for text in one["answers"]]),
-        )
-        self._questions = [one for one in questions if positions is None or self._length(one) <= positions]
-        self.left_out = len(questions) - len(self._questions)
+        tokenizer, ends = template.tokenizer, list(template.end_ids)
+        enough = longest_answer(tokenizer, [text for one in questions for text in one["answers"]])
+        self._most_new = {False: max_new_tokens, True: min(max_new_tokens, enough)}  # of a question, of a cloze
+        encoded = [encode(one, template) for one in questions]
+        self._questions = [one for one in encoded if positions is None or self._length(one) <= positions]
         if not self._questions:
             raise DatasetError(f"{name}: no question fits, with its answer, into the model's {positions} positions.")
-        until = [tokenizer.decode([end]) for end in end_ids]
-        self._generation = {**GREEDY, "until": until, "eos_token_id": list(end_ids)}
+        self.left_out = len(encoded) - len(self._questions)
+        self._generation = {**GREEDY, "until": [tokenizer.decode([end]) for end in ends], "eos_token_id": ends}
         # Not super().__init__, which takes a configuration for the task's name.
-        self._config = TaskConfig(task=name, num_fewshot=0, generation_kwargs={"until": until})
+        self._config = TaskConfig(task=name, num_fewshot=0, generation_kwargs=self._generation)
         self._filters = [build_filter_ensemble("none", [["take_first", None]])]
         self.set_fewshot_seed(0)
 
-    def _most_new(self, question: Question) -> int:
-        return min(self._lengths) if question["cloze"] else self._lengths[0]
-
-    def _length(self, question: Question) -> int:
-        generated = len(question["start"].ids) + self._most_new(question)
-        return max(generated, len(question["prompt"].ids) + max(len(target.ids) for target in question["targets"]))
+    def _length(self, one: Question) -> int:
+        generated = len(one["start"].ids) + self._most_new[one["cloze"]]
+        return max(generated, len(one["prompt"].ids) + max(len(target.ids) for target in one["targets"]))
 
     def has_training_docs(self) -> bool:
         return False
@@ -152,25 +139,24 @@ class QuestionTask(Task):  # type: ignore[misc]  # lm-eval is not typed
         return str(doc["answers"][0])
 
     def construct_requests(self, doc: Question, ctx: str, metadata: Any = None, **_: Any) -> list[Instance]:
-        options = {**self._generation, "max_gen_toks": self._most_new(doc)}
-        arguments = [*((doc["prompt"], target) for target in doc["targets"]), (doc["start"], options)]
-        kinds = ["loglikelihood"] * len(doc["targets"]) + ["generate_until"]
-        pairs = zip(kinds, arguments, strict=True)
-        return [Instance(kind, doc, one, idx, metadata=metadata) for idx, (kind, one) in enumerate(pairs)]
+        options = {**self._generation, "max_gen_toks": self._most_new[doc["cloze"]]}
+        asked: list[Any] = [("loglikelihood", (doc["prompt"], target)) for target in doc["targets"]]
+        asked.append(("generate_until", (doc["start"], options)))
+        return [Instance(kind, doc, one, idx, metadata=metadata) for idx, (kind, one) in enumerate(asked)]
 
     def process_results(self, doc: Question, results: Sequence[Any]) -> dict[str, Any]:
         *likelihoods, text = results
         sums = [likelihood for likelihood, _ in likelihoods]
-        choices = doc["choices"]
-        right = choices.index(doc["answers"][0]) if choices else 0
+        answers, choices = doc["answers"], doc["choices"]
+        right = choices.index(answers[0]) if choices else 0
         figures: dict[str, Any] = {"perplexity": (sums[right], len(doc["targets"][right].ids))}
         if choices:
             by_length = [one / len(choice.strip()) for one, choice in zip(sums, choices, strict=True)]
             figures["acc"] = float(sums.index(max(sums)) == right)
             figures["acc_norm"] = float(by_length.index(max(by_length)) == right)
         if doc["cloze"]:
-            return {**figures, "recall": float(any(starts_with(text, answer) for answer in doc["answers"]))}
-        return {**figures, "exact_match": exact_match(text, doc["answers"]), "f1": f1(text, doc["answers"])}
+            return {**figures, "recall": float(any(starts_with(text, answer) for answer in answers))}
+        return {**figures, "exact_match": exact_match(text, answers), "f1": f1(text, answers)}
 
     def aggregation(self) -> dict[str, Any]:
         return {**dict.fromkeys(METRICS, mean), "perplexity": weighted_perplexity}
@@ -194,8 +180,7 @@ class AdapterLM(HFLM):  # type: ignore[misc]
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if isinstance(context, Tokens) and isinstance(continuation, Tokens):
             return context.ids, continuation.ids
-        pair: tuple[list[int], list[int]] = super()._encode_pair(context, continuation)
-        return pair
+        return super()._encode_pair(context, continuation)  # type: ignore[no-any-return]
 
     def tok_encode(self, string: str, *arguments: Any, **options: Any) -> list[int]:
         return string.ids if isinstance(string, Tokens) else list(super().tok_encode(string, *arguments, **options))
@@ -205,3 +190,30 @@ class AdapterLM(HFLM):  # type: ignore[misc]
             rows = [self.tok_encode(text) for text in strings]
             return pad_left(rows, pad_id(self.tokenizer), torch.device("cpu"))
         return super().tok_batch_encode(strings, *arguments, **options)
+
+
+def run_model(
+    flags: argparse.Namespace, base: str, name: str, adapter: str | None, tasks: Sequence[Any], tokenizer: Any
+) -> Any:
+    """The samples of one model; lm-eval's results are written at once, its answers are cached for later runs."""
+    folder = Path(flags.output_dir)
+    gc.collect()  # the model before this one
+    loading = {key: getattr(flags, key) for key in ("device", "dtype", "load_in_kbits")}
+    shape = {"tokenizer": tokenizer, "batch_size": flags.batch_size, "softmax_dtype": "float32"}
+    # Cached answers are those of the same files.
+    files = [file for place in (base, adapter) if place for file in sorted(Path(place).glob("*.*"))]
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.suffix != ".md"]
+    found = simple_evaluate(
+        AdapterLM(base, peft=adapter, **shape, **loading),
+        tasks=list(tasks),
+        task_manager=TaskManager(include_defaults=False),
+        limit=flags.limit,
+        gen_kwargs={"max_gen_toks": flags.max_new_tokens} if flags.max_new_tokens else None,
+        use_cache=str(folder / "cache" / f"{name}-{hash_of([base, states, loading])[:12]}"),
+        bootstrap_iters=0,
+    )
+    if found is None:  # in all processes but the first
+        return None
+    write_text(folder / f"{name}.json", json.dumps(found, default=str, indent=1))
+    print(f"{name}: {sum(map(len, found['samples'].values())):,} samples, {folder / name}.json", flush=True)
+    return found["samples"]

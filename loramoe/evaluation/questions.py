@@ -18,7 +18,9 @@ Question = dict[str, Any]
 """`messages`, up to the question; `answers`, its own first; `choices`; `task_type`, or None; `cloze`; `where`."""
 
 _SAMPLE: Final = SampleReader(default_task_type=0)
-_CLOZE: Final = SampleReader("alpaca", {"instruction": "prompt", "output": "answer"}, default_task_type=0)
+_CLOZE: Final = SampleReader(
+    format="alpaca", columns={"instruction": "prompt", "output": "answer"}, default_task_type=0
+)
 
 
 def read_questions(path: str | os.PathLike[str]) -> list[Question]:
@@ -37,11 +39,11 @@ def check_question(value: object) -> Question | list[str]:
     sample = (_CLOZE if cloze else _SAMPLE)(value)
     if isinstance(sample, list):
         return sample
-    problems = [
-        f", field {name!r}: {found}" for name in ("answers", "choices") if (found := _list_problem(fields, name))
-    ]
-    if problems:
-        return problems
+    for name in ("answers", "choices"):
+        texts = fields.get(name) or []
+        if not isinstance(texts, list) or any(text_problem({name: text}, name) for text in texts):
+            expected = "expected a list of texts, none blank"
+            return [f", field {name!r}: {expected}, got {seen(texts)}. Correct it, or leave it out."]
     answers, choices = [sample.output, *(fields.get("answers") or [])], list(fields.get("choices") or [])
     if choices and (sample.output not in choices or len(set(map(str.strip, choices))) < max(2, len(choices))):
         expected = f"two or more different texts, one of them the answer {seen(sample.output)}"
@@ -53,10 +55,3 @@ def check_question(value: object) -> Question | list[str]:
         "task_type": None if fields.get("task_type") is None else sample.task_type,
         "cloze": cloze,
     }
-
-
-def _list_problem(value: Mapping[str, Any], name: str) -> str | None:
-    texts = value.get(name) or []
-    if isinstance(texts, list) and all(text_problem({name: text}, name) is None for text in texts):
-        return None
-    return f"expected a list of texts, none blank, got {seen(texts)}. Correct it, or leave it out."

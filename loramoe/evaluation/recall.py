@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -15,25 +14,25 @@ from loramoe.evaluation.answers import starts_with
 from loramoe.evaluation.questions import read_questions
 
 
-@dataclass(frozen=True)
-class Probe:
-    """One fact: the model should continue `prompt` with `answer`."""
+class Probe(NamedTuple):
+    """One fact: the model should continue `prompt` with one of `answers`."""
 
     prompt: str
-    answer: str
+    answers: Sequence[str]
 
 
 def read_probes(file: str | os.PathLike[str]) -> list[Probe]:
-    """Reads probes, {"prompt": …, "answer": …}, from a file of the formats of training data.
+    """Reads probes, {"prompt": …, "answer": …} and maybe further "answers", from a file of questions.
 
     Raises:
         DatasetError: If there is no such file, or a sample is not a probe; the file and the sample are named.
     """
-    questions = read_questions(file)
-    for question in questions:
+    probes = []
+    for question in read_questions(file):
         if not question["cloze"]:
             raise DatasetError(f'{question["where"]}: expected a probe with texts "prompt" and "answer". Correct it.')
-    return [Probe(question["messages"][0]["content"], question["answers"][0]) for question in questions]
+        probes.append(Probe(question["messages"][0]["content"], question["answers"]))
+    return probes
 
 
 def recall(
@@ -44,29 +43,21 @@ def recall(
     progress: bool = True,
     end_ids: Sequence[int] = (),
 ) -> list[bool]:
-    """Asks the model for every probe.
+    """For each probe, whether the greedy continuation starts with an answer, which ends where a word ends.
 
-    Args:
-        model: A causal language model, with or without an adapter.
-        tokenizer: Its tokenizer.
-        probes: The facts.
-        batch_size: Probes that are continued at once.
-        progress: Show a progress bar.
-        end_ids: Tokens that ended an answer in training, see `decode`.
-
-    Returns:
-        For each probe, whether the greedy continuation starts with the answer, which ends where a word ends.
+    `end_ids` are the tokens that ended an answer in training, see `decode`.
     """
-    hits = []
-    training = model.training
+    hits, training = [], model.training
     model.eval()
     try:
         for start in tqdm(range(0, len(probes), batch_size), desc="recall", disable=not progress, leave=False):
             batch = probes[start : start + batch_size]
             prompts = [prompt_ids(tokenizer, probe.prompt) for probe in batch]
-            longest = longest_answer(tokenizer, [probe.answer for probe in batch])
+            longest = longest_answer(tokenizer, [answer for probe in batch for answer in probe.answers])
             texts = decode(model, tokenizer, prompts, longest, end_ids=end_ids)
-            hits += [starts_with(text, probe.answer) for text, probe in zip(texts, batch, strict=True)]
+            hits += [
+                any(starts_with(text, one) for one in probe.answers) for text, probe in zip(texts, batch, strict=True)
+            ]
     finally:
         model.train(training)
     return hits

@@ -5,122 +5,91 @@ All models answer the same samples. So a difference is resampled pair by pair: e
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-LEVEL: Final = 0.95
-RESAMPLES: Final = 2000
-
 Array = NDArray[np.float64]
+Logged = Mapping[str, Sequence[Mapping[str, Any]]]
+"""What lm-eval logs of one model: the samples of each task."""
+Line = dict[str, Any]
+"""`task`, `task_type` (None: all samples), `metric`, number of `samples`; `values` and `differences` to the base by
+the name of the model, each {value, low, high}: a figure and its interval of 95 %."""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure, and its interval of 95 %."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Line:
-    """One metric of one task, or of its samples of one type (None: of all): figures, and differences to the base."""
-
-    task: str
-    task_type: int | None
-    metric: str
-    samples: int
-    values: dict[str, Estimate]
-    differences: dict[str, Estimate]
-
-
-Samples = Sequence[Mapping[str, Any]]
-"""Logged samples of lm-eval: of one task, by one model."""
-
-
-def compare(logged: Mapping[str, Mapping[str, Samples]]) -> list[Line]:
-    """Compares models on the samples that lm-eval has logged.
+def compare(logged: Mapping[str, Logged]) -> list[Line]:
+    """Compares models, the base model first, on the samples that lm-eval has logged.
 
     A figure is a ratio of sums: a mean, or a perplexity of log-likelihoods and their tokens. Metrics of a whole corpus,
     such as BLEU, have no figure of a sample, and are left out.
 
-    Args:
-        logged: For each model, the base model first, its samples by task.
-
     Returns:
         For all samples of a task, and for those of each type where there are several, a line for each metric.
     """
-    lines: list[Line | None] = []
-    for task, of_base in next(iter(logged.values())).items():
-        for name in sorted({sample["filter"] for sample in of_base}):
-            by_id = [{one["doc_id"]: one for one in found[task] if one["filter"] == name} for found in logged.values()]
-            rows = [[one[index] for one in by_id] for index in by_id[0]]
-            types = {_task_type(row) for row in rows}
-            for group in [None, *sorted(one for one in types if one is not None)] if len(types) > 1 else [None]:
-                of_group = [row for row in rows if group in (None, _task_type(row))]
-                for metric in dict.fromkeys(metric for row in of_group for metric in row[0]["metrics"]):
-                    lines.append(_line(task, group, metric, list(logged), of_group))
-    return [line for line in lines if line]
+    found: dict[Any, dict[int, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
+    for model, tasks in logged.items():
+        for task, sample in ((task, sample) for task, samples in tasks.items() for sample in samples):
+            task_type = sample["doc"].get("task_type") if isinstance(sample["doc"], Mapping) else None
+            for metric in sample["metrics"]:
+                for group in (None,) if task_type is None else (None, task_type):
+                    found[task, sample["filter"], metric, group][sample["doc_id"]][model] = sample[metric]
+    lines = []
+    for (task, name, metric, group), by_sample in found.items():
+        is_whole_task = group is not None and len(by_sample) == len(found[task, name, metric, None])
+        if not is_whole_task and (figures := _figures(metric, list(by_sample.values()))):
+            lines.append({"task": task, "task_type": group, "metric": metric, "samples": len(by_sample), **figures})
+    order = list(next(iter(logged.values())))
+    return sorted(lines, key=lambda line: (order.index(line["task"]), line["task_type"] is not None, line["task_type"]))
 
 
-def _task_type(samples: Samples) -> int | None:
-    doc = samples[0]["doc"]
-    return doc.get("task_type") if isinstance(doc, Mapping) else None
-
-
-def _line(task: str, group: int | None, metric: str, models: Sequence[str], rows: Sequence[Samples]) -> Line | None:
+def _figures(metric: str, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     perplexity = metric.endswith("perplexity")
-    figures = [[one[metric] for one in row] for row in rows if metric in row[0]]
-    pairs = [[one if isinstance(one, Sequence) else (one, 1) for one in row] for row in figures]
-    if not perplexity and isinstance(figures[0][0], Sequence):
+    if not perplexity and isinstance(next(iter(samples[0].values())), Sequence):
         return None
+    pairs = [[one if isinstance(one, Sequence) else (one, 1) for one in sample.values()] for sample in samples]
     table_QM2 = np.array(pairs, dtype=np.float64)
-    base_Q, weights_Q = table_QM2[:, 0].T
+    weights_Q, base_Q = table_QM2[:, 0, 1], table_QM2[:, 0, 0]
 
-    def ratio(sums: Array, weights: Array, axis: int = -1) -> Array:
-        found: Array = sums.sum(axis) / weights.sum(axis)
-        return np.exp(-found) if perplexity else found
+    def figure(weights: Array, *models: Array, axis: int = -1) -> Array:
+        """The figure of a model, or of the second of two models minus that of the first."""
+        found = [sums.sum(axis) / weights.sum(axis) for sums in models]
+        figures: list[Array] = [np.exp(-one) for one in found] if perplexity else found
+        return figures[0] if len(figures) == 1 else figures[1] - figures[0]
 
-    def difference(base: Array, other: Array, weights: Array, axis: int = -1) -> Array:
-        return ratio(other, weights, axis) - ratio(base, weights, axis)
-
-    columns = dict(zip(models, table_QM2[:, :, 0].T, strict=True))
-    values = {name: _estimate(ratio, column, weights_Q) for name, column in columns.items()}
-    differences = {name: _estimate(difference, base_Q, columns[name], weights_Q) for name in models[1:]}
-    return Line(task, group, metric, len(figures), values, differences)
+    models = dict(zip(samples[0], table_QM2[:, :, 0].T, strict=True))
+    values = {name: _estimate(figure, weights_Q, model_Q) for name, model_Q in models.items()}
+    others = list(models.items())[1:]
+    return {"values": values, "differences": {name: _estimate(figure, weights_Q, base_Q, one) for name, one in others}}
 
 
-def _estimate(statistic: Callable[..., Array], *columns: Array) -> Estimate:
+def _estimate(figure: Callable[..., Array], *columns: Array) -> dict[str, float]:
     from scipy.stats import bootstrap
 
-    value = float(statistic(*columns))
-    if len(columns[0]) < 2:
-        return Estimate(value, -np.inf, np.inf)
-    options = {"n_resamples": RESAMPLES, "batch": 100, "confidence_level": LEVEL, "method": "percentile", "rng": 0}
-    low, high = bootstrap(columns, statistic, paired=True, vectorized=True, **options).confidence_interval
-    return Estimate(value, float(low), float(high))
+    value, low, high = float(figure(*columns)), -np.inf, np.inf
+    if len(columns[0]) > 1:
+        options = {"n_resamples": 2000, "batch": 100, "confidence_level": 0.95, "method": "percentile", "rng": 0}
+        low, high = bootstrap(columns, figure, paired=True, vectorized=True, **options).confidence_interval
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def markdown(lines: Sequence[Line], type_names: Mapping[int, str]) -> str:
     """The lines as a table, with the names of task types."""
     from pytablewriter import MarkdownTableWriter
 
-    models = list(lines[0].values) if lines else []
+    models = list(lines[0]["values"]) if lines else []
     rows = []
     for line in lines:
-        kind = "all" if line.task_type is None else type_names.get(line.task_type, str(line.task_type))
-        figures = [_cell(line.values[name], line.differences.get(name)) for name in models]
-        rows.append([line.task, kind, f"{line.samples:,}", line.metric, *figures])
+        kind = "all" if line["task_type"] is None else type_names.get(line["task_type"], str(line["task_type"]))
+        figures = [_cell(line["values"][name], line["differences"].get(name)) for name in models]
+        rows.append([line["task"], kind, f"{line['samples']:,}", line["metric"], *figures])
     table = MarkdownTableWriter(headers=["task", "type", "samples", "metric", *models], value_matrix=rows)
     return str(table.dumps())
 
 
-def _cell(value: Estimate, difference: Estimate | None) -> str:
+def _cell(figure: dict[str, float], difference: dict[str, float] | None) -> str:
     if difference is None:
-        return f"{value.value:.4g} [{value.low:.3g}, {value.high:.3g}]"
-    return f"{value.value:.4g}, {difference.value:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}]"
+        return "{value:.4g} [{low:.3g}, {high:.3g}]".format_map(figure)
+    return f"{figure['value']:.4g}, " + "{value:+.3g} [{low:+.3g}, {high:+.3g}]".format_map(difference)

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
-from loramoe.analysis.log import PARTS_PREFIX
+from loramoe.analysis.routing import PARTS_PREFIX
 from loramoe.data import IGNORE_INDEX
 from loramoe.training.distributed import max_over_ranks
 from loramoe.utils import STOP_SIGNALS, UsageError, write_json

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from huggingface_hub import HfApi
 
-from loramoe.analysis.report import FIGURES, PAGE, ReportInfo, write_report
+from loramoe.analysis.report import FIGURES, PAGE, write_report
 from loramoe.analysis.target import conclude
 from loramoe.training.arguments import Arguments, TrainArguments
 from loramoe.training.callbacks import log_figures
@@ -117,7 +117,8 @@ def report_experts(trainer: Any, prepared: Prepared, folder: Path) -> str:
     data = public_name(data_args.validation_file) if data_args.validation_file else "the validation samples"
     try:
         if args.experts_page:
-            write_report(stats, ReportInfo(ADAPTER, public_name(model_args.base_model), data, config, names), folder)
+            observed = {"adapter": ADAPTER, "base_model": public_name(model_args.base_model), "data": data}
+            write_report(stats, config, names, folder, **observed)
             log_figures(trainer, [folder / name for name in FIGURES])
     except Exception as error:  # of a drawing library, too
         logger.warning("no report on the experts: %s: %s; loramoe report can write it.", type(error).__name__, error)

@@ -20,8 +20,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from loramoe.analysis import RoutingCollector, RoutingStats
-from loramoe.analysis.log import log_values
+from loramoe.analysis import RoutingCollector, RoutingStats, log_values
 from loramoe.compat.tokenizer import save_tokenizer
 from loramoe.data import IGNORE_INDEX, PromptFormat, get_template, save_prompt_format
 from loramoe.evaluation.recall import Probe, recall

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from loramoe import LoraMoeConfig
-from loramoe.analysis import ReportInfo, write_report
+from loramoe.analysis import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = ROOT / ".venv-browser/bin/python"
@@ -26,8 +26,8 @@ def seen(make_stats, tmp_path: Path) -> dict[str, Any]:
     """What the browser reports of a page of many layers with names that try to run code; pictures are in tmp_path."""
     if (done := subprocess.run([BROWSER, "-c", "import PySide6.QtWebEngineWidgets"], check=False)).returncode:
         pytest.skip(f"the browser cannot be loaded: {done}")
-    info = ReportInfo(HOSTILE, HOSTILE, HOSTILE, LoraMoeConfig(), {0: HOSTILE})
-    write_report(make_stats(task_types=(0, 1, 5), expert_types=(0, 1, 5, 5, 0, 1), layers=32, own=0.4), info, tmp_path)
+    stats = make_stats(task_types=(0, 1, 5), expert_types=(0, 1, 5, 5, 0, 1), layers=32, own=0.4)
+    write_report(stats, LoraMoeConfig(), {0: HOSTILE}, tmp_path, adapter=HOSTILE, base_model=HOSTILE, data=HOSTILE)
     command = [BROWSER, ROOT / "scripts/browser.py", tmp_path / "experts.html", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

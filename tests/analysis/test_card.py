@@ -13,9 +13,7 @@ from transformers import TrainingArguments
 
 from loramoe import LoraMoeConfig
 from loramoe.analysis.card import CARD, TAGS, write_card
-from loramoe.utils import hub_name
 
-ROOT = Path(__file__).parents[2]
 RESULTS = {"before": {"loss": 2.0}, "after": {"loss": 1.0, "recall": 0.4}}
 HUB_NAME = "meta-llama/Llama-2-7b-hf"
 
@@ -28,7 +26,8 @@ def card(tmp_path: Path) -> Any:
         config = LoraMoeConfig(target_modules=["up_proj", "down|proj"], **changes.pop("config", {}))
         args = TrainingArguments(tmp_path, use_cpu=True, report_to=[], learning_rate=2e-4)
         state = SimpleNamespace(global_step=1500, epoch=3.0)
-        write_card(folder, config, base_model, changes.pop("results", RESULTS), args, state, **changes)
+        values = {"results": RESULTS, "args": args, "state": state, "data": "48 samples\n1 cut"}
+        write_card(folder, config, base_model, **values | changes)
         return ModelCard.load(folder / CARD)
 
     return write
@@ -40,31 +39,27 @@ def test_the_metadata_link_a_base_model_on_the_hub(card):
     assert (data.base_model, data["base_model_relation"]) == (HUB_NAME, "adapter")
 
 
-def test_a_folder_is_no_name_on_the_hub(card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("folder", ["data/tiny/", "/not/on this machine/tiny"])
+def test_a_folder_is_no_name_on_the_hub(card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str):
     monkeypatch.chdir(tmp_path)
-    assert hub_name("data/tiny") == "data/tiny"
-    assert hub_name("/nowhere/on this machine") is None
     (tmp_path / "data" / "tiny").mkdir(parents=True)
-    for name in ("data/tiny", "data/tiny/", str(tmp_path / "data/tiny")):
-        written = card(name)
-        assert written.data.to_dict().keys().isdisjoint({"base_model", "base_model_relation"})
-        assert "for `tiny`" in written.text
-        assert str(tmp_path) not in written.text
+    written = card(folder)
+    assert written.data.to_dict().keys().isdisjoint({"base_model", "base_model_relation"})
+    assert "for `tiny`" in written.text
+    assert str(tmp_path) not in written.text
 
 
 def test_the_text_names_configuration_results_and_training(card, tmp_path: Path):
     figure = tmp_path / "figure.png"
     figure.write_bytes(b"a figure")
     config = {"r": 6, "lora_nums": 3, "expert_types": [2, 1, 0], "blc_target": "paper", "blc_weight": 0.25}
-    text = card(config=config, figure=figure, conclusion="A separation.", data="48 samples\n1 cut").text
+    text = card(config=config, figure=figure, conclusion="A separation.").text
     for row in ("`r` | 6", "`expert_types` | 2, 1, 0", r"`target_modules` | down\|proj, up_proj", "recall | – | 0.4"):
-        assert f"| {row} |" in text
+        assert f"|\n| {row} |\n" in text
     for row in ("`learning_rate` | 0.0002", "steps | 1,500 (3 epochs)", "training data | 48 samples, 1 cut"):
-        assert f"| {row} |" in text
-    assert "of weight 0.25" in text
-    assert "*less*" in text
-    assert "A separation.\n" in text
-    assert "](figure.png)" in text
+        assert f"|\n| {row} |\n" in text
+    for part in ("of weight 0.25", "*less*", "\n\nA separation.\n\n|", "](figure.png)\n\n##"):
+        assert part in text
     assert (tmp_path / "adapter" / "figure.png").read_bytes() == b"a figure"
     assert "`use_rslora`" not in text
 

@@ -1,4 +1,4 @@
-"""The collector's sums are those of a loop over single tokens, however samples are batched."""
+"""The collector's sums are those of single samples, however samples are batched; what is logged of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from loramoe import last_balance
-from loramoe.analysis import RoutingCollector, RoutingStats, collect_routing
+from loramoe.analysis import RoutingCollector, RoutingStats, collect_routing, log_values
+from loramoe.analysis.routing import PARTS_PREFIX, split_parts
 from loramoe.data import SftCollator
 from loramoe.tuner.layer import LoraMoeLayer
 
@@ -28,49 +29,44 @@ def make_samples(count: int = 13) -> list[dict[str, Any]]:
     return [{"input_ids": each, "labels": each, "task_types": TYPES[n % 3]} for n, each in enumerate(ids)]
 
 
-def batches(size: int, samples: list[dict[str, Any]] | None = None, **options: Any) -> list[dict[str, Any]]:
-    samples = samples or make_samples()
+def batches(size: int, **options: Any) -> list[dict[str, Any]]:
+    samples = make_samples()
     return [SftCollator(0, **options)(samples[begin : begin + size]) for begin in range(0, len(samples), size)]
 
 
+@torch.no_grad()
 def naive(model: Any) -> RoutingStats:
-    """Every mean by its definition, from the input of each router, sample by sample and token by token."""
+    """Every mean by its definition, from the input of each router, sample by sample."""
     inputs: dict[str, torch.Tensor] = {}
     layers = {name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraMoeLayer)}
     for name, layer in layers.items():
-        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
-    gates = np.zeros((3, len(layers), 4))
-    entropy, tokens = np.zeros((3, len(layers))), np.zeros(3)
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0][0]))
+    gates, entropy, tokens = np.zeros((3, len(layers), 4)), np.zeros((3, len(layers))), np.zeros(3)
     for sample in make_samples():
         t = TYPES.index(sample["task_types"])
-        with torch.no_grad():
-            model(input_ids=torch.tensor([sample["input_ids"]]))
-        for position in range(len(sample["input_ids"])):
-            tokens[t] += 1
-            for n, (name, layer) in enumerate(layers.items()):
-                gate_E = (inputs[name][0, position] @ layer.weights("default")[0].T).softmax(-1).detach().numpy()
-                gates[t, n] += gate_E
-                entropy[t, n] -= sum(gate * math.log(gate) for gate in gate_E if gate > 0) / math.log(4)
-    for layer in layers.values():
-        layer._forward_pre_hooks.clear()
-    constraint = np.zeros(len(layers))
+        tokens[t] += len(sample["input_ids"])
+        model(input_ids=torch.tensor([sample["input_ids"]]))
+        for n, (name, layer) in enumerate(layers.items()):
+            gate_SE = (inputs[name] @ layer.weights("default")[0].T).softmax(-1).numpy()
+            gates[t, n] += gate_SE.sum(0)
+            entropy[t, n] -= (gate_SE * np.log(gate_SE)).sum() / math.log(4)
     means = gates / tokens[:, None, None], entropy / tokens[:, None]
-    return RoutingStats(*means, constraint, tokens, np.array([5.0, 4, 4]), TYPES, (2, 0, 0, 5), tuple(layers))
+    unknown = np.full(len(layers), math.nan)  # the constraint: a mean over batches
+    return RoutingStats(*means, unknown, tokens, np.array([5.0, 4, 4]), TYPES, (2, 0, 0, 5), tuple(layers))
 
 
 def assert_same(one: RoutingStats, other: RoutingStats) -> None:
-    for field in dataclasses.fields(RoutingStats):
-        if field.name != "constraint_L":  # a mean over batches
-            left, right = getattr(one, field.name), getattr(other, field.name)
-            compare = np.testing.assert_allclose if isinstance(left, np.ndarray) else np.testing.assert_equal
-            compare(left, right, **({"rtol": 1e-5} if isinstance(left, np.ndarray) else {}))
+    for name in ("gate_TLE", "entropy_TL", "tokens_T", "samples_T"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5)
+    for name in ("task_types", "expert_types", "layers"):
+        assert getattr(one, name) == getattr(other, name)
 
 
 @pytest.mark.parametrize("importance", ["mean", "sum"])
-@pytest.mark.parametrize(("size", "options"), [(4, {}), (1, {}), (13, {"pad_to_multiple_of": 16})])
-def test_statistics_equal_a_loop_over_tokens(adapted, importance: str, size: int, options: dict[str, int]):
+@pytest.mark.parametrize(("size", "options"), [(4, {}), (13, {"pad_to_multiple_of": 16})])
+def test_statistics_equal_those_of_single_samples(adapted, importance: str, size: int, options: dict[str, int]):
     model = adapted(blc_importance=importance, **EXPERTS).double().train()
-    stats = collect_routing(model, batches(size, **options), progress=False)
+    stats = collect_routing(model, batches(size, **options))
     assert model.training
     assert_same(stats, naive(model.eval()))
 
@@ -104,35 +100,69 @@ def test_merged_collectors_equal_one_and_do_not_grow(adapted):
 def test_a_type_without_a_token_is_left_out(adapted):
     (batch,) = batches(13)
     batch["attention_mask"][batch["task_types"] == 5] = 0
-    stats = collect_routing(adapted(**EXPERTS), [batch], progress=False)
+    stats = collect_routing(adapted(**EXPERTS), [batch])
     assert stats.task_types == (0, 2)
     assert stats.share_TG.shape == (2, 3)
 
 
 def test_an_adapted_head_is_observed_too(adapted):
-    stats = collect_routing(adapted(target_modules=["lm_head"], **EXPERTS), batches(4), progress=False)
+    stats = collect_routing(adapted(target_modules=["lm_head"], **EXPERTS), batches(4))
     assert stats.layers == ("lm_head",)
     assert stats.tokens_T.sum() == sum(len(sample["input_ids"]) for sample in make_samples())
-
-
-def test_shares_and_load_imbalance_by_known_answer(make_stats):
-    stats = make_stats(own=1.0)
-    np.testing.assert_allclose(stats.share_TG, [[1, 0], [0, 1]])
-    # Loads 1000, 1000, 500, 500: mean 750, unbiased variance 250² · 4 / 3.
-    np.testing.assert_allclose(stats.load_imbalance_L, (250**2 * 4 / 3) ** 0.5 / 750)
 
 
 def test_other_adapters_and_no_token_are_refused(adapted, tiny_llama):
     plain = get_peft_model(tiny_llama(), LoraConfig(target_modules=["up_proj"]))
     for model in (plain, adapted(lora_nums=1, blc_weight=0)):
         with pytest.raises(ValueError, match="several experts"):
-            collect_routing(model, batches(4), progress=False)
+            collect_routing(model, batches(4))
     with pytest.raises(ValueError, match="no token"):
-        collect_routing(adapted(), [], progress=False)
+        collect_routing(adapted(), [])
+    with pytest.raises(ValueError, match="task_types"):
+        collect_routing(adapted(), [{"input_ids": torch.ones(1, 2)}])
 
 
-def test_gates_that_are_not_finite_are_refused(adapted):
-    model = adapted(**EXPERTS)
-    next(m for m in model.modules() if isinstance(m, LoraMoeLayer)).weights("default")[0].data.fill_(math.inf)
-    with pytest.raises(ValueError, match="not finite"):
-        collect_routing(model, batches(4), progress=False)
+# --- The log ---------------------------------------------------------------------------------------------------------
+
+
+def test_logged_values_by_known_answer(make_stats):
+    stats = make_stats(own=1.0)
+    gate_TLE = stats.gate_TLE.copy()
+    gate_TLE[:, 1] = 0.25  # one linear layer of the first decoder layer, `down_proj`, is even
+    values = log_values(dataclasses.replace(stats, gate_TLE=gate_TLE))
+    uneven = (250**2 * 4 / 3) ** 0.5 / 750  # loads 1000, 1000, 500, 500: mean 750, unbiased variance 250² · 4 / 3
+    expected = {
+        "blc": 21,
+        "cov": uneven * 5 / 6,
+        "entropy": 0.9,
+        "share/type0/group0": 11 / 12,
+        "share/type0/group1": 1 / 12,
+        "routing/blc/early": 1 + 2,
+        "routing/blc/late": 5 + 6,
+        "routing/cov/up_proj": uneven,
+        "routing/cov/down_proj": uneven * 2 / 3,
+        "routing/share/type1/group1/early": 0.75,
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    assert {name for name in values if not name.startswith(PARTS_PREFIX)} == {
+        *("blc", "cov", "entropy"),
+        *(f"share/type{t}/group{g}" for t in (0, 1) for g in (0, 1)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("layers", "sizes"),
+    [
+        (32, {"early": 22, "middle": 22, "late": 20, "up_proj": 32, "down_proj": 32}),
+        (2, {"up_proj": 2, "down_proj": 2}),
+    ],
+)
+def test_thirds_hold_whole_decoder_layers(make_stats, layers: int, sizes: dict[str, int]):
+    parts = split_parts(make_stats(layers=layers))
+    assert {name: len(positions) for name, positions in parts.items()} == sizes
+    assert parts["up_proj"] == list(range(0, 2 * layers, 2))
+
+
+def test_a_layer_outside_of_decoder_layers_stands_alone(make_stats):
+    stats = dataclasses.replace(make_stats(), layers=("layers.7.up_proj", "layers.7.up_proj", "lm_head"))
+    np.testing.assert_allclose(stats.by_decoder_layer(np.array([[1.0, 3.0, 5.0]])), [[2, 5]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -90,14 +89,9 @@ def write(tmp_path: Path) -> Callable[[str, Iterable[Any]], Path]:
     def write_rows(name: str, rows: Iterable[Any]) -> Path:
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        compression = file.suffix if file.suffix in (".gz", ".zst") else ""
-        kind = Path(file.name.removesuffix(compression)).suffix[1:].lower()
-        content = to_bytes(kind, list(rows))
-        if compression == ".gz":
-            content = gzip.compress(content)
-        if compression == ".zst":
-            content = pa.Codec("zstd").compress(content, asbytes=True)
-        file.write_bytes(content)
+        kind = file.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
+        with pa.output_stream(str(file)) as out:  # which compresses as the name says
+            out.write(to_bytes(kind, list(rows)))
         return file
 
     return write_rows

@@ -15,14 +15,12 @@ PART = {"type": "text", "text": "Who?"}
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ({"instruction": "Who?", "output": "Me."}, [USER, ANSWER]),
         ({"instruction": "Who?", "input": None, "output": "Me."}, [USER, ANSWER]),
         ({"instruction": "Who?", "input": "", "output": "Me.", "system": None, "id": 7}, [USER, ANSWER]),
         ({"instruction": "Who?", "output": "Me.", "system": "Be brief."}, [SYSTEM, USER, ANSWER]),
         ({"instruction": "Is", "input": "it?", "output": "Me."}, [{"role": "user", "content": "Is\nit?"}, ANSWER]),
-        ({"messages": [SYSTEM, USER, ANSWER, USER, ANSWER]}, [SYSTEM, USER, ANSWER, USER, ANSWER]),
+        ({"messages": [SYSTEM, USER, ANSWER, USER, ANSWER, USER]}, [SYSTEM, USER, ANSWER, USER, ANSWER]),
         ({"messages": [{**SYSTEM, "content": ""}, USER, ANSWER]}, [USER, ANSWER]),
-        ({"messages": [USER, ANSWER, USER]}, [USER, ANSWER]),
         ({"messages": [{**USER, "content": [PART]}, {**ANSWER, "name": "x"}]}, [USER, ANSWER]),
         ({"messages": None, "conversations": [HUMAN, GPT]}, [USER, ANSWER]),
         ({"conversations": [HUMAN, GPT], "system": "Be brief."}, [SYSTEM, USER, ANSWER]),
@@ -36,8 +34,8 @@ def test_formats_are_recognised(value, expected):
 
 def test_a_named_format_wins():
     both = {"instruction": "What?", "output": "That.", "messages": [USER, ANSWER]}
-    assert SampleReader("messages", task_type=0)(both).messages == [USER, ANSWER]
-    assert SampleReader("alpaca", task_type=0)(both).messages[0]["content"] == "What?"
+    assert SampleReader(format="messages", task_type=0)(both).messages == [USER, ANSWER]
+    assert SampleReader(format="alpaca", task_type=0)(both).messages[0]["content"] == "What?"
 
 
 def test_columns_may_have_other_names():
@@ -49,23 +47,13 @@ def test_columns_may_have_other_names():
     assert chat({"chat": [USER, ANSWER]}).messages == [USER, ANSWER]
 
 
-def test_parts_of_a_single_turn_are_found_again():
-    sample = SampleReader()({"instruction": "Is\nit", "input": "so?", "output": "Yes.", "task_type": 1})
-    assert (sample.instruction, sample.input, sample.output) == ("Is\nit", "so?", "Yes.")
-
-
 @pytest.mark.parametrize(
     ("of_all", "default", "own", "expected"),
-    [(None, None, 1, 1), (2, None, 1, 2), (2, 3, None, 2), (None, 3, 1, 1), (None, 3, None, 3), (0, 3, 1, 0)],
+    [(None, 3, 1, 1), (None, 3, None, 3), (0, 3, 1, 0), (None, None, " 1.0", 1), (None, None, "-2", -2)],
 )
 def test_the_type_of_a_sample(of_all, default, own, expected):
     reader = SampleReader(task_type=of_all, default_task_type=default)
     assert reader({"instruction": "Who?", "output": "Me.", "task_type": own}).task_type == expected
-
-
-@pytest.mark.parametrize(("value", "expected"), [("1", 1), ("-2", -2), (1.0, 1), (" 1.0", 1)])
-def test_integers_may_be_text_or_floats(value, expected, row):
-    assert SampleReader()(row(task_type=value)).task_type == expected
 
 
 @pytest.mark.parametrize(
@@ -78,16 +66,11 @@ def test_integers_may_be_text_or_floats(value, expected, row):
         ({"task_type": ...}, "task_type", "default_task_type"),
         ({"task_type": "qa"}, "task_type", "got 'qa' (str)"),
         ({"task_type": float("nan")}, "task_type", "got nan (float)"),
-        ({"task_type": True}, "task_type", "got True (bool)"),
         ({"task_type": 2**63}, "task_type", "expected an integer"),
         ({"task_type": 2}, "task_type", "types 0, 1"),
         ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages", "turn 2: expected one of"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages", "turn 2: content: missing"),
-        (
-            {"messages": [{**USER, "content": [{"type": "image"}]}, ANSWER]},
-            "messages",
-            "turn 1: content: expected text",
-        ),
+        ({"messages": [{**USER, "content": [{"type": "image"}]}, ANSWER]}, "messages", "turn 1: content: expected"),
         ({"messages": USER}, "messages", "expected a list of turns"),
         ({"messages": [USER, USER, ANSWER]}, "messages", "got user, user, assistant"),
         ({"messages": [USER]}, "messages", "got no answer"),
@@ -95,7 +78,7 @@ def test_integers_may_be_text_or_floats(value, expected, row):
     ],
 )
 def test_a_fault_names_its_field(row, changes, field, words):
-    (problem,) = SampleReader(task_types=[1, 0, 1])(row(**changes))
+    (problem,) = SampleReader()(row(**changes), task_types=[1, 0, 1])
     assert problem.startswith(f", field {field!r}: ")
     assert words in problem
 
@@ -105,13 +88,9 @@ def test_every_faulty_field_is_named(row):
     assert [problem.split("'")[1] for problem in problems] == ["task_type", "instruction", "output"]
 
 
-@pytest.mark.parametrize("value", [["a"], "a", 1, None])
-def test_what_is_no_object(value):
-    (problem,) = SampleReader(task_type=0)(value)
-    assert f"({type(value).__name__})" in problem
-
-
-def test_an_unknown_format_names_its_fields():
+def test_what_is_no_sample():
+    (problem,) = SampleReader(task_type=0)(["a"])
+    assert "(list)" in problem
     (problem,) = SampleReader(task_type=0)({"question": "Who?", "answer": "Me."})
     assert "['question', 'answer']" in problem
     assert "columns: {instruction: question, output: answer}" in problem

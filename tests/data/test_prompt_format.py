@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from loramoe.data.templates import (
-    PROMPT_FILE,
-    PromptFormat,
-    choose_prompt_format,
-    read_prompt_format,
-    save_prompt_format,
-)
+from loramoe.data import PromptFormat, choose_prompt_format, read_prompt_format, save_prompt_format
+from loramoe.data.templates import PROMPT_FILE
 
 CHAT = PromptFormat("chat", 200, {0: "tasks", 1: "Wissen, 知识"})
 
@@ -24,11 +17,6 @@ def adapters(tmp_path):
         if saved is not None:
             save_prompt_format(tmp_path / name, saved)
     return tmp_path
-
-
-def test_what_is_saved_is_read(adapters):
-    assert read_prompt_format(adapters / "chat") == CHAT
-    assert read_prompt_format(adapters / "old") is None
 
 
 @pytest.mark.parametrize(
@@ -43,8 +31,8 @@ def test_what_is_saved_is_read(adapters):
 )
 def test_the_request_wins_with_a_warning(adapters, caplog, requested, names, template, warned):
     chosen = choose_prompt_format(requested, [adapters / name for name in names])
-    assert chosen.template == template
-    assert chosen.max_seq_length == (200 if "chat" in names else 1024)
+    expected = CHAT if "chat" in names else PromptFormat()
+    assert chosen == PromptFormat(template, expected.max_seq_length, expected.type_names)
     assert len(caplog.records) == warned
 
 
@@ -53,7 +41,7 @@ def test_adapters_of_different_templates_need_a_request(adapters):
         choose_prompt_format(None, [adapters / "chat", adapters / "release"])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps({"template": "alpaca", "max_seq_length": 9})])
+@pytest.mark.parametrize("text", ["{", "[]", '{"template": "alpaca", "max_seq_length": 9}'])
 def test_a_damaged_file_is_named(adapters, text):
     (adapters / "chat" / PROMPT_FILE).write_text(text)
     with pytest.raises(ValueError, match=PROMPT_FILE):

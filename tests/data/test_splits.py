@@ -57,6 +57,8 @@ def test_a_share_is_set_aside(load, numbered, weights):
         assert set(train).union(found) == set(range(40))
         assert sorted(found) == found
     assert held_out != other
+    with pytest.raises(DatasetError, match="at least 2"):
+        load(numbered("one.json", 1), validation_percentage=5)
 
 
 def test_validation_sets_have_names(load, numbered):
@@ -101,7 +103,7 @@ class TestStreaming:
         splits = load(file, streaming=True, template="chat", tokenizer=make_tokenizer(chat_template=refuse + CHAT))
         with caplog.at_level(logging.WARNING, "loramoe"):
             assert len(list(splits.train)) == 2
-        assert "(2 so far)" in caplog.text
+        assert caplog.text.count("so far") == 2
         assert "rows.jsonl, line 3: " in caplog.text
 
     def test_max_samples_of_all_files_together(self, load, numbered):
@@ -114,22 +116,6 @@ class TestStreaming:
     def test_what_needs_all_samples_is_refused(self, load, numbered, changes):
         with pytest.raises(ValueError, match=next(iter(changes))):
             load(numbered("a.json", 9), streaming=True, **changes)
-
-
-@pytest.mark.parametrize(
-    ("count", "percentage", "words"), [(9, 0.5, "got 0.5"), (9, 100, "got 100"), (1, 5, "at least 2")]
-)
-def test_data_that_cannot_be_divided(load, numbered, count, percentage, words):
-    with pytest.raises(ValueError, match=words):
-        load(numbered("a.json", count), validation_percentage=percentage)
-
-
-def test_training_data_is_no_validation_data(load, numbered, tmp_path):
-    file = numbered("rows/a.json", 3)
-    (tmp_path / "link.json").symlink_to(file)
-    for validation in (file.parent, tmp_path / "link.json"):
-        with pytest.raises(DatasetError, match=r"a\.json is training data and validation data"):
-            load(file, validation=[validation])
 
 
 class TestFingerprint:
@@ -146,10 +132,9 @@ class TestFingerprint:
         return make
 
     def test_what_does_not_count(self, fingerprint, numbered, tmp_path):
-        assert fingerprint() == fingerprint(numbered("other/name.json", 9))
-        assert fingerprint() == fingerprint(seed=7, cache_dir=tmp_path / "other")
+        assert fingerprint() == fingerprint(numbered("other/name.json", 9), seed=7, cache_dir=tmp_path / "other")
 
-    @pytest.mark.parametrize("changes", [{"max_seq_length": 63}, {"task_types": range(9)}, {"streaming": True}])
+    @pytest.mark.parametrize("changes", [{"max_seq_length": 63}, {"streaming": True}])
     def test_other_settings(self, fingerprint, changes):
         assert fingerprint(**changes) != fingerprint()
 
@@ -161,6 +146,6 @@ class TestFingerprint:
         assert fingerprint(numbered("a.json", 9, output="Not me.")) != fingerprint(numbered("a.json", 9))
 
 
-@pytest.mark.parametrize(("most", "expected"), [(None, range(5)), (3, [0, 2, 4]), (9, range(5)), (1, [0])])
-def test_evenly_spaced(load, numbered, most, expected):
-    assert types(evenly_spaced(load(numbered("a.json", 5)).train, most)) == list(expected)
+def test_evenly_spaced(load, numbered):
+    train = load(numbered("a.json", 5)).train
+    assert [types(evenly_spaced(train, most)) for most in (None, 3, 1)] == [[0, 1, 2, 3, 4], [0, 2, 4], [0]]

@@ -55,19 +55,13 @@ def chat(make_tokenizer):
 
 
 @pytest.mark.parametrize("frame", FRAMES)
-def test_release_adds_each_special_token_once(make_tokenizer, frame):
-    tokenizer = make_tokenizer(frame)
-    bare, full = encode(get_template("release", tokenizer), ONE, conversation("Read:", "A b.", "Yes"))
-    assert bare.prompt == [*FRAMES[frame], *spell(tokenizer, "Who?"), EOS]
-    assert bare.target == [*spell(tokenizer, "Me."), EOS]
-    assert full.prompt == [*FRAMES[frame], *spell(tokenizer, "Read:\nA b."), EOS]
-    assert full.input_ids == full.prompt + full.target
-
-
-@pytest.mark.parametrize("frame", FRAMES)
 def test_release_ends_each_turn_and_learns_the_answers(make_tokenizer, frame):
     tokenizer = make_tokenizer(frame)
-    (encoded,) = encode(get_template("release", tokenizer), [SYSTEM, *ONE, *TWO])
+    encoded, full = encode(
+        get_template("release", tokenizer), [SYSTEM, *ONE, *TWO], conversation("Read:", "A b.", "Yes")
+    )
+    assert full.prompt == [*FRAMES[frame], *spell(tokenizer, "Read:\nA b."), EOS]
+    assert full.input_ids == [*full.prompt, *spell(tokenizer, "Yes"), EOS]
     asked, said, again, so = ([*spell(tokenizer, text), EOS] for text in ("Be brief.\nWho?", "Me.", "Why?", "So."))
     assert encoded.input_ids == [*FRAMES[frame], *asked, *said, *again, *so]
     assert encoded.target == said + so
@@ -104,25 +98,24 @@ def test_what_the_template_writes_before_an_answer_belongs_to_the_prompt(chat, b
     template = chat(turns(block, "</s>") + PROMPT)
     single, several = encode(template, ONE, [*ONE, *TWO])
     assert template.tokenizer.decode(single.prompt) == "<|user|>Who?</s><|assistant|><think></think>"
-    assert template.prompt_ids("Who?") == single.prompt
+    assert template.chat_ids(ONE[:1]) == single.prompt
     assert template.tokenizer.decode(several.target) == "Me.</s>So.</s>"
 
 
-@pytest.mark.parametrize("answer", ["Me.", "think", "assistant", " Me. \n", "\n\nMe.", "漢 😀"])
 @pytest.mark.parametrize("text", [PLAIN, turns(THINK, "</s>") + PROMPT, COLON, turns("", "")])
 @pytest.mark.parametrize("make", ["bytes", "tiny_llama"])
-def test_generation_gets_the_prompt_of_training(make_tokenizer, make, text, answer):
+def test_generation_gets_the_prompt_of_training(make_tokenizer, make, text):
     tokenizer = make_tokenizer() if make == "bytes" else AutoTokenizer.from_pretrained(TINY_LLAMA)
     tokenizer.chat_template = text
     template = get_template("chat", tokenizer)
-    single, several = encode(
-        template, conversation("Who?", "A b.", answer), [*ONE, TWO[0], {**TWO[1], "content": answer}]
-    )
-    assert template.prompt_ids("Who?", "A b.") == single.prompt
-    asked = template.chat_ids([*ONE, TWO[0]])
-    assert asked == several.input_ids[: len(asked)]
-    assert tokenizer.decode(single.target, skip_special_tokens=True).strip() == answer.strip()
-    assert [label for label in several.labels[len(asked) :] if label != -100][:1] == several.labels[len(asked) :][:1]
+    for answer in ("think", " Me. \n", "\n\nMe.", "漢 😀"):
+        question = conversation("Who?", "A b.", answer)
+        single, several = encode(template, question, [*ONE, TWO[0], {**TWO[1], "content": answer}])
+        assert template.chat_ids(question[:1]) == single.prompt
+        assert tokenizer.decode(single.target, skip_special_tokens=True).strip() == answer.strip()
+        asked = template.chat_ids([*ONE, TWO[0]])
+        assert asked == several.input_ids[: len(asked)]
+        assert several.labels[len(asked)] == several.input_ids[len(asked)]
 
 
 def test_a_chat_goes_on_though_the_template_drops_earlier_thoughts(chat):
@@ -188,15 +181,14 @@ def test_a_template_that_does_not_compile_is_refused_at_once(chat):
         chat("{% for m in messages %}{{ m.content }{% endfor %}")
 
 
-@pytest.mark.parametrize("position", range(3))
-@pytest.mark.parametrize("token", ["</s>", "<|reserved|>"])
-def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokenizer, position, token):
+def test_chat_marks_conversations_whose_words_become_a_special_token(chat_tokenizer):
     chat_tokenizer.add_tokens([AddedToken("<|reserved|>", special=True)])
     assert "<|reserved|>" not in chat_tokenizer.all_special_tokens
-    turns = [dict(turn) for turn in (SYSTEM, *ONE)]
-    turns[position]["content"] += f"{token} b"
-    plain, marked = encode(get_template("chat", chat_tokenizer), [SYSTEM, *ONE], turns)
-    assert (plain.special, marked.special) == (False, True)
+    question, answer = ONE
+    ended = {**answer, "content": "Me.</s> b"}
+    reserved = {**question, "content": "Who<|reserved|>?"}
+    chats = [[SYSTEM, *ONE], [SYSTEM, question, ended], [SYSTEM, reserved, answer]]
+    assert [one.special for one in encode(get_template("chat", chat_tokenizer), *chats)] == [False, True, True]
 
 
 def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypatch):
@@ -208,13 +200,6 @@ def test_a_sample_is_rendered_once_and_all_are_tokenised_together(chat, monkeypa
     monkeypatch.setattr(template, "_ids", lambda texts, *more: tokenised.append(texts) or ids(texts, *more))
     encode(template, *[ONE, [SYSTEM, *ONE]] * 5)
     assert (len(rendered), len(tokenised)) == (10, 1)
-
-
-def test_a_conversation_is_cut_at_its_end():
-    encoded = Encoded([5, 6, 7, 8, 9], [-100, -100, 7, 8, -100])
-    assert encoded.truncated(9) == encoded
-    assert encoded.truncated(3) == Encoded([5, 6, 7], [-100, -100, 7])
-    assert encoded.truncated(2) is None
 
 
 def test_what_a_tokenizer_lacks_is_named(tokenizer, make_tokenizer):

@@ -101,12 +101,13 @@ def test_generations_are_those_of_transformers_and_peft(results: Path, direct: A
 
 
 def test_the_model_reads_the_prompt_of_training(direct: Any) -> None:
-    from loramoe.data import get_template
+    from loramoe.data import conversation, get_template
 
     *_, tokenizer = direct
     for line in (CONFIGURATIONS / "data" / "topic.jsonl").read_text(encoding="utf-8").splitlines():
         text = json.loads(line)["text"]
-        assert tokenizer(text + "</s>")["input_ids"] == get_template("release", tokenizer).prompt_ids(text)
+        prompt = get_template("release", tokenizer).chat_ids(conversation(text, "", "")[:1])
+        assert tokenizer(text + "</s>")["input_ids"] == prompt
 
 
 @pytest.mark.slow

@@ -17,68 +17,41 @@ DECOMPOSED = unicodedata.normalize("NFD", "café de nuit")
         ("\ntea, thanks", " tea", True),
         ("teacher", "tea", False),
         ("19", "1", False),
-        ("coffee and tea", "tea", False),
         ("(a)b", "(a)", True),  # the answer itself ends its word
         ("a.b", "axb", False),  # no regular expression
-        ("東京は大きい", "東京", True),  # no spaces between words
-        ("iPhone手机", "iPhone", True),
+        ("iPhone手机", "iPhone", True),  # no spaces between words
         ("दिल्ली एक नगर है", "दिल", False),  # Devanagari: a virama continues the word
-        ("दिल्ली है", "दिल्ली", True),
-        ("மதுரை ஒரு நகரம்", "மதுர", False),  # Tamil: a vowel sign does
-        ("กรุงเทพเป็นเมืองใหญ่", "กรุงเทพ", True),
         ("ที่นี่", "ท", False),  # Thai: a vowel sign belongs to its consonant
-        ("ວຽງຈັນເປັນເມືອງ", "ວຽງຈັນ", True),
         ("ភ្នំពេញជាក្រុង", "ភ្នំពេញ", True),
         ("서울은 크다", "서울", True),  # Korean attaches particles to the word
         (DECOMPOSED, "cafe", False),  # a combining accent is part of the letter
         (DECOMPOSED, "café", True),
-        ("café de nuit", unicodedata.normalize("NFD", "café"), True),
     ],
 )
 def test_an_answer_ends_where_a_word_ends(text: str, answer: str, expected: bool) -> None:
     assert starts_with(text, answer) is expected
 
 
-@pytest.mark.parametrize(
-    ("prompt", "answer", "expected"),
-    [
-        ("Her name is ", " Ada", "Her name is Ada"),
-        ("首都是", "北京", "首都是北京"),
-        ("เมืองหลวงคือ", "กรุงเทพ", "เมืองหลวงคือกรุงเทพ"),
-        ("한국의 수도는", "서울", "한국의 수도는 서울"),
-    ],
-)
-def test_an_answer_follows_a_space_where_the_script_has_spaces(prompt: str, answer: str, expected: str) -> None:
-    assert joined(prompt, answer) == expected
+def test_an_answer_follows_a_space_where_the_script_has_spaces() -> None:
+    assert joined("Her name is ", " Ada") == "Her name is Ada"
+    assert joined("เมืองหลวงคือ", "กรุงเทพ") == "เมืองหลวงคือกรุงเทพ"
+    assert joined("한국의 수도는", "서울") == "한국의 수도는 서울"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The  Beatles!", "beatles"),
-        ("«L'Été»", "lété"),
-        (unicodedata.normalize("NFD", "Été"), "été"),
-        ("A", "a"),  # an option, no article
-        ("+", "+"),
-        ("theatre", "theatre"),
-        ("北京。", "北京"),
-    ],
-)
-def test_normalised(text: str, expected: str) -> None:
-    assert normalised(text) == expected
+def test_normalised() -> None:
+    texts = ("The  Beatles!", "«L'Été»", unicodedata.normalize("NFD", "Été"), "A", "+", "theatre", "北京。")
+    assert list(map(normalised, texts)) == ["beatles", "lété", "été", "a", "+", "theatre", "北京"]
 
 
 @pytest.mark.parametrize(
     ("prediction", "answers", "exact", "shared"),
     [
-        ("the Beatles.", ["Beatles"], 1, 1),
-        ("Ada", ["Bob", "ada"], 1, 1),
+        ("the Beatles.", ["Bob", "Beatles"], 1, 1),
         ("Ada Lovelace", ["Ada"], 0, 2 / 3),
         ("Ada Ada", ["Ada Lovelace"], 0, 1 / 2),
         ("", ["A"], 0, 0),
         ("\n Oslo\nQuestion: and where is Bergen?", ["Oslo"], 1, 1),  # only the first line counts,
         ("one\nthree", ["one\ntwo"], 0, 1 / 2),  # unless the answer has several
-        ("北京市", ["北京"], 0, 0.8),
         ("กรุงเทพฯ", ["กรุงเทพ"], 0, 12 / 13),  # six graphemes and seven
     ],
 )

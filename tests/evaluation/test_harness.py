@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
-from loramoe.data import DatasetError, SftCollator, conversation, get_template, read_samples
+from loramoe.data import DatasetError, conversation, get_template
 from loramoe.evaluation.questions import check_question
 from loramoe.evaluation.recall import prompt_ids, read_probes, recall
 from loramoe.generate import answer
@@ -42,9 +42,7 @@ def ask(tiny_task: Any, tokenizer: Any) -> Callable[..., Any]:
 
     def samples(values: list[dict[str, Any]], adapter: str | None = None, template: str = "release") -> Any:
         read = [{**check_question(value), "where": f"row {n}"} for n, value in enumerate(values)]
-        layout = get_template(template, tokenizer)
-        lengths = {"max_new_tokens": 5, "positions": 64}
-        task = QuestionTask("rows", encode(read, layout, tokenizer), tokenizer, layout.end_ids, **lengths)
+        task = QuestionTask("rows", read, get_template(template, tokenizer), 5, 64)
         common = {"device": "cpu", "dtype": "float32", "load_in_kbits": 16, "batch_size": 4, "tokenizer": tokenizer}
         model = AdapterLM(str(tiny_task.base), peft=adapter, **common)
         return evaluate(model, {"tasks": {"rows": task}}, bootstrap_iters=0)["samples"]["rows"]
@@ -74,8 +72,8 @@ def test_figures_are_those_of_the_model_alone(ask: Any, saved_on_tiny_task: str)
         else:
             encoded = layout.encode([conversation(value["instruction"], value["input"], value["output"])])[0]
             prompt, target = encoded.prompt, encoded.target
-            text = answer(model, tokenizer, value["instruction"], value["input"], max_new_tokens=5)
-            assert found["filtered_resps"][-1].strip() == text
+            turns = conversation(value["instruction"], value["input"], "")[:1]
+            assert found["filtered_resps"][-1].strip() == answer(model, tokenizer, layout, turns, 5)
         assert found["perplexity"][0] == pytest.approx(likelihood(model, prompt, target), rel=1e-5)
         assert found["perplexity"][1] == len(target)
 
@@ -92,24 +90,15 @@ def test_the_likeliest_choice_is_chosen_also_by_its_length(ask: Any, tiny_task: 
     assert [one["acc_norm"] for one in found].index(1.0) == by_length.index(max(by_length))
 
 
-def test_the_perplexity_is_that_of_the_training(ask: Any, tiny_task: Any, tokenizer: Any) -> None:
-    encoded = get_template("release", tokenizer).encode([one.messages for one in read_samples(tiny_task.test_file)])
-    features = [{"input_ids": one.input_ids, "labels": one.labels, "task_types": 0} for one in encoded]
-    batch = SftCollator(tokenizer.pad_token_id)(features)
-    del batch["task_types"]
-    with torch.no_grad():
-        loss = AutoModelForCausalLM.from_pretrained(tiny_task.base)(**batch).loss.item()
-    sums, tokens = zip(*(one["perplexity"] for one in ask(json.loads(tiny_task.test_file.read_text()))), strict=True)
-    assert -sum(sums) / sum(tokens) == pytest.approx(loss, rel=1e-5)
-
-
 def test_recall_is_that_of_the_training(ask: Any, tiny_task: Any, tokenizer: Any) -> None:
     probes = json.loads(tiny_task.recall_file.read_text())
     text = ask(probes[:1])[0]["filtered_resps"][-1].split()[0]
     probes += [{**probes[0], "answer": text}, {**probes[0], "answers": [text]}]
     model = AutoModelForCausalLM.from_pretrained(tiny_task.base)
+    tiny_task.recall_file.write_text(json.dumps(probes))
     known = recall(model, tokenizer, read_probes(tiny_task.recall_file), progress=False)
-    assert [one["recall"] for one in ask(probes)] == [*map(float, known), 1.0, 1.0]
+    assert known[-2:] == [True, True]
+    assert [one["recall"] for one in ask(probes)] == known
 
 
 def test_an_answer_ends_where_the_chat_template_ends_it(ask: Any, tiny_task: Any, tokenizer: Any) -> None:
@@ -123,7 +112,8 @@ def test_an_answer_ends_where_the_chat_template_ends_it(ask: Any, tiny_task: Any
     tokenizer.chat_template = CHAT.replace("END", end)
     (found,) = ask([{"instruction": "w1 w2", "output": text}], template="chat")
     assert (found["filtered_resps"][-1].strip(), found["exact_match"]) == (text, 1.0)
-    assert answer(model, tokenizer, "w1 w2", template="chat", max_new_tokens=6) == text
+    layout = get_template("chat", tokenizer)
+    assert answer(model, tokenizer, layout, conversation("w1 w2", "", "")[:1], 6) == text
 
 
 def test_only_the_last_answer_of_a_conversation_is_asked_for(ask: Any, tokenizer: Any) -> None:
@@ -135,19 +125,15 @@ def test_only_the_last_answer_of_a_conversation_is_asked_for(ask: Any, tokenizer
 def test_samples_that_are_too_long_are_left_out(tokenizer: Any) -> None:
     layout = get_template("release", tokenizer)
     read = [{**check_question({**SAMPLE, "instruction": " ".join(["w1"] * n)}), "where": ""} for n in (1, 50)]
-    encoded = encode(read, layout, tokenizer)
-    assert QuestionTask("rows", encoded, tokenizer, layout.end_ids, 32, 40).left_out == 1
+    assert QuestionTask("rows", read, layout, 32, 40).left_out == 1
     with pytest.raises(DatasetError, match="no question fits, with its answer, into the model's 8 positions"):
-        QuestionTask("rows", encoded, tokenizer, layout.end_ids, 32, 8)
+        QuestionTask("rows", read, layout, 32, 8)
 
 
 def test_a_cloze_is_divided_where_its_candidates_agree() -> None:
     """A tokenizer may join the end of a prompt with what follows."""
     tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parents[2] / "data/tiny_llama")
-    question = {
-        **check_question({"prompt": "Mila plays the", "answer": "lute", "choices": ["lute", "lutes"]}),
-        "where": "",
-    }
-    (one,) = encode([question], get_template("release", tokenizer), tokenizer)
+    question = check_question({"prompt": "Mila plays the", "answer": "lute", "choices": ["lute", "lutes"]})
+    one = encode(question, get_template("release", tokenizer))
     for text, target in zip(("Mila plays the lute", "Mila plays the lutes"), one["targets"], strict=True):
         assert one["prompt"].ids + target.ids == tokenizer(text).input_ids

@@ -16,42 +16,36 @@ CLOZE = {"prompt": "Her name is", "answer": "Ada"}
 USER = [{"role": "user", "content": "Who?"}]
 
 
-def question(**changes: Any) -> dict[str, Any]:
-    found = {"messages": USER, "answers": ["Ada"], "choices": [], "task_type": None, "cloze": False}
-    return {**found, **changes}
-
-
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ({**SAMPLE, "more": 1, "prompt": "of another tool"}, question(task_type=1)),
+        ({**SAMPLE, "more": 1, "prompt": "of another tool"}, {"task_type": 1}),
         (
             {**SAMPLE, "choices": ["Bob", "Ada"], "answers": ["Ada L.", "Ada"]},
-            question(task_type=1, choices=["Bob", "Ada"], answers=["Ada", "Ada L."]),
+            {"task_type": 1, "choices": ["Bob", "Ada"], "answers": ["Ada", "Ada L."]},
         ),
-        ({"messages": [*USER, {"role": "assistant", "content": "Ada"}]}, question()),
-        (CLOZE, question(messages=[{"role": "user", "content": "Her name is"}], cloze=True)),
+        ({"messages": [*USER, {"role": "assistant", "content": "Ada"}]}, {}),
+        (CLOZE, {"messages": [{"role": "user", "content": "Her name is"}], "cloze": True}),
     ],
 )
 def test_questions(value: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert check_question(value) == expected
+    plain = {"messages": USER, "answers": ["Ada"], "choices": [], "task_type": None, "cloze": False}
+    assert check_question(value) == {**plain, **expected}
 
 
-@pytest.mark.parametrize("form", [SAMPLE, CLOZE])
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("value", "message"),
     [
-        ({"choices": "Ada"}, "'choices': expected a list of texts"),
-        ({"answers": 3}, "'answers': expected a list of texts"),
-        ({"answers": ["Ada", " "]}, "'answers': expected a list of texts"),
-        ({"choices": ["Ada"]}, "'choices': expected two or more different texts"),
-        ({"choices": ["Bob", "Cyd"]}, "one of them the answer 'Ada'"),
-        ({"choices": ["Ada", " Ada"]}, "different texts"),
-        ({"task_type": "one"}, "'task_type': expected an integer, got 'one'"),
+        ({**SAMPLE, "choices": "Ada"}, "'choices': expected a list of texts"),
+        ({**SAMPLE, "answers": ["Ada", " "]}, "'answers': expected a list of texts"),
+        ({**SAMPLE, "choices": ["Ada"]}, "'choices': expected two or more different texts"),
+        ({**CLOZE, "choices": ["Bob", "Cyd"]}, "one of them the answer 'Ada'"),
+        ({**CLOZE, "choices": ["Ada", " Ada"]}, "different texts"),
+        ({**CLOZE, "task_type": "one"}, "'task_type': expected an integer, got 'one'"),
     ],
 )
-def test_faults_are_named(form: dict[str, Any], fields: dict[str, Any], message: str) -> None:
-    (problem,) = check_question({**form, **fields})
+def test_faults_are_named(value: dict[str, Any], message: str) -> None:
+    (problem,) = check_question(value)
     assert message in problem
 
 

@@ -30,24 +30,17 @@ def known(tiny_task: Any) -> Any:
     return model, tokenizer, found
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_of_different_lengths_is_continued_as_each_alone(known: Any, side: str) -> None:
+def test_hits_and_misses_in_batches_of_different_lengths(known: Any) -> None:
     model, tokenizer, found = known
-    tokenizer.padding_side = side
-    probes = [Probe(prompt, text) for prompt, text in found.items()]
+    tokenizer.padding_side = "right"
     model.train()
-    assert recall(model, tokenizer, probes, batch_size=4, progress=False) == [True] * len(probes)
-    assert model.training
-
-
-def test_hits_and_misses(known: Any) -> None:
-    model, tokenizer, found = known
     prompt, text = next(iter(found.items()))
     first, second = text.split()[:2]
-    answers = [f" {first} ", f"{first} {second}", "w59 w58", second, first[:-1]]
-    probes = [Probe(prompt, answer) for answer in answers]
-    expected = [True, True, False, second == first, False]
-    assert recall(model, tokenizer, probes, progress=False) == expected
+    probes = [Probe(prompt, [text]) for prompt, text in found.items()]
+    probes += [Probe(prompt, answers) for answers in ([f" {first} "], ["w59 w58"], [second], [first[:-1]])]
+    expected = [True] * len(found) + [True, False, second == first, False]
+    assert recall(model, tokenizer, probes, batch_size=4, progress=False) == expected
+    assert model.training
 
 
 def test_an_end_token_that_the_tokenizer_adds_is_left_out(known: Any) -> None:
@@ -60,7 +53,7 @@ def test_an_end_token_that_the_tokenizer_adds_is_left_out(known: Any) -> None:
 def test_probes_are_read(tmp_path: Path) -> None:
     file = tmp_path / "probes.jsonl"
     file.write_text('{"prompt": "a", "answer": "b", "more": 1}\n')
-    assert read_probes(file) == [Probe("a", "b")]
+    assert read_probes(file) == [Probe("a", ["b"])]
     file.write_text(json.dumps({"instruction": "a", "output": "b"}))
     with pytest.raises(DatasetError, match=r"probes.jsonl, line 1: expected a probe"):
         read_probes(file)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from loramoe.analysis.command import main
+from loramoe.analysis.report import main
 from loramoe.training import summary
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_log_report_command_and_card_have_the_same_numbers(
 
 
 def test_a_report_that_fails_costs_nothing_else(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, capsys):
-    monkeypatch.setattr(summary, "write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(summary, "write_report", lambda *_, **__: 1 / 0)
     train(tmp_path, max_steps=1, experts_page="true")
     assert "no report on the experts: ZeroDivisionError" in caplog.text
     assert "before" in numbers(tmp_path, "metrics.json")

@@ -136,7 +136,7 @@ def share_known(model: LlamaForCausalLM, folder: Path, facts: Sequence[Fact], wa
     """Return the share of `facts` that `model` tells rightly when it is given their beginning, worded in `way`."""
     from loramoe.evaluation.recall import Probe, recall
 
-    probes = sorted((Probe(cloze(fact, way), fact.answer) for fact in facts), key=lambda probe: len(probe.prompt))
+    probes = sorted((Probe(cloze(fact, way), [fact.answer]) for fact in facts), key=lambda probe: len(probe.prompt))
     hits = recall(model, AutoTokenizer.from_pretrained(folder), probes, batch_size=250)
     return sum(hits) / len(hits)
 
