@@ -69,9 +69,7 @@ def test_label_smoothing_adds_the_constraint_once() -> None:
 
 
 @pytest.mark.parametrize(("items", "share"), [(None, 1.0), (20, 3 * 10 / 20)])
-def test_a_loss_from_log_probabilities_gets_the_constraint(
-    items: int | None, share: float
-) -> None:
+def test_a_loss_from_log_probabilities_gets_the_constraint(items: int | None, share: float) -> None:
     class Sft:
         args = SimpleNamespace(average_tokens_across_devices=True)
         accelerator = SimpleNamespace(num_processes=3)
