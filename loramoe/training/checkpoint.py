@@ -19,10 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from accelerate import PartialState
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from loramoe.utils import SaveError, sync, sync_all, write_json
 
@@ -35,7 +33,7 @@ LOCK: Final = ".lock"
 METRICS: Final = "metrics.json"
 PAGES: Final = "report"  # folder of the report on the experts
 # Removed when a run starts anew. METRICS comes first: a run that is half removed must not look finished.
-RESULTS = (METRICS, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+RESULTS: Final = (METRICS, "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 # torch's writer raises RuntimeError for a full disk; these words name it.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
 
@@ -50,16 +48,15 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, such as "optimizer.pt is missing"; None if it is complete."""
     try:
         sizes = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-        sizes = {str(name): int(size) for name, size in sizes.items()}
+        for name, size in sizes.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (found := (folder / name).stat().st_size) != size:
+                return f"{name} has {found:,} bytes, {size:,} were written"
     except FileNotFoundError:
         return "it was cut off before its end" if folder.is_dir() else "there is no such folder"
     except (OSError, ValueError, TypeError, AttributeError):
         return f"its file {COMPLETE} cannot be read"
-    for name, size in sizes.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if (found := (folder / name).stat().st_size) != size:
-            return f"{name} has {found:,} bytes, {size:,} were written"
     return None
 
 
@@ -68,6 +65,7 @@ def mark_complete(folder: Path) -> None:
     sync_all(folder)
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".incomplete"))
     write_json(folder / COMPLETE, {str(f.relative_to(folder)): f.stat().st_size for f in files if f.name != COMPLETE})
+    sync(folder.parent)
 
 
 def latest_complete(output_dir: Path) -> Path | None:
@@ -81,23 +79,21 @@ def latest_complete(output_dir: Path) -> Path | None:
 
 
 def resume_point(output_dir: Path, requested: str | None, overwrite: bool, recipe: dict[str, Any]) -> Path | None:
-    """Decides where a run starts.
+    """Decides where a run starts: at a complete checkpoint, or at the beginning (None).
 
-    Args:
-        output_dir: Folder of the run.
-        requested: `--resume_from_checkpoint`: a checkpoint, "true" (the newest, whatever the recipe), "false" (none).
-        overwrite: `--overwrite_output_dir`.
-        recipe: What shapes the run.
-
-    Returns:
-        A complete checkpoint; None for a new start.
+    `requested` is `--resume_from_checkpoint`: a checkpoint; "true", the newest, whatever the recipe; "false", none; or
+    None, the newest if the recipe is the same.
 
     Raises:
         FileExistsError: If output_dir holds a finished run, another interrupted one, or newer checkpoints.
         FileNotFoundError: If the requested checkpoint is not complete.
     """
     wanted = (requested or "").lower()
-    start = None if wanted in ("", "false", "true") else _named_checkpoint(Path(str(requested)))
+    start = None if wanted in ("", "false", "true") else Path(str(requested))
+    fault = None if start is None else damage(start)
+    if start is not None and fault is not None:
+        newest = latest_complete(start.parent) or "none"
+        raise FileNotFoundError(f"{start} is no complete checkpoint: {fault}. The newest complete one there: {newest}.")
     if wanted == "true":
         start = latest_complete(output_dir)
         if start is None:
@@ -115,18 +111,13 @@ def resume_point(output_dir: Path, requested: str | None, overwrite: bool, recip
             f"{output_dir} holds {latest.name}: a later start would resume from there, not from what this run makes of "
             f"{start or 'a new adapter'}. Set --overwrite_output_dir true, or another --output_dir."
         )
-    if start is not None:
-        _check_optimizer_state(start, recipe)
+    state = "global_step*/*_optim_states.pt" if recipe.get("deepspeed") else "optimizer*"
+    if start is not None and not any(start.glob(state)):  # the Trainer would silently start with a new one
+        raise FileExistsError(
+            f"{start} has no {state}, the state of the optimizer: another engine or save_only_model made it. Resume "
+            f"with the same engine, or start from its adapter: --adapter {start / ADAPTER} and another --output_dir."
+        )
     return start
-
-
-def _named_checkpoint(folder: Path) -> Path:
-    fault = damage(folder)
-    if fault is None:
-        return folder
-    complete = [str(found) for found in checkpoints(folder.parent) if damage(found) is None]
-    hint = f"Complete ones: {', '.join(complete)}." if complete else "There is no complete one beside it."
-    raise FileNotFoundError(f"{folder} is no complete checkpoint: {fault}. {hint}")
 
 
 def _check_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
@@ -135,8 +126,8 @@ def _check_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
         earlier = {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
     except (ValueError, TypeError) as error:
         raise FileExistsError(
-            f"{file} is damaged, so the interrupted run cannot be compared with this one. Set --resume_from_checkpoint "
-            "true to resume it all the same, or --overwrite_output_dir true to start anew."
+            f"{file} is damaged: the interrupted run cannot be compared with this one. Set --resume_from_checkpoint "
+            "true to resume it, or --overwrite_output_dir true to start anew."
         ) from error
     changed = {name: value for name, value in earlier.items() if recipe.get(name, value) != value}
     product = ("world_size", "gradient_accumulation_steps")  # of which a step has the micro-batches
@@ -151,25 +142,13 @@ def _check_recipe(output_dir: Path, recipe: dict[str, Any]) -> None:
         )
 
 
-def _check_optimizer_state(start: Path, recipe: dict[str, Any]) -> None:
-    """Refuses a checkpoint without the state of this engine's optimizer: the Trainer would silently start a new one."""
-    state = "global_step*/*_optim_states.pt" if recipe.get("deepspeed") else "optimizer*"
-    if not any(start.glob(state)):
-        raise FileExistsError(
-            f"{start} has no {state}, the state of the optimizer: another engine saved it, or save_only_model left it "
-            f"out. Resume with the same engine, or take the adapter alone: --adapter {start / ADAPTER} and another "
-            "--output_dir."
-        )
-
-
 def clear(output_dir: Path, start: Path | None = None) -> None:
     """Removes what an earlier run left, but for its adapter, and checkpoints up to `start`, from which to resume."""
     for name in RESULTS:
         (output_dir / name).unlink(missing_ok=True)
     found = checkpoints(output_dir)
-    paths = [folder.resolve() for folder in found]
-    kept = paths.index(start.resolve()) + 1 if start is not None and start.resolve() in paths else 0
-    for folder in found[kept:]:
+    places = [place for place, folder in enumerate(found) if start is not None and folder.samefile(start)]
+    for folder in found[places[0] + 1 if places else 0 :]:
         remove_checkpoint(folder)
 
 
@@ -177,6 +156,14 @@ def remove_checkpoint(folder: Path) -> None:
     """Removes a checkpoint, its marker first: what is half removed must not look complete."""
     (folder / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(folder)
+
+
+def remove_oldest(output_dir: Path, limit: int | None, keep: set[str]) -> None:
+    """Removes the oldest complete checkpoints beyond a limit (None, or less than 1: none), but for those to keep."""
+    complete = [folder for folder in checkpoints(output_dir) if (folder / COMPLETE).is_file()]
+    surplus = len(complete) - limit if limit is not None and limit > 0 else 0
+    for folder in [folder for folder in complete if folder.name not in keep][: max(0, surplus)]:
+        remove_checkpoint(folder)
 
 
 @contextlib.contextmanager
@@ -206,33 +193,3 @@ def lock_run(output_dir: Path, seconds: float = 10.0) -> contextlib.AbstractCont
             f"{output_dir} is in use by another run. Wait for its end or stop it, or set another --output_dir. If "
             f"there is none, and a machine has crashed, remove {output_dir / LOCK}."
         ) from None
-
-
-class KeepCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Marks a checkpoint complete once every process has written its part, and only then removes the oldest.
-
-    It replaces `save_total_limit` of the Trainer, which removes old checkpoints before the new one is complete.
-
-    Args:
-        limit: Most checkpoints to keep; None, or less than 1, for all. The best and the newest always stay.
-    """
-
-    def __init__(self, limit: int | None) -> None:
-        self.limit = limit if limit is not None and limit > 0 else None
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Runs in every process after a checkpoint was written."""
-        PartialState().wait_for_everyone()
-        newest = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if args.should_save:
-            with as_save_error(newest):
-                mark_complete(newest)
-                sync(newest.parent)
-                self._remove_oldest(newest.parent, {newest.name, Path(state.best_model_checkpoint or "").name})
-        PartialState().wait_for_everyone()  # if a process ended now, the launcher would stop the one that writes
-
-    def _remove_oldest(self, output_dir: Path, keep: set[str]) -> None:
-        complete = [folder for folder in checkpoints(output_dir) if (folder / COMPLETE).is_file()]
-        surplus = len(complete) - (self.limit or len(complete))
-        for folder in [f for f in complete if f.name not in keep][: max(0, surplus)]:
-            remove_checkpoint(folder)

@@ -6,6 +6,7 @@ The Trainer wraps and steps every engine; this module does what the Trainer leav
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -15,10 +16,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -35,37 +35,27 @@ def is_fsdp(args: TrainingArguments) -> bool:
 
 
 def check_engine(args: TrainingArguments) -> None:
-    """Refuses FSDP where it cannot run: the Trainer and accelerate fail late, or run DDP without notice.
-
-    Raises:
-        UsageError: If there is no GPU, or the version of FSDP is 1.
-    """
+    """Refuses FSDP where it cannot run: the Trainer and accelerate fail late, or run DDP without notice."""
     if not is_fsdp(args):
         return
     origin = f"fsdp={args.fsdp!r}" if args.fsdp else "ACCELERATE_USE_FSDP, which accelerate launch sets"
     if args.use_cpu or not torch.cuda.is_available():
         raise UsageError(
-            f"FSDP needs GPUs, and this run has none; {origin} asks for it. Set --deepspeed configs/zero3.json to "
-            "shard the weights on a CPU (for run_loramoe.sh: engine=zero3), or neither for DDP."
+            f"FSDP needs GPUs, and this run has none; {origin} asks for it. Set --deepspeed configs/zero3.json "
+            "(engine=zero3) to shard the weights on a CPU, or neither for DDP."
         )
     config = args.fsdp_config if args.fsdp and isinstance(args.fsdp_config, dict) else {}
     default = "2" if args.fsdp else os.environ.get("FSDP_VERSION", "1")
-    version = config.get("version", config.get("fsdp_version", default))
-    if str(version) != "2":
-        raise UsageError(
-            f"FSDP version {version} is not supported: its flat parameters mix frozen and trained weights "
-            f"({origin}). Set version 2, as configs/fsdp2.json does (for run_loramoe.sh: engine=fsdp2)."
-        )
+    version = str(config.get("version", config.get("fsdp_version", default)))
+    if version != "2":  # flat parameters mix frozen and trained weights
+        raise UsageError(f"FSDP must have version 2, as in configs/fsdp2.json; got {version} ({origin}). Set it.")
 
 
 def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits: int | None = None) -> None:
-    """Prepares the engine of a run; to be called before the base model is loaded.
+    """Prepares the engine of a run, or refuses it; to be called before the base model is loaded.
 
     ZeRO-3 shards each weight while it is loaded. On GPUs accelerate has initialised DeepSpeed's processes by then. On
     CPUs it has not, and DeepSpeed would take each process for the only one.
-
-    Raises:
-        UsageError: If the engine cannot do what the run needs.
     """
     check_engine(args)  # again: by now the Trainer has read the file that fsdp_config names
     sharded = "FSDP" if is_fsdp(args) else "ZeRO-3" if args.deepspeed and is_deepspeed_zero3_enabled() else None
@@ -76,13 +66,8 @@ def start_engine(args: TrainingArguments, generates: bool = False, load_in_kbits
         )
     if generates and sharded == "FSDP":
         raise UsageError(
-            "recall_file makes the model generate, for which FSDP does not gather its weights. Leave --recall_file out "
-            "and measure the saved adapter with loramoe evaluate, or set --deepspeed configs/zero3.json."
-        )
-    if args.deepspeed and not args.do_train and not sharded:
-        raise UsageError(
-            f"evaluation alone leaves ZeRO-1 and ZeRO-2 nothing to shard; got deepspeed={args.deepspeed!r}. Leave "
-            "--deepspeed out (for run_loramoe.sh: engine=ddp), or set --deepspeed configs/zero3.json."
+            "recall_file makes the model generate, which FSDP cannot. Leave --recall_file out and measure the saved "
+            "adapter with loramoe evaluate, or set --deepspeed configs/zero3.json."
         )
     if args.deepspeed and args.use_cpu:
         import deepspeed
@@ -98,32 +83,19 @@ def whole_adapter(model: nn.Module, keep: bool = True) -> dict[str, Any]:
     """
     state: dict[str, Any] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if isinstance(value, nn.Parameter) and not value.requires_grad:
-            continue
-        whole = _gather(value) if isinstance(value, nn.Parameter) else value  # on every process
-        if keep:
-            state[name] = whole
+        gathered: Any = contextlib.nullcontext()
+        if isinstance(value, nn.Parameter):
+            if not value.requires_grad:
+                continue
+            if is_deepspeed_zero3_enabled():
+                import deepspeed
+
+                gathered = deepspeed.zero.GatheredParameters([value])
+        with gathered:
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if keep:
+                state[name] = whole.detach().to("cpu", copy=True) if isinstance(value, nn.Parameter) else whole
     return state
-
-
-def _gather(parameter: nn.Parameter) -> Tensor:
-    if isinstance(parameter, DTensor):
-        return parameter.full_tensor().detach().to("cpu", copy=True)
-    if not is_deepspeed_zero3_enabled():
-        return parameter.detach().to("cpu", copy=True)
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().to("cpu", copy=True)
-
-
-def max_over_ranks(value: int, device: torch.device) -> int:
-    """The greatest of the values of all processes; all of them must call this."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    greatest = torch.tensor(value, dtype=torch.int32, device=device)
-    dist.all_reduce(greatest, op=dist.ReduceOp.MAX)
-    return int(greatest.item())
 
 
 def decide_on_rank_0(decide: Callable[[], T]) -> T:
@@ -143,10 +115,9 @@ def decide_on_rank_0(decide: Callable[[], T]) -> T:
 def exit_process(code: int = 0) -> None:
     """Ends this process, if it is one of several, without tearing the interpreter down; else does nothing.
 
-    A thread of gloo that drops the last reference to a tensor asks for Python's lock. While the interpreter is torn
-    down, that aborts the process (exit code -6) though everything is saved. `destroy_process_group` does not end these
-    threads while DDP or DeepSpeed holds a group, and may deadlock (torch 2.13). So the process ends by `os._exit`,
-    after what a normal end does: it waits for threads, calls what `atexit` holds and flushes standard output and error.
+    A thread of gloo that drops the last reference to a tensor asks for Python's lock, which aborts the process (exit
+    code -6) while the interpreter is torn down. `destroy_process_group` does not end these threads while DDP or
+    DeepSpeed holds a group, and may deadlock (torch 2.13). So this does what a normal end does, and calls `os._exit`.
     """
     if PartialState().num_processes == 1:
         return

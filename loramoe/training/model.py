@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,7 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from loramoe.data import PackedCollator
-from loramoe.training.arguments import ModelArguments, TrainArguments
+from loramoe.training.arguments.flags import ADAPTER_FLAGS, ModelArguments, TrainArguments
 from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.distributed import is_fsdp
 from loramoe.tuner.config import LoraMoeConfig
@@ -45,11 +43,6 @@ BY_SAMPLE = "sdpa_by_sample"
 TOLERATED = 0.05  # of what seeing the other sample changes; rounding in bfloat16 came to 0.01, in float32 to 1e-5
 _WITHOUT_PACKING = "Set --packing false; --group_by_length true wastes little padding too."
 _MASKED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}  # a mask decides what a token sees
-# Fields of a configuration that flags set; those of an adapter to continue from replace them.
-_FLAGS = (
-    *("r", "lora_alpha", "lora_dropout", "lora_nums", "types_of_experts"),
-    *("blc_alpha", "blc_weight", "blc_target", "blc_importance"),
-)
 
 
 def adapter_config(arguments: ModelArguments) -> LoraMoeConfig:
@@ -61,21 +54,13 @@ def adapter_config(arguments: ModelArguments) -> LoraMoeConfig:
     with as_usage_error(*ADAPTER_ERRORS, about=f"adapter={arguments.adapter} holds no adapter to continue from:"):
         config = PeftConfig.from_pretrained(arguments.adapter)
     if not isinstance(config, LoraMoeConfig):
-        raise UsageError(
-            f"adapter must hold a LoRAMoE adapter; {arguments.adapter} holds one of type {config.peft_type}. Correct "
-            "the path, or leave it out to start a new adapter."
-        )
-    names = [*_FLAGS, *(n for n in ("target_modules", "modules_to_save") if getattr(requested, n))]
-    replaced = {n: _plain(config, n) for n in names if _plain(config, n) != _plain(requested, n)}
+        kind = config.peft_type
+        raise UsageError(f"adapter must hold a LoRAMoE adapter; {arguments.adapter} is of type {kind}. Correct it.")
+    own = {name: getattr(config, name) for name in ("r", "types_of_experts", *ADAPTER_FLAGS)}
+    replaced = ", ".join(f"{name}={own[name]!r}" for name in own if own[name] != getattr(requested, name))
     if replaced:
-        values = ", ".join(f"{name}={value!r}" for name, value in replaced.items())
-        logger.warning("the configuration of the adapter to continue from replaces the flags: %s", values)
+        logger.warning("the configuration of the adapter to continue from replaces the flags: %s", replaced)
     return config
-
-
-def _plain(config: LoraMoeConfig, name: str) -> Any:
-    value = getattr(config, name)
-    return sorted(value) if isinstance(value, (set, list)) else value
 
 
 def load_tokenizer(arguments: ModelArguments) -> Any:
@@ -135,18 +120,8 @@ def attention_by_sample(
 ) -> tuple[Tensor, None]:
     """SDPA attention on the diagonal blocks of a packed row, by the interface of transformers.
 
-    Args:
-        module: The attention module.
-        query: [1, heads, S, head size].
-        key: [1, key heads, S, head size].
-        value: As the key.
-        attention_mask: Mask of the whole row, [1, 1, S, S]; None: causal.
-        cu_seq_lens_q: Bounds of the samples, [M + 1]; None: the batch is not packed, and this is plain SDPA.
-        sample_lengths: Lengths of the samples, M ints. Default: read from the bounds, which waits for the device.
-        kwargs: As for SDPA.
-
-    Returns:
-        The output, [1, S, heads, head size], and None for the weights.
+    The mask is that of the whole row, [1, 1, S, S], None for causal attention. `cu_seq_lens_q` are the bounds of the
+    samples, [M + 1], None where the batch is not packed; reading the lengths from them waits for the device.
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
@@ -171,26 +146,15 @@ def enable_varlen_attention(model: Any) -> None:
 
 @torch.no_grad()
 def check_packing(model: nn.Module, config: Any, device: torch.device) -> None:
-    """Refuses a model that lets the samples of a packed row see each other, or counts their positions wrong.
+    """Raises ValueError for a model that lets the samples of a packed row see each other, or counts positions wrong.
 
     A sample's logits are compared between a packed row and a row of its own. The measure is the change of the logits
     when the other sample is the beginning of the same text.
-
-    Args:
-        model: A causal language model, wrapped for training or not.
-        config: Its configuration.
-        device: Where it takes its inputs.
-
-    Raises:
-        ValueError: If the model mixes samples, or does not take packed rows.
     """
     text = config.get_text_config()
     mixing = sorted(set(getattr(text, "layer_types", None) or ()) - _MASKED_LAYERS)
     if mixing:  # with the small weights of a new model, a convolution's leak would drown in rounding
-        raise ValueError(
-            f"packing needs layers in which a mask separates samples; this model has {', '.join(mixing)} layers. "
-            f"{_WITHOUT_PACKING}"
-        )
+        raise ValueError(f"packing needs a mask in every layer; this model has {mixing[0]} layers. {_WITHOUT_PACKING}")
     generator = torch.Generator().manual_seed(0)
     before, sample = (torch.randint(text.vocab_size, (n,), generator=generator).tolist() for n in (5, 8))
 
@@ -200,27 +164,18 @@ def check_packing(model: nn.Module, config: Any, device: torch.device) -> None:
         last: Tensor = model(**inputs).logits[0, -len(sample) :]
         return last.cpu().double()  # MPS has no float64
 
-    with _evaluating(model):
-        try:
-            alone, packed, seen = logits(sample), logits(before, sample), logits(before + sample)
-        except (TypeError, ValueError) as refusal:  # of an unknown argument, in words that differ by architecture
-            raise ValueError(f"this model does not take packed rows ({refusal}). {_WITHOUT_PACKING}") from refusal
-    change, measure = (packed - alone).norm(), (seen - alone).norm()
-    if not change <= TOLERATED * measure:
-        raise ValueError(
-            "this model does not keep the samples of a packed row apart: packing changes a sample's logits by "
-            f"{change:.3g}, seeing the other sample as part of its own text by {measure:.3g}; expected at most "
-            f"{TOLERATED} of that. {_WITHOUT_PACKING}"
-        )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards each module's own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        alone, packed, seen = logits(sample), logits(before, sample), logits(before + sample)
+    except (TypeError, ValueError) as refusal:  # of an unknown argument, in words that differ by architecture
+        raise ValueError(f"this model does not take packed rows ({refusal}). {_WITHOUT_PACKING}") from refusal
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, training in modes.items():
+            module.training = training
+    change, measure = (packed - alone).norm(), (seen - alone).norm()
+    if not change <= TOLERATED * measure:
+        raise ValueError(
+            f"this model does not keep the samples of a packed row apart: packing changes logits by {change:.3g}, more "
+            f"than {TOLERATED} of what the other sample as own text changes, {measure:.3g}. {_WITHOUT_PACKING}"
+        )

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -15,14 +15,14 @@ import datasets
 import torch
 from torch.utils.data import IterableDataset
 from transformers import SchedulerType, Trainer, get_scheduler, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
-from loramoe.data import PackedCollator, SftCollator, Splits, load_splits
+from loramoe.data import DataConfig, PackedCollator, PromptFormat, SftCollator, Splits, load_splits
 from loramoe.decoding import pad_id
 from loramoe.evaluation.recall import Probe, read_probes
 from loramoe.loading import check_positions, load_config
 from loramoe.training.arguments import Arguments, TrainArguments
-from loramoe.training.checkpoint import ADAPTER
 from loramoe.training.model import adapter_config, add_adapter, empty_base, load_tokenizer
 from loramoe.tuner.config import LoraMoeConfig
 from loramoe.utils import UsageError, as_usage_error
@@ -45,7 +45,7 @@ class Prepared:
     config: LoraMoeConfig  # of the adapter
     tokenizer: Any
     splits: Splits
-    type_names: dict[int, str]  # of the task types
+    prompt_format: PromptFormat  # template, length and names of the task types, saved beside each adapter
     model_config: Any  # of the base model
     model: Any  # adapted, without weights; None where an adapter is continued
     probes: list[Probe]
@@ -55,57 +55,33 @@ class Prepared:
 def prepare(
     arguments: Arguments, train_dataset: Any = None, eval_dataset: Any = None, collator: Any = None
 ) -> Prepared:
-    """Checks flags and data, and loads everything but weights.
-
-    Args:
-        arguments: The flags.
-        train_dataset: In place of the samples that the flags name.
-        eval_dataset: Likewise; a dictionary for several sets by name.
-        collator: In place of the one that the flags name.
-
-    Raises:
-        UsageError: If flags cannot be used.
-        DatasetError: If the data cannot.
-    """
-    model_args, data_args, args = arguments = _with_adapter(arguments)
+    """Checks flags and data, and loads everything but weights; the other arguments are those of `run_sft`."""
+    model_args, data_args, args = arguments
     config = adapter_config(model_args)
     _check_trainer_flags(args)
     with as_usage_error(ValueError):
         probes = read_probes(data_args.recall_file) if data_args.recall_file else []
-    tokenizer = load_tokenizer(model_args)
-    model_config = load_config(model_args)
+        data = data_args.config()
+    tokenizer, model_config = load_tokenizer(model_args), load_config(model_args)
     model = empty_base(model_config) if model_args.adapter is None else None
     if model is not None:
         model = add_adapter(model, model_args, dataclasses.replace(config))
-    splits = _load_data(tokenizer, config, arguments)
+    splits = _load_data(tokenizer, config, data, arguments)
     if train_dataset is not None:
         splits = splits._replace(train=train_dataset)
     if eval_dataset is not None:
-        splits = splits._replace(
-            validation=eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
-        )
-    _check_samples(splits, model_config, args)
+        is_named = isinstance(eval_dataset, dict)
+        splits = splits._replace(validation=eval_dataset if is_named else {"validation": eval_dataset})
+    _check_samples(splits, model_config)
     if collator is None and (data_args.packing or data_args.padding_free):
         collator = PackedCollator()
     collator = collator or SftCollator(pad_id(tokenizer), data_args.pad_to_multiple_of)
-    names = type_names(config, data_args.config().type_names)
-    if splits.validation:
-        _check_best_metric(args.metric_for_best_model, list(splits.validation), list(names.values()))
-    return Prepared(arguments, config, tokenizer, splits, names, model_config, model, probes, collator)
-
-
-def _with_adapter(arguments: Arguments) -> Arguments:
-    """Without training, the adapter to evaluate is that of `--adapter`, or else the one that output_dir holds."""
-    model_args, data_args, args = arguments
-    if args.do_train or model_args.adapter is not None:
-        return arguments
-    adapter = Path(args.output_dir) / ADAPTER
-    if not adapter.is_dir():
-        raise UsageError(
-            f"there is no adapter to evaluate: adapter is not set, and {adapter} does not exist. Set --adapter, the "
-            "--output_dir of a finished run, or --do_train true."
-        )
-    return dataclasses.replace(model_args, adapter=str(adapter)), data_args, args
+    types = set(config.types_of_experts)
+    names = PAPER_NAMES if types <= PAPER_NAMES.keys() else {t: f"type{t}" for t in types}
+    names = {**names, **data.type_names}
+    _check_evaluation(args, list(splits.validation), list(names.values()))
+    prompt_format = PromptFormat(data_args.template, data_args.max_seq_length, names)
+    return Prepared(arguments, config, tokenizer, splits, prompt_format, model_config, model, probes, collator)
 
 
 def _check_trainer_flags(args: TrainArguments) -> None:
@@ -122,18 +98,18 @@ def _check_trainer_flags(args: TrainArguments) -> None:
         get_scheduler(scheduler, optimizer, 1, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
 
 
-def _load_data(tokenizer: Any, config: LoraMoeConfig, arguments: Arguments) -> Splits:
+def _load_data(tokenizer: Any, config: LoraMoeConfig, data: DataConfig, arguments: Arguments) -> Splits:
     """Loads the samples to train and to evaluate on, and prints what became of them."""
     _, data_args, args = arguments
     if data_args.streaming and args.group_by_length:
         raise UsageError("streaming and group_by_length exclude each other: lengths are not known. Leave one out.")
-    if data_args.streaming and args.max_steps <= 0 and args.do_train:
+    if data_args.streaming and args.max_steps <= 0:
         raise UsageError("streaming needs max_steps: how many samples there are is not known. Set --max_steps.")
-    data, percentage = data_args.config(), data_args.split_percentage()
+    percentage = data_args.split_percentage()
     if data.validation and percentage:
         raise UsageError(f"validation data is named, and validation_split_percentage={percentage:g}. Set only one.")
-    if percentage is None:
-        percentage = 0.0 if data_args.streaming else 5.0  # of a stream, nothing can be set aside
+    if percentage is None:  # of a stream, nothing can be set aside
+        percentage = 0.0 if data_args.streaming or data.validation else 5.0
     if args.disable_tqdm or not args.should_log:
         datasets.disable_progress_bars()
     with as_usage_error(ValueError, OSError, RuntimeError):
@@ -142,24 +118,20 @@ def _load_data(tokenizer: Any, config: LoraMoeConfig, arguments: Arguments) -> S
             data,
             template=data_args.template,
             max_seq_length=data_args.max_seq_length,
-            task_types=types_of_samples(config),
-            validation_percentage=0.0 if data.validation else percentage,
+            task_types=config.types_of_experts if config.lora_nums > 1 else None,  # a single expert has no type
+            validation_percentage=percentage,
             seed=args.seed,
             num_proc=data_args.preprocessing_num_workers,
             streaming=data_args.streaming,
             packing=data_args.packing,
         )
-    validation = {n: _at_most(s, data_args.max_eval_samples, args.seed) for n, s in splits.validation.items()}
-    splits = splits._replace(validation=validation)
+    for name, samples in splits.validation.items():
+        if not isinstance(samples, IterableDataset) and len(samples) > data_args.max_eval_samples > 0:
+            chosen = random.Random(args.seed).sample(range(len(samples)), data_args.max_eval_samples)
+            splits.validation[name] = samples.select(sorted(chosen))
     if args.should_log:
         _print_data(splits, config)
     return splits
-
-
-def _at_most(samples: Any, limit: int, seed: int) -> Any:
-    if not limit or isinstance(samples, IterableDataset) or len(samples) <= limit:
-        return samples
-    return samples.select(sorted(random.Random(seed).sample(range(len(samples)), limit)))
 
 
 def _print_data(splits: Splits, config: LoraMoeConfig) -> None:
@@ -176,19 +148,8 @@ def _print_data(splits: Splits, config: LoraMoeConfig) -> None:
         )
 
 
-def types_of_samples(config: LoraMoeConfig) -> tuple[int, ...] | None:
-    """The task types that samples may have: those of the experts, or None for any, as a single expert has no type."""
-    return config.types_of_experts if config.lora_nums > 1 else None
-
-
-def type_names(config: LoraMoeConfig, named: Mapping[int, str]) -> dict[int, str]:
-    """Names of the task types: those of the data's configuration, or the paper's where the types are the paper's."""
-    types = set(config.types_of_experts)
-    return {**(PAPER_NAMES if types <= PAPER_NAMES.keys() else {t: f"type{t}" for t in types}), **named}
-
-
-def _check_samples(splits: Splits, model_config: Any, args: TrainArguments) -> None:
-    """Refuses samples that the base model has no positions or no embedding for, and too few for a batch."""
+def _check_samples(splits: Splits, model_config: Any) -> None:
+    """Refuses samples that the base model has no positions or no embedding for."""
     check_positions(model_config, splits.report.longest, "the longest sample")
     rows, train = model_config.get_text_config().vocab_size, splits.train
     if splits.report.max_token_id >= rows:
@@ -198,23 +159,21 @@ def _check_samples(splits: Splits, model_config: Any, args: TrainArguments) -> N
             f"sample {place} has the token id {token}, and the base model's embedding has {rows} rows. Set "
             "tokenizer_name_or_path to the tokenizer that the model was trained with."
         )
-    at_once = args.per_device_train_batch_size * args.world_size
-    if args.do_train and args.dataloader_drop_last and not isinstance(train, IterableDataset) and len(train) < at_once:
-        raise UsageError(
-            f"{len(train)} samples make no whole batch of {at_once} (per_device_train_batch_size x processes), and "
-            "dataloader_drop_last drops what is left. Lower the batch size, or leave it out."
-        )
 
 
-def _check_best_metric(metric: str | None, sets: list[str], types: list[str]) -> None:
-    """The Trainer would end in a KeyError at its first checkpoint."""
-    name = (metric or "").removeprefix("eval_")
+def _check_evaluation(args: TrainArguments, sets: list[str], types: list[str]) -> None:
+    """Switches evaluation off without samples, and refuses a best metric that would be a KeyError at the first save."""
+    if not sets:
+        if args.load_best_model_at_end:
+            raise UsageError("load_best_model_at_end needs samples to evaluate on; got none. Set --validation_file.")
+        args.do_eval, args.eval_strategy = False, IntervalStrategy.NO  # the Trainer would insist on samples
+        return
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
     prefixes = [f"{one}_" for one in sets] if len(sets) > 1 else [""]
-    parts = ["", *(f"/{name}" for name in types)]
+    parts = ["", *(f"/{type_name}" for type_name in types)]
     logged = [f"{prefix}{kind}{part}" for prefix in prefixes for kind in ("loss", "perplexity") for part in parts]
-    prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-    is_loss = prefix is not None and name.removeprefix(prefix).startswith(("loss", "perplexity"))
-    if name and (prefix is None or (is_loss and name not in logged)):
+    other_kind = rf"({'|'.join(map(re.escape, prefixes))})(?!loss|perplexity).+"  # such as one of compute_metrics
+    if name and name not in logged and not re.fullmatch(other_kind, name):
         raise UsageError(f"metric_for_best_model={name} is not logged. Set for example one of {', '.join(logged)}.")
 
 
@@ -224,13 +183,14 @@ def build_recipe(prepared: Prepared) -> dict[str, Any]:
     base = {k: v for k, v in prepared.model_config.to_dict().items() if not k.startswith(("_", "transformers_version"))}
     paths = ("base_model_name_or_path", "inference_mode", "peft_version", "revision")
     adapter = {name: value for name, value in prepared.config.to_dict().items() if name not in paths}
+    continued = sorted(Path(model_args.adapter).glob("adapter_model.*")) if model_args.adapter else []
     recipe = {
         **{name: getattr(args, name) for name in RECIPE},
         "base_model": _digest(json.dumps(base, sort_keys=True, default=str).encode()),
         "dtype": model_args.dtype,
         "load_in_kbits": model_args.load_in_kbits,
         "adapter_config": {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.items()},
-        "continued_adapter": _adapter_digest(model_args.adapter),
+        "continued_adapter": _digest(*(f.read_bytes() for f in continued)) if continued else model_args.adapter,
         "training_data": prepared.splits.fingerprint,
         "packing": data_args.packing,
         "padding_free": data_args.padding_free,
@@ -239,10 +199,5 @@ def build_recipe(prepared: Prepared) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(json.dumps(recipe, default=str)))
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _adapter_digest(adapter: str | None) -> str | None:
-    files = sorted(Path(adapter or "").glob("adapter_model.*")) if adapter else []
-    return _digest(b"".join(file.read_bytes() for file in files)) if files else adapter
+def _digest(*contents: bytes) -> str:
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]

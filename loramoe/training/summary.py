@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from huggingface_hub import HfApi
 
@@ -18,58 +19,59 @@ from loramoe.training.checkpoint import ADAPTER, PAGES
 from loramoe.training.distributed import decide_on_rank_0
 from loramoe.training.launch.memory import GIB, Engine, Parameters, Plan, memory_per_gpu
 from loramoe.training.prepare import Prepared
-from loramoe.utils import SaveError, UsageError, as_usage_error, public_name
+from loramoe.utils import SaveError, as_usage_error, public_name
 
 logger = logging.getLogger(__name__)
 
 Metrics = dict[str, dict[str, float]]
 
+USE: Final = """
+Load it in Python (from this folder, or after pip install):
+  import loramoe
+  from peft import PeftModel
+  from transformers import AutoModelForCausalLM
+  base = AutoModelForCausalLM.from_pretrained("{base_model}")
+  model = PeftModel.from_pretrained(base, "{adapter}")
+
+Generate:
+  {python} -m loramoe.generate --adapter {adapter} --prompt "…"
+
+Evaluate:
+  {evaluate}
+"""
+
 
 def dry_run_summary(prepared: Prepared) -> str:
     """What a run would do: processes, batch, samples and tokens, and memory on each device."""
-    model_args, _, args = prepared.arguments
-    report, names = prepared.splits.report, prepared.type_names
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    types = ", ".join(f"{names.get(t, t)} (type {t}): {count:,}" for t, count in sorted(report.task_types.items()))
-    lines = ["", "Dry run: nothing was loaded or trained.", f"  base model         {model_args.base_model}"]
-    lines.append(f"  processes          {args.world_size} ({_engine(args)}, {args.device.type})")
-    lines.append(
-        f"  global batch       {batch} = {args.per_device_train_batch_size} per device x "
-        f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes"
-    )
-    lines += [f"  samples per type   {types}", f"  tokens             {report.tokens:,}"]
-    if prepared.model is not None:
-        lines += _memory_lines(prepared)
-    return "\n".join(lines)
-
-
-def _memory_lines(prepared: Prepared) -> list[str]:
     model_args, data_args, args = prepared.arguments
-    count = Parameters.of(prepared.model)
-    saved = prepared.model_config.get_text_config().dtype if model_args.dtype == "auto" else model_args.dtype
-    plan = Plan(
-        engine=_engine(args),
-        gpus=args.world_size,
-        experts=prepared.config.lora_nums,
-        rank=prepared.config.r,
-        batch=args.per_device_train_batch_size,
-        length=data_args.max_seq_length,
-        bits=32 if model_args.load_in_kbits == 16 and "float32" in str(saved) else model_args.load_in_kbits,
-        checkpointing=bool(args.gradient_checkpointing),
-    )
-    parts = memory_per_gpu(count, prepared.model_config, plan)
-    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
-    return [
-        f"  parameters         {count.frozen:,} frozen, {count.trained:,} trained",
-        f"  memory per device  {sum(parts.values()) / GIB:.1f} GiB by formula ({named})",
-    ]
+    report, names, engine = prepared.splits.report, prepared.prompt_format.type_names, _engine(args)
+    per_device, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    lines = {
+        "base model": model_args.base_model,
+        "processes": f"{args.world_size} ({engine}, {args.device.type})",
+        "global batch": f"{per_device * accumulated * args.world_size} = {per_device} per device x {accumulated} "
+        f"accumulated x {args.world_size} processes",
+        "samples per type": ", ".join(
+            f"{names.get(t, t)} (type {t}): {count:,}" for t, count in sorted(report.task_types.items())
+        ),
+        "tokens": f"{report.tokens:,}",
+    }
+    if prepared.model is not None:
+        count = Parameters.of(prepared.model)
+        saved = prepared.model_config.get_text_config().dtype if model_args.dtype == "auto" else model_args.dtype
+        bits = 32 if model_args.load_in_kbits == 16 and "float32" in str(saved) else model_args.load_in_kbits
+        sizes = (prepared.config.lora_nums, prepared.config.r, per_device, data_args.max_seq_length)
+        plan = Plan(engine, args.world_size, *sizes, bits, bool(args.gradient_checkpointing))
+        parts = memory_per_gpu(count, prepared.model_config, plan)
+        named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        lines["parameters"] = f"{count.frozen:,} frozen, {count.trained:,} trained"
+        lines["memory per device"] = f"{sum(parts.values()) / GIB:.1f} GiB by formula ({named})"
+    return "\n".join(["", "Dry run: nothing was loaded or trained.", *(f"  {k:18} {v}" for k, v in lines.items())])
 
 
 def _engine(args: TrainArguments) -> Engine:
-    if args.fsdp:
-        return "fsdp2"
-    if not args.deepspeed:
-        return "ddp"
+    if args.fsdp or not args.deepspeed:
+        return "fsdp2" if args.fsdp else "ddp"
     zero = args.hf_deepspeed_config.config.get("zero_optimization", {})
     offloads = zero.get("stage", 0) > 1 and any(str(name).startswith("offload") for name in zero)
     return cast("Engine", f"zero{zero.get('stage', 0) or 1}{'_offload' * offloads}")
@@ -90,27 +92,21 @@ def before_and_after(history: list[dict[str, Any]]) -> Metrics:
 
 def table(metrics: Metrics) -> list[str]:
     """What was measured, a line each."""
-    before = metrics["before"]
-    return [
-        f"{_label(name)}: {f'{before[name]:.4g} before, ' if name in before else ''}{value:.4g} after"
-        for name, value in metrics["after"].items()
-    ]
-
-
-def _label(name: str) -> str:
-    """`loss` is the evaluation loss; `loss/knowledge` and `held_out_loss` are parts of it."""
-    kind, slash, part = name.partition("/")
-    label = "evaluation loss" if kind == "loss" else kind.replace("_", " ")
-    return f"{label} ({part})" if slash else label
+    lines = []
+    for name, value in metrics["after"].items():
+        kind, slash, part = name.partition("/")  # loss/knowledge and held_out_loss are parts of the evaluation loss
+        label = "evaluation loss" if kind == "loss" else kind.replace("_", " ")
+        before = f"{metrics['before'][name]:.4g} before, " if name in metrics["before"] else ""
+        lines.append(f"  {label}{f' ({part})' if slash else ''}: {before}{value:.4g} after")
+    return lines
 
 
 def report_experts(trainer: Any, prepared: Prepared, folder: Path) -> str:
-    """Writes the report on the experts, and sends its figures to the trackers; a run whose report fails is finished.
+    """Writes the report on the experts, sends its figures to the trackers, and returns what it concludes, if anything.
 
-    Returns:
-        What the report concludes; empty without an evaluation, or with a single expert.
+    A run whose report fails is finished all the same.
     """
-    stats, config, names = trainer.eval_routing, trainer.model.peft_config[ADAPTER], prepared.type_names
+    stats, config, names = trainer.eval_routing, prepared.config, prepared.prompt_format.type_names
     if stats is None:
         return ""
     model_args, data_args, args = prepared.arguments
@@ -127,38 +123,21 @@ def report_experts(trainer: Any, prepared: Prepared, folder: Path) -> str:
 
 def final_summary(arguments: Arguments, metrics: Metrics, conclusion: str = "") -> str:
     """What a finished run has made and measured, and the commands that use it."""
-    model_args, data_args, args = arguments
-    output_dir = Path(args.output_dir)
-    adapter = output_dir / ADAPTER
+    output_dir, base_model = Path(arguments.training.output_dir), arguments.model.base_model
+    adapter, page = output_dir / ADAPTER, output_dir / PAGES / PAGE
     lines = ["", "Finished.", f"  adapter   {adapter}"]
-    if (output_dir / PAGES / PAGE).is_file():
-        lines.append(f"  report    {output_dir / PAGES / PAGE}   which expert serves which task type")
-    lines += [f"  {line}" for line in table(metrics)]
+    if page.is_file():
+        lines.append(f"  report    {page}   which expert serves which task type")
+    lines += table(metrics)
     if conclusion:
         lines.append(f"  experts   {conclusion}")
     python, here = Path(sys.executable), Path.cwd()
     python = python.relative_to(here) if python.is_relative_to(here) else python  # as the user would type it
-    lm_eval = f"--model hf --model_args pretrained={model_args.base_model},peft={adapter} --tasks …"
-    measure = f"PYTHONPATH=. {python} -m lm_eval {lm_eval}"
-    if data_args.recall_file:
-        measure = f"{python} -m loramoe.evaluate --adapter {adapter} --file {data_args.recall_file}"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Load it in Python (from this folder, or after pip install):",
-            "  import loramoe",
-            "  from peft import PeftModel",
-            "  from transformers import AutoModelForCausalLM",
-            f'  base = AutoModelForCausalLM.from_pretrained("{model_args.base_model}")',
-            f'  model = PeftModel.from_pretrained(base, "{adapter}")',
-            "",
-            f'Generate:\n  {python} -m loramoe.generate --adapter {adapter} --prompt "…"',
-            "",
-            f"Evaluate:\n  {measure}",
-            "",
-        ]
-    )
+    evaluate = f"{python} -m loramoe.evaluate --adapter {adapter} --file {arguments.data.recall_file}"
+    if not arguments.data.recall_file:
+        lm_eval = f"--model hf --model_args pretrained={base_model},peft={adapter} --tasks …"
+        evaluate = f"PYTHONPATH=. {python} -m lm_eval {lm_eval}"
+    return "\n".join([*lines, USE.format(base_model=base_model, adapter=adapter, python=python, evaluate=evaluate)])
 
 
 def create_repository(args: TrainArguments) -> str | None:
@@ -168,11 +147,8 @@ def create_repository(args: TrainArguments) -> str | None:
     """
     if not args.push_to_hub:
         return None
-    if not args.do_train:
-        raise UsageError("push_to_hub pushes what a training has finished, and do_train is false. Leave it out.")
     args.push_to_hub = False
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    hub = HfApi()
+    name, hub = args.hub_model_id or Path(args.output_dir).resolve().name, HfApi()
 
     def create() -> str:
         # What cannot reach the hub raises errors of requests, httpx or the hub's own, by version.
@@ -187,14 +163,13 @@ def create_repository(args: TrainArguments) -> str | None:
 
 def push(repository: str, folder: Path, revision: str | None) -> str:
     """Uploads an adapter's folder in one commit, and returns the commit's address."""
+    upload = partial(HfApi().upload_folder, commit_message="Upload the trained adapter")
     try:
-        commit = HfApi().upload_folder(
-            repo_id=repository, folder_path=folder, revision=revision, commit_message="Upload the trained adapter"
-        )
+        commit = upload(repo_id=repository, folder_path=folder, revision=revision)
     except Exception as error:
         branch = f" --revision {revision}" if revision else ""
         raise SaveError(
-            f"the run is finished, and its adapter whole in {folder}, but it could not be pushed to {repository}: "
+            f"the adapter is whole in {folder}, but could not be pushed to {repository}: "
             f"{' '.join(str(error).split())}. To push it again: hf upload {repository} {folder}{branch}"
         ) from error
     return str(commit.commit_url)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Bases in 4 bits (nf4, double quantisation) and in 8 by bitsandbytes, on the CPU, by train.py's command line: evaluated,
-# trained, saved, loaded again.
+# trained, saved, trained further.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 project_environment
 versions bitsandbytes transformers peft torch
@@ -11,6 +11,6 @@ common+=" --overwrite_output_dir true --disable_tqdm true --report_to none"
 for bits in 4 8; do
     show "$PYTHON" train.py $common --load_in_kbits $bits --output_dir output/bitsandbytes/$bits
 done
-show "$PYTHON" train.py $common --load_in_kbits 4 --peft_path output/bitsandbytes/4/sft_lora_model --do_train false \
+show "$PYTHON" train.py $common --load_in_kbits 4 --peft_path output/bitsandbytes/4/sft_lora_model \
     --output_dir output/bitsandbytes/reloaded
 check tests/ecosystem/test_bitsandbytes.py

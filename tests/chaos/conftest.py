@@ -53,12 +53,9 @@ def whole(killer: Killer, flags: Callable[..., list[str]], undisturbed: dict, tm
 def trajectory(output_dir: Path) -> dict[str, object]:
     """All that a run has computed, to the last bit: its adapter, its log of every step, its results."""
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    steps = [(entry["step"], entry["loss"], entry["blc"]) for entry in history if "blc" in entry]
-    evaluations = {(entry["step"], entry["eval_loss"], entry["eval_blc"]) for entry in history if "eval_loss" in entry}
-    weights = (output_dir / ADAPTER / "adapter_model.safetensors").read_bytes()
     return {
-        "weights": weights,
-        "steps": steps,
-        "evaluations": evaluations,
+        "weights": (output_dir / ADAPTER / "adapter_model.safetensors").read_bytes(),
+        "steps": [(entry["step"], entry["loss"], entry["blc"]) for entry in history if "blc" in entry],
+        "evaluations": {(e["step"], e["eval_loss"], e["eval_blc"]) for e in history if "eval_loss" in e},
         "metrics": json.loads((output_dir / METRICS).read_text()),
     }

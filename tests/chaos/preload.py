@@ -1,3 +1,3 @@
 """What the fork server of `tests.chaos.victim` imports once, so that its children need not."""
 
-import train  # noqa: F401  # the program, which imports everything
+import loramoe.training.run  # noqa: F401

@@ -24,15 +24,10 @@ WRITING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 
 def train(flags: list[str], output_dir: str, log: str, kill_at: int, file_limit: int) -> None:
-    """The body of the process.
+    """The body of the process, which does not survive operation `kill_at` (0: none) on the files of output_dir.
 
-    Args:
-        flags: Of `train.py`.
-        output_dir: Of the run.
-        log: File for what it prints.
-        kill_at: Which of its operations on files of output_dir it does not survive; 0: it survives all. A file that it
-            would then have written is left empty if kill_at is even: opened, and nothing has reached it.
-        file_limit: Bytes that a file may have, 0 for any number.
+    A file that it would then have written is left empty if kill_at is even. No file may have more than `file_limit`
+    bytes (0: any number).
     """
     # As where train.py is started. Workers of its loaders would else be children of the fork server, and never learn,
     # as they do when their parent changes, that their run was killed.
@@ -68,12 +63,7 @@ def _die_at(count: int, output_dir: str) -> None:
 
 @dataclass
 class Killer:
-    """Starts runs and kills them.
-
-    Attributes:
-        draw: Where all moments come from.
-        kills: How many runs it has killed, by the way it did.
-    """
+    """Starts runs and kills them, at moments drawn from `draw`; `kills` counts them by the way it did."""
 
     draw: random.Random
     folder: Path
@@ -81,26 +71,17 @@ class Killer:
     _runs: int = 0
 
     def start(
-        self, flags: list[str], output_dir: Path, how: str = "not at all", file_limit: int = 0, kill_at: int = 0
+        self, flags: list[str], output_dir: Path, how: str = "not at all", file_limit: int = 0
     ) -> tuple[int, str]:
-        """Runs until the end, of one kind or the other.
+        """Runs until the end, of one kind or the other; returns the exit code, -9 if killed, and what was printed.
 
-        Args:
-            flags: Of `train.py`.
-            output_dir: Of the run.
-            how: `"at a file"`: with one of its operations on files; `"at a time"`; `"while saving"`,
-                `"after saving"`: soon after a checkpoint has begun to be written, or is sealed; `"SIGTERM"`,
-                `"SIGUSR1"`: that signal at any of these times; `"not at all"`.
-            file_limit: Bytes that a file may have, 0 for any number.
-            kill_at: As `train` has it; `"at a file"` draws it.
-
-        Returns:
-            The exit code, -9 if it was killed, and what was printed.
+        `how` is "at a file", with one of its operations on files; "at a time"; "while saving" or "after saving", soon
+        after a checkpoint has begun to be written, or is complete; a signal's name, for that signal at any of these
+        times; or "not at all".
         """
         self._runs += 1
         log = self.folder / f"log{self._runs}.txt"
-        if how == "at a file":
-            kill_at = self.draw.randrange(1, 120)
+        kill_at = self.draw.randrange(1, 120) if how == "at a file" else 0
         process = CONTEXT.Process(target=train, args=(flags, str(output_dir), str(log), kill_at, file_limit))
         process.start()
         if how == "at a time" or (how in SIGNALS and self.draw.random() < 0.3):

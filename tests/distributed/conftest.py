@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import socket
@@ -46,7 +45,6 @@ class Finished:
         """Largest relative deviation from another run's losses, and from its weights (norm, tensor by tensor)."""
         ours, theirs = self.adapter(), other.adapter()
         assert ours.keys() == theirs.keys()
-        assert len(self.losses) == len(other.losses)
         losses = max(abs(a - b) / abs(b) for a, b in zip(self.losses, other.losses, strict=True))
         weights = max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in theirs)
         return losses, weights
@@ -57,6 +55,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def start(command: list[str], folder: Path, variables: dict[str, object]) -> subprocess.Popen[str]:
+    """Starts a command on the CPU with environment variables of its own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
+    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", **{name: str(value) for name, value in variables.items()}}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment, **streams)
+
+
+def torchrun(worker: str, *arguments: object, folder: Path, **variables: object) -> None:
+    """Runs a script of this folder in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).with_name(worker)), *map(str, arguments)]
+    check(start(command, folder, {"PYTHONPATH": ROOT, **variables}))
 
 
 def check(command: subprocess.Popen[str], timeout: float = 240) -> str:
@@ -71,31 +85,16 @@ def check(command: subprocess.Popen[str], timeout: float = 240) -> str:
     return printed
 
 
-def start(command: list[str], folder: Path, variables: dict[str, object]) -> subprocess.Popen[str]:
-    """Starts a command on the CPU with environment variables of its own."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ninja lies beside this Python
-    environment = {**os.environ, "PATH": path, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", **{name: str(value) for name, value in variables.items()}}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=environment, **streams)
-
-
-@functools.cache
-def missing() -> str:
-    """What `run_loramoe.sh` would refuse this Python for; empty if nothing."""
-    checked = [sys.executable, str(ROOT / "scripts/check_env.py"), "train"]
-    done = subprocess.run(checked, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr if done.returncode else ""
-
-
 def skip_without_launcher() -> None:
     """Skips where `run_loramoe.sh` would not start."""
-    if missing():
-        pytest.skip(f"run_loramoe.sh refuses this Python: {missing().strip()}")
+    checked = [sys.executable, str(ROOT / "scripts/check_env.py"), "train"]
+    done = subprocess.run(checked, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"run_loramoe.sh refuses this Python: {(done.stdout + done.stderr).strip()}")
 
 
 class Runs:
-    """Makes runs through `run_loramoe.sh`, or in this process if they have only one; see the methods."""
+    """Makes runs through `run_loramoe.sh`, or in this process if they have only one."""
 
     def __init__(self, task: Any, folder: Path) -> None:
         self.task = task
@@ -104,15 +103,12 @@ class Runs:
     def flags(self, out: Path, changes: dict[str, object]) -> list[str]:
         """Those of every run here, changed: no dropout, as processes draw differently, and no evaluation."""
         values: dict[str, object] = {"lora_dropout": 0, "blc_weight": 0.5, "max_steps": STEPS, "logging_steps": 1}
-        values |= {"learning_rate": 2e-3, "save_strategy": "no", "do_eval": "false", "do_train": "true"}
-        values |= {"eval_strategy": "no", "eval_on_start": "false", "report_to": "none"}
-        values["per_device_eval_batch_size"] = 6  # batches that are not full would be filled up, and count rows twice
-        return self.task.flags(out, **{**values, **changes})
+        values |= {"learning_rate": 2e-3, "save_strategy": "no", "do_eval": "false", "report_to": "none"}
+        return self.task.flags(out, **{**values, "eval_strategy": "no", "eval_on_start": "false", **changes})
 
     def alone(self, name: str, **changes: object) -> Finished:
         """A run in this process."""
-        from loramoe.training import parse
-        from loramoe.training.run import run_sft
+        from loramoe.training import parse, run_sft
 
         out = self.folder / name
         if not out.exists():
@@ -125,12 +121,11 @@ class Runs:
         command = ["bash", str(ROOT / "run_loramoe.sh"), *self.flags(out, changes)]
         return start(command, ROOT, {"pretrained_model": self.task.base, **variables})  # its tokenizer is then its own
 
-    def together(self, name: str, processes: int = 2, engine: str = "ddp", **changes: object) -> Finished:
-        """A run in several processes of this machine."""
+    def together(self, name: str, engine: str = "ddp", **changes: object) -> Finished:
+        """A run in two processes of this machine."""
         out = self.folder / name
         if not (out / "metrics.json").exists():
-            variables = {"nproc_per_node": processes, "engine": engine}
-            printed = check(self.launch(out, variables, **changes))
+            printed = check(self.launch(out, {"nproc_per_node": 2, "engine": engine}, **changes))
             (out / "printed.txt").write_text(printed)
         return Finished(out)
 

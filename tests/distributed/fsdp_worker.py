@@ -28,16 +28,11 @@ from loramoe import LoraMoeConfig
 from loramoe.training.distributed import exit_process, whole_adapter
 from loramoe.tuner.layer import Experts
 
-STEPS = 4
-
 
 def build(base: str, checkpointing: bool, dtype: torch.dtype) -> PeftModel:
-    """The tiny model, whose adapter is float32 whatever the dtype of the base."""
     torch.manual_seed(0)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base, dtype=dtype),
-        LoraMoeConfig(r=4, lora_nums=4, lora_dropout=0, blc_weight=0.5, blc_alpha=0.1, task_type="CAUSAL_LM"),
-    )
+    config = LoraMoeConfig(r=4, lora_nums=4, lora_dropout=0, blc_weight=0.5, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), config)
     if checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -49,16 +44,14 @@ def shard(model: PeftModel) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     policy = fsdp_auto_wrap_policy(model)
     modules = [module for module in model.modules() if policy(module=module, recurse=False, nonwrapped_numel=0)]
-    for module in reversed(modules):  # from the leaves upwards
+    for module in [*reversed(modules), model]:  # from the leaves upwards
         fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    assert isinstance(model, FSDPModule)
     assert all(isinstance(module, FSDPModule) for module in model.modules() if isinstance(module, Experts))
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def batches(step: int) -> list[dict[str, Tensor]]:
-    """One for each process: 3 rows of unequal length, of both task types, with unequally many labels."""
+    """One for each process: 3 samples of unequal length, of both task types, with unequally many labels."""
     draw = torch.Generator().manual_seed(step)
     made = []
     for rank in range(2):
@@ -71,18 +64,11 @@ def batches(step: int) -> list[dict[str, Tensor]]:
     return made
 
 
-def loss_of(model: PeftModel, batch: dict[str, Tensor], items: Tensor) -> Tensor:
-    """The batch's share of the step's loss, constraint included."""
-    loss: Tensor = model(**batch, num_items_in_batch=items).loss
-    return loss
-
-
 def trained(model: PeftModel) -> dict[str, Any]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:
-    """Norm of the difference, relative."""
     return float((ours - theirs).norm() / theirs.norm())
 
 
@@ -92,20 +78,19 @@ def main() -> None:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     whole, sharded = (build(base, checkpointing, getattr(torch, dtype)) for _ in range(2))
     shard(sharded)
-    optimisers = [torch.optim.AdamW(trained(model).values(), lr=1e-2, foreach=False) for model in (whole, sharded)]
+    optimizers = [torch.optim.AdamW(trained(model).values(), lr=1e-2, foreach=False) for model in (whole, sharded)]
     deviations: dict[str, list[float]] = {"loss": [], "gradient": []}
     losses = []
-    for step in range(STEPS):
+    for step in range(4):
         both = batches(step)
         items = sum((batch["labels"][:, 1:] != -100).sum() for batch in both)
-        parts = [loss_of(whole, batch, items) for batch in both]
-        torch.stack(parts).sum().backward()
-        part = loss_of(sharded, both[rank], items)
+        expected = sum(whole(**batch, num_items_in_batch=items).loss for batch in both)
+        expected.backward()
+        part = sharded(**both[rank], num_items_in_batch=items).loss  # its share of the step's loss
         (world_size * part).backward()  # FSDP averages gradients over the processes
         dist.all_reduce(total := part.detach().clone())
-        expected = torch.stack(parts).sum().detach()
         losses.append(float(total))
-        deviations["loss"].append(apart(total, expected))
+        deviations["loss"].append(apart(total, expected.detach()))
         theirs = trained(whole)
         # B is zero at first, and so are the gradients of A and of the router but for the constraint's.
         deviations["gradient"] += [
@@ -113,9 +98,9 @@ def main() -> None:
             for name, parameter in trained(sharded).items()
             if theirs[name].grad.norm() > 0
         ]
-        for optimiser in optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
     adapter = whole_adapter(sharded, keep=rank == 0)
     sharded.eval()
     with torch.no_grad():

@@ -18,7 +18,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.distributed.conftest import ADAPTER, ROOT, STEPS, Finished, check, start
+from tests.distributed.conftest import ADAPTER, ROOT, STEPS, Finished, check, torchrun
 from tests.plain_loop import make_config, make_rows, plain_loop
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 # Evaluation before, within and after; recall; two modules trained whole; a checkpoint in the middle; the page.
 WHOLE_RUN = {"do_eval": "true", "eval_strategy": "steps", "eval_steps": 15, "eval_on_start": "true"}
 WHOLE_RUN |= {"save_strategy": "steps", "save_steps": 15, "modules_to_save": "embed_tokens,lm_head"}
-WHOLE_RUN |= {"experts_page": "true"}
+WHOLE_RUN |= {"experts_page": "true", "per_device_eval_batch_size": 6}
 
 
 @pytest.fixture(scope="module", params=["zero2", "zero3"])
@@ -52,23 +52,16 @@ def test_an_adapter_of_zero_is_whole(zero_run: tuple[Finished, Any]) -> None:
         assert all(tensor.dtype == torch.float32 for tensor in adapter.values())
     last, trained = run.adapter(f"checkpoint-{STEPS}"), run.adapter()
     assert all(torch.equal(last[name], trained[name]) for name in trained)
-
-
-def test_it_leaves_the_report(zero_run: tuple[Finished, Any]) -> None:
-    run, _ = zero_run
     assert (run.folder / "report" / "experts.html").is_file()
 
 
 def test_it_loads_anywhere(zero_run: tuple[Finished, Any], runs: Any) -> None:
-    """One process without DeepSpeed measures what the run measured."""
-    from loramoe.training import parse
-    from loramoe.training.run import run_sft as evaluate
-
+    """One process without DeepSpeed, which continues from the adapter, first measures what the run measured."""
     finished, _ = zero_run
-    changes = {"do_train": "false", "do_eval": "true", "recall_file": runs.task.recall_file}
-    evaluated = evaluate(parse(runs.flags(finished.folder, changes)))
-    assert evaluated["after"]["loss"] == pytest.approx(finished.metrics["after"]["loss"], rel=1e-6)
-    assert evaluated["after"]["recall"] == finished.metrics["after"]["recall"]
+    changes = {"adapter": finished.folder / ADAPTER, "recall_file": runs.task.recall_file, **WHOLE_RUN}
+    again = runs.alone(f"{finished.folder.name}, continued", **changes, max_steps=1)
+    assert again.metrics["before"]["loss"] == pytest.approx(finished.metrics["after"]["loss"], rel=1e-6)
+    assert again.metrics["before"]["recall"] == finished.metrics["after"]["recall"]
 
 
 def test_a_run_of_zero_resumes_on_the_same_trajectory(zero_run: tuple[Finished, dict[str, object]], runs: Any) -> None:
@@ -82,55 +75,31 @@ def test_a_run_of_zero_resumes_on_the_same_trajectory(zero_run: tuple[Finished, 
     assert resumed.apart(run) == (0, 0)
 
 
-def test_evaluation_alone_under_zero_3(runs: Any, zero: None) -> None:
-    trained = runs.alone("trained", max_steps=2, do_eval="true")
-    out = runs.folder / "evaluated"
-    changes = {"do_train": "false", "do_eval": "true", "peft_path": trained.folder / ADAPTER}
-    check(runs.launch(out, {"nproc_per_node": 2, "engine": "zero3"}, **changes))
-    results = json.loads((out / "eval_results.json").read_text())
-    assert results["eval_loss"] == pytest.approx(trained.metrics["after"]["loss"], rel=1e-6)
-
-
 def test_a_plain_trainer_under_zero_3_computes_what_a_loop_does(tiny_task: Any, zero: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_task.base), make_config())
     expected, _ = plain_loop(model, make_rows(), 2, accumulation=2)  # two processes are two steps of accumulation
-    worker = str(Path(__file__).with_name("zero3_worker.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", worker]
-    arguments = [str(tiny_task.base), str(tmp_path), str(ROOT / "configs/zero3.json")]
-    check(start([*command, *arguments], tmp_path, {"PYTHONPATH": ROOT, "DS_ACCELERATOR": "cpu"}))
+    config = ROOT / "configs/zero3.json"
+    torchrun("zero3_worker.py", tiny_task.base, tmp_path, config, folder=tmp_path, DS_ACCELERATOR="cpu")
     assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_fsdp2_trains_as_if_nothing_was_sharded(checkpointing: str, tiny_task: Any, tmp_path: Path) -> None:
-    numbers = fsdp2(tiny_task, tmp_path, checkpointing, "float32")
+@pytest.mark.parametrize(("checkpointing", "dtype"), [("false", "float32"), ("true", "float32"), ("false", "bfloat16")])
+def test_fsdp2_trains_as_if_nothing_was_sharded(checkpointing: str, dtype: str, tiny_task: Any, tmp_path: Path) -> None:
+    """The adapter is float32 whatever the dtype of the base model, and what was saved loads into a plain model."""
+    torchrun("fsdp_worker.py", tiny_task.base, tmp_path, checkpointing, dtype, folder=tmp_path)
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["loss"] <= 1e-5
     assert numbers["gradient"] <= 1e-5
     assert numbers["losses"][0] != pytest.approx(numbers["losses"][-1], rel=1e-3), "nothing was learnt"
-
-
-def test_fsdp2_takes_an_adapter_in_float32_on_a_base_in_bfloat16(tiny_task: Any, tmp_path: Path) -> None:
-    numbers = fsdp2(tiny_task, tmp_path, "false", "bfloat16")
-    assert numbers["loss"] <= 1e-5
-    assert numbers["gradient"] <= 1e-5
-
-
-def fsdp2(task: Any, folder: Path, checkpointing: str, dtype: str) -> dict[str, Any]:
-    """Runs the worker in two processes, and loads into a plain model what it saved: the logits must be its own."""
-    worker = str(Path(__file__).with_name("fsdp_worker.py"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", worker]
-    check(start([*command, str(task.base), str(folder), checkpointing, dtype], folder, {"PYTHONPATH": ROOT}))
-    numbers = json.loads((folder / "numbers.json").read_text())
-    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(weights) == numbers["tensors"] == 2 * 3 * 3
     assert all(tensor.dtype == torch.float32 and tensor.numel() for tensor in weights.values())
-    base = AutoModelForCausalLM.from_pretrained(task.base, dtype=getattr(torch, dtype))
-    model = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    base = AutoModelForCausalLM.from_pretrained(tiny_task.base, dtype=getattr(torch, dtype))
+    model = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
         logits = model(input_ids=torch.arange(3, 23).reshape(2, 10)).logits
-    torch.testing.assert_close(logits, torch.load(folder / "logits.pt"), rtol=1e-5, atol=1e-6)
-    return numbers
+    torch.testing.assert_close(logits, torch.load(tmp_path / "logits.pt"), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu

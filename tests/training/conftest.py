@@ -65,22 +65,3 @@ def finished(tiny_task, tmp_path_factory: pytest.TempPathFactory) -> Finished:
         patch.setattr(module, "last_balance", last_balance)
         metrics = run_sft(parse(tiny_task.flags(folder, recall_file=tiny_task.recall_file, **FLAGS)))
     return Finished(folder, metrics, balances)
-
-
-@pytest.fixture
-def power_cut(monkeypatch: pytest.MonkeyPatch):
-    """`power_cut(step)`: the next run ends there, in the midst of a step."""
-    from loramoe.training import LoraMoeTrainer
-
-    def at(step: int) -> None:
-        original = LoraMoeTrainer.training_step
-
-        def training_step(self: Any, *args: object, **kwargs: object) -> torch.Tensor:
-            if self.state.global_step == step:
-                monkeypatch.setattr(LoraMoeTrainer, "training_step", original)
-                raise KeyboardInterrupt
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(LoraMoeTrainer, "training_step", training_step)
-
-    return at

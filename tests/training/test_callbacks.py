@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import PrinterCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import TrainerControl
 
 from loramoe.data import PackedCollator, SftCollator
 from loramoe.training import callbacks as module
@@ -29,60 +28,46 @@ from loramoe.training.callbacks import (
     StopAtSignal,
     StoppedError,
     decode_samples,
-    print_totals_only,
 )
-from loramoe.training.checkpoint import ADAPTER, METRICS, checkpoints, latest_complete
+from loramoe.training.checkpoint import METRICS, checkpoints, latest_complete
 from tests.conftest import POISON
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / ADAPTER / "adapter_model.safetensors")
-
-
-# --- signals: the step is finished, all is saved, and the next start goes on ---
+from tests.training.conftest import assert_same_weights, history, weights
 
 
 class SignalAtStep(StopAtSignal):
     """Sends this process a signal in the midst of a step, as a scheduler would."""
 
-    number, step = signal.SIGTERM, 4
-
     def on_step_begin(self, args: object, state: SimpleNamespace, control: object, **kwargs: object) -> None:
-        if state.global_step == self.step - 1:
-            os.kill(os.getpid(), self.number)
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stopped_run_resumes_on_the_same_trajectory(
-    number: signal.Signals, train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stopped_run_resumes_on_the_same_trajectory(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     flags = {"logging_steps": 1, "lora_dropout": 0.2}
+    handler = signal.getsignal(signal.SIGUSR1)
     train(tmp_path / "whole", **flags)
-    handler = signal.getsignal(number)
+    assert signal.getsignal(signal.SIGUSR1) is handler
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "StopAtSignal", type("At4", (SignalAtStep,), {"number": number}))
-        with pytest.raises(StoppedError, match=rf"{number.name} stopped the run after step 4 of 6.*checkpoint-4"):
+        patched.setattr(run_module, "StopAtSignal", SignalAtStep)
+        with pytest.raises(StoppedError, match=r"SIGUSR1 stopped the run after step 4 of 6.*checkpoint-4"):
             train(tmp_path / "stopped", **flags)
-    signal.signal(number, handler)  # a stopped run leaves the signal taken over, to leave in peace
+    signal.signal(signal.SIGUSR1, handler)  # a stopped run leaves the signal taken over, to leave in peace
     assert [folder.name for folder in checkpoints(tmp_path / "stopped")] == ["checkpoint-3", "checkpoint-4"]
     assert not (tmp_path / "stopped" / METRICS).exists()
     train(tmp_path / "stopped", **flags)
-    whole, stopped = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
 GROUP = """
-    import os, signal, sys, threading, time
-    from pathlib import Path
+    import os, signal, sys, time
     import train
-    from loramoe.training.callbacks import StopAtSignal
+    from loramoe.training import run
     os.setsid()
-    class AtStep4(StopAtSignal):
+    class AtStep4(run.StopAtSignal):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 3:
                 os.killpg(0, signal.SIGTERM)
                 time.sleep(0.5)
-    import loramoe.training.run as run
     run.StopAtSignal = AtStep4
     sys.exit(train.main(["train", *sys.argv[1:]]))
 """
@@ -90,45 +75,35 @@ GROUP = """
 
 @pytest.mark.slow
 def test_workers_of_the_data_loader_ignore_a_signal_to_the_group(own_dataset_cache: None, tiny_task, tmp_path: Path):
-    command = [sys.executable, "-c", textwrap.dedent(GROUP)]
     flags = tiny_task.flags(tmp_path / "out", dataloader_num_workers=2)
-    done = subprocess.run(
-        [*command, *flags], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [sys.executable, "-c", textwrap.dedent(GROUP), *flags]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 75, done.stderr[-3000:]
     assert latest_complete(tmp_path / "out") == tmp_path / "out" / "checkpoint-4"
 
 
-def test_the_handlers_are_restored(train, tmp_path: Path):
-    before = signal.getsignal(signal.SIGTERM)
-    train(tmp_path, max_steps=1)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 def test_a_signal_of_one_process_stops_all(monkeypatch: pytest.MonkeyPatch):
-    stop, control = StopAtSignal(), TrainerControl()
-    monkeypatch.setattr("loramoe.training.callbacks.max_over_ranks", lambda noted, device: int(signal.SIGUSR1))
-    stop.on_step_end(SimpleNamespace(device="cpu"), SimpleNamespace(), control)
-    assert stop.stopped is signal.SIGUSR1
-    assert control.should_save
-    assert control.should_training_stop
-
-
-# --- losses that are not finite ---
+    for name in ("SIGTERM", "SIGUSR1"):
+        monkeypatch.setattr(module.signal, "signal", lambda number, handler: None)
+        monkeypatch.setattr(module, "gather", lambda own, name=name: torch.tensor([0, int(signal.Signals[name])]))
+        stop, control = StopAtSignal(), TrainerControl()
+        stop.on_step_end(SimpleNamespace(device="cpu"), SimpleNamespace(), control)
+        assert stop.stopped is signal.Signals[name]
+        assert control.should_save
+        assert control.should_training_stop
 
 
 @pytest.fixture
 def run(train, poisoned: Path) -> Callable[..., object]:
-    """Trains on the poisoned rows, one epoch of 12 steps."""
+    """Trains on the poisoned samples, one epoch of 12 steps."""
     flags = {"model_name_or_path": poisoned / "base", "dataset_dir": poisoned / "rows", "logging_steps": 1}
     flags |= {"max_steps": 12, "lora_dropout": 0, "eval_strategy": "no", "eval_on_start": "false"}
     return lambda name, **changes: train(poisoned / name, **{**flags, **changes})
 
 
-@pytest.mark.parametrize("padding_free", ["false", "true"])
-def test_the_run_stops_and_names_the_samples(run, poisoned: Path, padding_free: str):
+def test_the_run_stops_and_names_the_samples(run, poisoned: Path):
     with pytest.raises(NonFiniteError, match=r"step \d+, rank 0: the loss is nan.*--on_nonfinite skip") as e:
-        run("out", padding_free=padding_free)
+        run("out")
     (file,) = (poisoned / "out" / NONFINITE_FOLDER).iterdir()
     assert str(file) in str(e.value)
     report = json.loads(file.read_text())
@@ -136,8 +111,6 @@ def test_the_run_stops_and_names_the_samples(run, poisoned: Path, padding_free: 
     assert len(report["samples"]) == 4
     (guilty,) = [each for each in report["samples"] if POISON in each["text"].split()]
     assert guilty["task_type"] == 1
-    assert guilty["answer"].endswith("</s>")
-    assert all(each["input_ids"][0] == 1 and 0 not in each["input_ids"] for each in report["samples"]), "padding"
     assert not (poisoned / "out" / METRICS).exists()
     for saved in (poisoned / "out").glob("checkpoint-*"):
         assert all(weight.isfinite().all() for weight in weights(saved).values())
@@ -146,20 +119,10 @@ def test_the_run_stops_and_names_the_samples(run, poisoned: Path, padding_free: 
 def test_the_micro_batch_is_skipped_and_counted(run, poisoned: Path):
     run("out", on_nonfinite="skip", gradient_accumulation_steps=2, max_steps=6)
     assert all(weight.isfinite().all() for weight in weights(poisoned / "out").values())
-    history = json.loads((poisoned / "out" / "trainer_state.json").read_text())["log_history"]
-    skipped = [entry["skipped"] for entry in history if "skipped" in entry]
+    skipped = [entry["skipped"] for entry in history(poisoned / "out") if "skipped" in entry]
     assert skipped == sorted(skipped)
     assert skipped[-1] == 1
-    assert all(torch.isfinite(torch.tensor(entry["blc"])) for entry in history if "blc" in entry)
-    assert len(list((poisoned / "out" / NONFINITE_FOLDER).iterdir())) == 1
-
-
-def test_skipping_changes_nothing_where_all_is_finite(train, tmp_path: Path):
-    for action in ("stop", "skip"):
-        train(tmp_path / action, on_nonfinite=action)
-        assert not (tmp_path / action / NONFINITE_FOLDER).exists()
-    stop, skip = weights(tmp_path / "stop"), weights(tmp_path / "skip")
-    assert all(torch.equal(stop[name], skip[name]) for name in stop)
+    assert all(torch.isfinite(torch.tensor(entry["blc"])) for entry in history(poisoned / "out") if "blc" in entry)
 
 
 class TestGuard:
@@ -170,18 +133,14 @@ class TestGuard:
         return torch.nn.Parameter(torch.ones(2))
 
     @pytest.fixture
-    def state(self) -> SimpleNamespace:
-        return SimpleNamespace(global_step=4)
-
-    @pytest.fixture
-    def make(self, weight: torch.nn.Parameter, tmp_path: Path, state: SimpleNamespace) -> Iterator[Callable]:
+    def make(self, weight: torch.nn.Parameter, tmp_path: Path) -> Callable[..., SimpleNamespace]:
         args = SimpleNamespace(output_dir=str(tmp_path), process_index=3, fp16=False)
+        state = SimpleNamespace(global_step=4)
         batch = {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[-100, 6]])}
         batch["attention_mask"] = torch.ones(1, 2)
-        tokenizer = SimpleNamespace(decode=str)
 
         def guard(action: str, **options: object) -> SimpleNamespace:
-            made = FiniteGuard(tokenizer, action, **options)
+            made = FiniteGuard(SimpleNamespace(decode=str), action, **options)
             made.on_train_begin(args, state, None, model=torch.nn.ParameterList([weight]))
             step = lambda: made.on_pre_optimizer_step(args, state, None)  # noqa: E731
             return SimpleNamespace(
@@ -203,6 +162,10 @@ class TestGuard:
         stop = make("stop")
         stop.loss(torch.tensor(1.0))
         weight.grad = torch.tensor([1.0, float("nan")])
+        stop.args.fp16 = True  # whose scaler lets steps overflow on purpose
+        stop.step()
+        stop.args.fp16 = False
+        stop.loss(torch.tensor(1.0))
         with pytest.raises(NonFiniteError, match=r"step 5, rank 3: the gradient's norm is nan, of a finite loss"):
             stop.step()
         report = json.loads((tmp_path / NONFINITE_FOLDER / "step-5-rank-3-1.json").read_text())
@@ -218,17 +181,9 @@ class TestGuard:
             optimizer.step()
             assert torch.equal(weight, before) is not moved
 
-    def test_with_fp16_the_gradient_is_the_scalers(self, make, weight: torch.nn.Parameter):
-        stop = make("stop")
-        stop.args.fp16 = True
-        weight.grad = torch.tensor([1.0, float("inf")])
-        stop.step()
-        assert weight.grad is not None
-
-    @pytest.mark.parametrize("action", ["stop", "skip"])
-    def test_deepspeed_has_taken_its_step_and_can_only_stop(self, make, action: str):
+    def test_deepspeed_has_taken_its_step_and_can_only_stop(self, make):
         norms = iter([None, 1.0, float("inf")])
-        guard = make(action, engine=lambda: SimpleNamespace(get_global_grad_norm=lambda: next(norms)))
+        guard = make("skip", engine=lambda: SimpleNamespace(get_global_grad_norm=lambda: next(norms)))
         guard.step()
         guard.step()
         with pytest.raises(NonFiniteError, match="the gradient's norm is inf"):
@@ -254,31 +209,15 @@ def test_samples_are_decoded_alike_padded_and_packed():
     assert padded[1] == {"text": "1 7 2", "answer": "7 2", "input_ids": [1, 7, 2], "task_type": 0}
 
 
-# --- the console ---
-
-FIGURES = {"cov": 0.5, "routing/cov/early": 0.25, "share/type0/group0": 0.75}
-
-
 @pytest.mark.parametrize("disable_tqdm", ["true", "false"])
 def test_totals_are_printed_and_everything_is_kept(
     train, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, disable_tqdm: str
 ):
-    monkeypatch.setattr(trainer, "log_values", lambda stats: FIGURES)
+    logged = {"cov": 0.5, "routing/cov/early": 0.25, "share/type0/group0": 0.75}
+    monkeypatch.setattr(trainer, "log_values", lambda stats: logged)
     train(tmp_path, disable_tqdm=disable_tqdm, max_steps=2)
-    printed = re.sub(r"'([\d.]+)'", r"\1", "".join(capsys.readouterr()))  # transformers 4.57 has no quotes there
+    printed = re.sub(r"'([\d.]+)'", r"\1", "".join(capsys.readouterr()))
     for line in ("'cov': 0.5, 'share/type0/group0': 0.75", "'eval_cov': 0.5, 'eval_share/type0/group0': 0.75"):
         assert line in printed
     assert "routing/" not in printed
-    assert "total_flos" not in printed
-    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
-    assert [entry["routing/cov/early"] for entry in history if "loss" in entry] == [0.25]
-    assert {entry["eval_routing/cov/early"] for entry in history if "eval_loss" in entry} == {0.25}
-
-
-def test_a_trainer_without_either_callback_gets_none(tiny_llama, tmp_path: Path):
-    args = TrainingArguments(tmp_path, use_cpu=True, report_to=[], disable_tqdm=True)
-    quiet = Trainer(model=tiny_llama(), args=args)
-    quiet.pop_callback(PrinterCallback)
-    before = list(quiet.callback_handler.callbacks)
-    print_totals_only(quiet)
-    assert quiet.callback_handler.callbacks == before
+    assert [entry["routing/cov/early"] for entry in history(tmp_path) if "loss" in entry] == [0.25]

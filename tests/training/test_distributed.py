@@ -18,26 +18,11 @@ from transformers import TrainingArguments
 
 from loramoe.training import distributed as module
 from loramoe.training import parse
-from loramoe.training.distributed import (
-    check_engine,
-    decide_on_rank_0,
-    start_engine,
-    whole_adapter,
-)
+from loramoe.training.distributed import decide_on_rank_0, start_engine, whole_adapter
 from loramoe.utils import UsageError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("zero*.json"))
-
-
-def arguments(**changes: object) -> SimpleNamespace:
-    return SimpleNamespace(
-        **{"fsdp": None, "fsdp_config": None, "use_cpu": True, "deepspeed": None, "do_train": True, **changes}
-    )
-
-
-def test_a_run_without_an_engine_needs_nothing():
-    start_engine(arguments(), generates=True, load_in_kbits=4)
 
 
 def test_fsdp_without_a_gpu_is_refused(tiny_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -51,8 +36,8 @@ def test_fsdp_without_a_gpu_is_refused(tiny_task, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("args", "run", "message"),
     [
-        ({"fsdp_config": {"version": 1}}, {}, r"FSDP version 1.*configs/fsdp2.json"),
-        ({"fsdp_config": {"fsdp_version": "1"}}, {}, "FSDP version 1"),
+        ({"fsdp_config": {"version": 1}}, {}, "FSDP must have version 2.*got 1"),
+        ({"fsdp": None}, {}, "FSDP must have version 2.*got 1.*accelerate launch"),
         ({}, {"generates": True}, r"recall_file.*--deepspeed configs/zero3.json"),
         ({}, {"load_in_kbits": 4}, "FSDP cannot shard.*load_in_kbits=4"),
         ({}, {}, None),
@@ -62,24 +47,16 @@ def test_what_fsdp_cannot_do_is_refused(
     args: dict[str, object], run: dict[str, object], message: str | None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    made = arguments(fsdp="full_shard", use_cpu=False, **args)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    made = SimpleNamespace(**{"fsdp": "full_shard", "fsdp_config": None, "use_cpu": False, "deepspeed": None, **args})
     with pytest.raises(UsageError, match=message) if message else nullcontext():
         start_engine(made, **run)
 
 
-def test_fsdp_of_accelerate_launch_is_version_1(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="FSDP version 1"):
-        check_engine(arguments(use_cpu=False))
-
-
-def test_what_zero_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UsageError, match=r"ZeRO-2 nothing to shard; got deepspeed='ds_config.json'"):
-        start_engine(arguments(deepspeed="ds_config.json", do_train=False))
+def test_zero_3_cannot_shard_4_bits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(UsageError, match=r"ZeRO-3 cannot shard weights of 4 bits"):
-        start_engine(arguments(deepspeed="configs/zero3.json"), load_in_kbits=4)
+        start_engine(SimpleNamespace(fsdp=None, deepspeed="configs/zero3.json"), load_in_kbits=4)
 
 
 def test_what_is_saved_is_the_adapter_alone(adapted: Callable[..., torch.nn.Module]):
@@ -95,14 +72,10 @@ def test_what_is_saved_is_the_adapter_alone(adapted: Callable[..., torch.nn.Modu
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_deepspeed_takes_what_the_flags_say(config: Path):
     values = json.loads(config.read_text())
-    stage = int(config.stem[len("zero")])
-    assert values["zero_optimization"]["stage"] == stage
+    assert values["zero_optimization"]["stage"] == int(config.stem[len("zero")])
     assert ("offload_optimizer" in values["zero_optimization"]) == config.stem.endswith("offload")
     filled = ("gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu", "train_batch_size")
     assert all(values[name] == "auto" for name in filled)
-
-
-def test_the_default_is_zero_2():
     assert (ROOT / "ds_config.json").read_text() == (ROOT / "configs/zero2.json").read_text()
 
 
@@ -148,11 +121,10 @@ WORKER = """
 @pytest.mark.slow
 def test_processes_end_well_while_gloo_is_at_work(tmp_path: Path):
     (tmp_path / "worker.py").write_text(textwrap.dedent(WORKER))
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command += ["worker.py", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "worker.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    streams = {"capture_output": True, "text": True}
+    done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, env=environment, check=False, **streams)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(2):
         assert f"rank {rank} is done" in done.stdout

@@ -87,17 +87,11 @@ def test_the_adapters_folder_is_pushed_and_nothing_beside_it(hub: Hub, adapter: 
     assert create_repository(pushing(adapter.parent)) == "user/run"
 
 
-def test_without_the_flag_nothing_is_asked(hub: Hub, tmp_path: Path):
-    assert create_repository(arguments(tmp_path)[2]) is None
-    assert hub.files == {}
-
-
 @pytest.mark.parametrize(
     ("flags", "token", "message"),
     [
         (["--hub_model_id", "team/mine"], "hf_of_someone_else", "no repository team/mine on .*Invalid credentials"),
         (["--hub_model_id", "a/b/c"], TOKEN, "no repository a/b/c on .*Repo id must be"),
-        (["--do_train", "false"], TOKEN, "do_train is false"),
     ],
 )
 def test_what_cannot_be_pushed_is_refused_early(hub: Hub, tmp_path: Path, flags, token, message, monkeypatch):
@@ -106,10 +100,8 @@ def test_what_cannot_be_pushed_is_refused_early(hub: Hub, tmp_path: Path, flags,
         create_repository(pushing(tmp_path, *flags))
 
 
-@pytest.mark.parametrize("revision", [None, "second"])
-def test_a_push_that_fails_loses_nothing_and_says_how_to_repeat_it(hub: Hub, adapter: Path, revision: str | None):
+def test_a_push_that_fails_loses_nothing_and_names_the_command_to_repeat_it(hub: Hub, adapter: Path):
     create_repository(pushing(adapter.parent, "--hub_model_id", "team/mine"))
     hub.accepts_commits = False
-    command = f"hf upload team/mine {adapter}{f' --revision {revision}' if revision else ''}"
-    with pytest.raises(SaveError, match=rf"whole in {adapter}, .* {command}$"):
-        push("team/mine", adapter, revision)
+    with pytest.raises(SaveError, match=rf"whole in {adapter}, .* hf upload team/mine {adapter} --revision second$"):
+        push("team/mine", adapter, "second")

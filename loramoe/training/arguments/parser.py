@@ -10,17 +10,16 @@ import difflib
 import json
 import sys
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import yaml
 from transformers import HfArgumentParser
 
-from loramoe.training.arguments import Arguments, DataArguments, ModelArguments, TrainArguments
+from loramoe.training.arguments.flags import Arguments, DataArguments, ModelArguments, TrainArguments
 from loramoe.utils import read_yaml
 
 FLAG_FILES: Final = (".json", ".yaml", ".yml")
 EXCLUSIVE: Final = (("datasets", "dataset_dir"), ("global_batch_size", "gradient_accumulation_steps"))
-_DATA_KEYS = ("datasets", "validation", "type_names")  # what `loramoe.data.read_data_config` reads
 
 
 def parse(argv: list[str] | None = None) -> Arguments:
@@ -36,12 +35,16 @@ def parse(argv: list[str] | None = None) -> Arguments:
         ValueError: If a flag is unknown, or values contradict each other.
         FileNotFoundError: If a file of flags does not exist.
     """
-    parser = make_parser()
-    argv = _last_of_exclusive(_with_files(list(sys.argv[1:] if argv is None else argv), parser), parser)
-    _, unknown = parser.parse_known_args(argv)
+    parser, words, before = make_parser(), [], ""
+    for word in sys.argv[1:] if argv is None else argv:
+        is_value = word.startswith("--") or (before.startswith("--") and "=" not in before)
+        words += flags_of_file(Path(word), parser) if word.endswith(FLAG_FILES) and not is_value else [word]
+        before = word
+    words = _drop_overridden(words, parser)
+    _, unknown = parser.parse_known_args(words)
     if unknown:
         raise ValueError(_unknown_flag(unknown[0], list(parser._option_string_actions)))
-    return cast(Arguments, parser.parse_args_into_dataclasses(argv, look_for_args_file=False))
+    return Arguments(*parser.parse_args_into_dataclasses(words, look_for_args_file=False))
 
 
 def make_parser() -> Any:
@@ -54,15 +57,6 @@ def make_parser() -> Any:
     )
 
 
-def _with_files(argv: list[str], parser: Any) -> list[str]:
-    """Replaces each file of flags by its flags; a file that follows `--name` is the value of that flag."""
-    words: list[str] = []
-    for before, word in zip(["", *argv], argv, strict=False):
-        is_value = word.startswith("--") or (before.startswith("--") and "=" not in before)
-        words += flags_of_file(Path(word), parser) if word.endswith(FLAG_FILES) and not is_value else [word]
-    return words
-
-
 def flags_of_file(file: Path, parser: Any) -> list[str]:
     """Reads a .json or .yaml file of flags."""
     if not file.is_file():
@@ -70,47 +64,36 @@ def flags_of_file(file: Path, parser: Any) -> list[str]:
     try:
         values = read_yaml(file.read_bytes().decode("utf-8-sig"))  # JSON is YAML
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: neither JSON nor YAML ({_place(error)}). Correct it.") from error
+        mark = getattr(error, "problem_mark", None)  # PyYAML's own text quotes the line, which may hold a token
+        place = f"line {mark.line + 1}, {getattr(error, 'problem', '')}" if mark else type(error).__name__
+        raise ValueError(f"{file}: neither JSON nor YAML ({place}). Correct it.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected one mapping of flags to values, got {type(values).__name__}. Correct it.")
     if isinstance(values.get("datasets"), list):
-        values["datasets"] = {key: values.pop(key) for key in _DATA_KEYS if key in values}
-    return [
-        word for name, value in values.items() if value is not None for word in _as_flag(f"--{name}", value, parser)
-    ]
+        keys = ("datasets", "validation", "type_names")  # as read_data_config has them
+        values["datasets"] = {key: values.pop(key) for key in keys if key in values}
+    words = []
+    for name, value in values.items():
+        action = parser._option_string_actions.get(f"--{name}")
+        if isinstance(value, list) and action is not None and action.nargs in ("*", "+"):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            text = json.dumps(value) if isinstance(value, dict) else text
+            words.append(f"--{name}={text}")  # in one word, so that a value may begin with a dash
+    return words
 
 
-def _place(error: Exception) -> str:
-    """Without YAML's own quotation of the line, which may hold a token."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}, {error.problem}"
-    return type(error).__name__
-
-
-def _as_flag(flag: str, value: Any, parser: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [f"{flag}={json.dumps(value)}"]
-    if isinstance(value, list):
-        action = parser._option_string_actions.get(flag)
-        if action is not None and action.nargs in ("*", "+"):
-            return [flag, *map(str, value)]
-        value = ",".join(map(str, value))
-    return [f"{flag}={value}"]  # in one word, so that a value may begin with a dash
-
-
-def _last_of_exclusive(argv: list[str], parser: Any) -> list[str]:
+def _drop_overridden(words: list[str], parser: Any) -> list[str]:
     """Of two flags that exclude each other the last wins, as the last of any flag does."""
-    flags: list[list[str]] = []
-    for word in argv:
+    flags: list[tuple[str | None, list[str]]] = []
+    for word in words:
         if word.startswith("--") or not flags:
-            flags.append([])
-        flags[-1].append(word)
-    actions = parser._option_string_actions
-    names = [getattr(actions.get(flag[0].partition("=")[0]), "dest", None) for flag in flags]
-    for pair in EXCLUSIVE:
-        for place in [place for place, name in enumerate(names) if name in pair][:-1]:
-            flags[place] = []
-    return [word for flag in flags for word in flag]
+            action = parser._option_string_actions.get(word.partition("=")[0])
+            flags.append((getattr(action, "dest", None), []))
+        flags[-1][1].append(word)
+    last = {name: next((n for n, _ in reversed(flags) if n in pair), name) for pair in EXCLUSIVE for name in pair}
+    return [word for name, of_flag in flags if last.get(name or "", name) == name for word in of_flag]
 
 
 def _unknown_flag(word: str, options: list[str]) -> str:

@@ -16,12 +16,11 @@ Q and KV widths of queries and of keys, V vocabulary, E experts, R rank):
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
 Engine = Literal["ddp", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "fsdp2"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 GIB = 2**30
 # Bytes of a quantised weight: 4-bit with its doubly quantised scales (8 bits per 64 weights, and 32 per 64 · 256).
 QUANTISED = {4: (4 + 8 / 64 + 32 / (64 * 256)) / 8, 8: 1.0}
@@ -62,23 +61,14 @@ class Plan:
 
 
 def memory_per_gpu(count: Parameters, config: Any, plan: Plan) -> dict[str, float]:
-    """Bytes that one GPU needs for the base model, the adapter, buffers, activations and logits.
-
-    Args:
-        count: Parameters of the adapted model.
-        config: Configuration of the base model.
-        plan: What is trained, on what.
-    """
-    text, tokens = config.get_text_config(), plan.batch * plan.length
-    sharded = plan.gpus if plan.engine in ("zero3", "zero3_offload", "fsdp2") else 1
-    base = plan.bits / 8 * count.frozen / sharded
-    if plan.engine == "zero3_offload":
-        base = 0
+    """Bytes of one GPU for a base model of this configuration, the adapter, buffers, activations and logits."""
+    text, tokens, offloaded = config.get_text_config(), plan.batch * plan.length, plan.engine == "zero3_offload"
+    sharded = plan.gpus if plan.engine in ("zero3", "fsdp2") else 1
+    base = 0 if offloaded else plan.bits / 8 * count.frozen / sharded
     if plan.bits in QUANTISED:  # PEFT makes what is not quantised float32
         base = count.quantised * QUANTISED[plan.bits] + 4 * (count.frozen - count.quantised)
     # Two decoder layers are gathered where the base is sharded: one at work, one on its way.
-    gathers = sharded > 1 or plan.engine == "zero3_offload"
-    gathered = 2 * 2 * count.quantised / text.num_hidden_layers if gathers else 0
+    gathered = 2 * 2 * count.quantised / text.num_hidden_layers if sharded > 1 or offloaded else 0
     buckets = 2 * 2 * text.hidden_size**2 if plan.engine.startswith("zero") else 0  # reduce_bucket_size "auto"
     return {
         "base": base,

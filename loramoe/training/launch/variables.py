@@ -16,38 +16,28 @@ from loramoe.utils import UsageError, read_yaml
 
 ROOT: Final = Path(__file__).parents[3]
 TINY_MODEL, TINY_DATA = "data/tiny_llama", "data/tiny_data/train"
-FLAG_NAMES: Final = {"pretrained_model": "base_model", "tokenizer_path": "tokenizer_name_or_path"}
 
 
 def check_names(names: Collection[str], environment: Mapping[str, str]) -> None:
-    """Checks the user's environment variables for hyper-parameters that the script would not see.
-
-    Args:
-        names: The variables of run_loramoe.sh.
-        environment: The environment.
-
-    Raises:
-        UsageError: If one nearly is a variable of the script, or is a flag of train.py that the script does not have.
-    """
+    """Raises UsageError if the environment has a hyper-parameter that the script with these variables would ignore."""
     others = [name for name in environment if name not in names and re.fullmatch(r"[a-z][a-z0-9_]{4,}", name)]
     for name in others:
-        for close in difflib.get_close_matches(name, [n for n in names if len(n) > 4], n=1, cutoff=0.85):
+        close = difflib.get_close_matches(name, [n for n in names if len(n) > 4], n=1, cutoff=0.85)
+        if close:
             raise UsageError(
                 f"the environment sets {name}={environment[name]}, which is no variable of run_loramoe.sh. Did you "
-                f"mean {close}? Correct it, or unset {name}."
+                f"mean {close[0]}? Correct it, or unset {name}."
             )
     several_words = {name for name in others if "_" in name and not name.endswith("_proxy")}
-    for name in several_words & _flags_of_train() if several_words else ():
+    if not several_words:
+        return
+    from loramoe.training.arguments.parser import make_parser  # imports transformers
+
+    for name in several_words & {option[2:] for option in make_parser()._option_string_actions}:
         raise UsageError(
             f"the environment sets {name}={environment[name]}, a flag of train.py that is no variable of "
             f"run_loramoe.sh. Write --{name} {environment[name]} after the script, or unset {name}."
         )
-
-
-def _flags_of_train() -> set[str]:
-    from loramoe.training.arguments.parser import make_parser  # imports transformers
-
-    return {option.removeprefix("--") for option in make_parser()._option_string_actions}
 
 
 def is_true(value: str | None) -> bool:
@@ -79,25 +69,15 @@ def read_flags(flags: list[str]) -> argparse.Namespace:
 
 
 def fill_values(values: dict[str, str], given: argparse.Namespace, chosen: Collection[str]) -> bool:
-    """Fills in what follows from the model and the data.
+    """Fills in what follows from the model and the data; returns whether the model is the embedded one.
 
-    Args:
-        values: Variables of the script, which are changed; `tiny_llama` are those of the embedded model.
-        given: The user's flags.
-        chosen: Variables that the user has set.
-
-    Returns:
-        Whether the model is the embedded one.
-
-    Raises:
-        UsageError: If there is data of the user's own, and no model is named.
+    `values` are the variables of the script, `given` the user's flags, `chosen` the variables that the user has set.
     """
     tiny_values = values.pop("tiny_llama", None)
     if tiny_values is None:  # not started by run_loramoe.sh
         return False
     model = given.base_model or values["pretrained_model"]
-    places = [(name, vars(given)[name]) for name in ("datasets", "dataset_dir")]
-    places += [(name, values.get(name)) for name in ("datasets", "dataset_dir")]
+    places = [(name, source.get(name)) for source in (vars(given), values) for name in ("datasets", "dataset_dir")]
     name, data = next((name, place) for name, place in places if place)
     is_tiny, is_tiny_data = _is_same(model, TINY_MODEL), _is_same(data, TINY_DATA)
     if is_tiny and not is_tiny_data and not given.base_model and "pretrained_model" not in chosen:
@@ -106,13 +86,14 @@ def fill_values(values: dict[str, str], given: argparse.Namespace, chosen: Colle
             f"million parameters. Run pretrained_model=meta-llama/Meta-Llama-3-8B {name}={data} bash "
             f"run_loramoe.sh, or pretrained_model={TINY_MODEL} to train the embedded one."
         )
+    defaults = {"output_dir": f"output/{Path(model).name}"}
     if is_tiny:
         pairs = dict(pair.split("=", 1) for pair in tiny_values.split())
         values |= {name: value for name, value in pairs.items() if name not in chosen}
-        values["recall_file"] = values.get("recall_file") or "data/tiny_data/recall.json"
+        defaults["recall_file"] = "data/tiny_data/recall.json"
     if is_tiny_data and given.validation_split_percentage is None:
-        values["validation_file"] = values.get("validation_file") or "data/tiny_data/test.json"
-    values["output_dir"] = values.get("output_dir") or f"output/{Path(model).name}"
+        defaults["validation_file"] = "data/tiny_data/test.json"
+    values |= {name: value for name, value in defaults.items() if not values.get(name)}
     for name in ("pretrained_model", "dataset_dir", "validation_file", "recall_file"):
         values[name] = project_file(values.get(name, ""))
     return is_tiny
@@ -120,8 +101,3 @@ def fill_values(values: dict[str, str], given: argparse.Namespace, chosen: Colle
 
 def _is_same(path: str, embedded: str) -> bool:
     return path == embedded or Path(path).absolute() == ROOT / embedded
-
-
-def as_flags(values: Mapping[str, str]) -> list[str]:
-    """Flags of train.py, in one word each; an empty value leaves its flag out."""
-    return [f"--{FLAG_NAMES.get(name, name)}={value}" for name, value in values.items() if value]

@@ -1,4 +1,4 @@
-"""torchrun, with signals that reach the workers and an end that says what happened."""
+"""torchrun, with signals that reach the workers, and one line on how they ended."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ from loramoe.utils import FAILED, STOP_SIGNALS, TRY_AGAIN
 
 
 def run_workers(arguments: Sequence[str]) -> int:
-    """Starts the workers as torchrun does, and waits for their end.
+    """Starts the workers with torchrun's arguments, waits for their end, and returns the exit code.
 
     SIGTERM and SIGUSR1 go to the workers, which then save together and exit with code 75; torchrun would end them after
-    30 seconds. A worker that dies is named in one line.
-
-    Args:
-        arguments: As torchrun takes them.
-
-    Returns:
-        The exit code.
+    30 seconds.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, _pass_on)
@@ -47,10 +41,14 @@ def run_workers(arguments: Sequence[str]) -> int:
 
 
 def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
-    """The exit code and the line that the ends of workers, by rank, come to."""
+    """The exit code and the line for the ends of workers, by rank."""
     if any(failure.exitcode == TRY_AGAIN for failure in failures.values()):
         return TRY_AGAIN, "launch: the workers were asked to stop, and have saved. Start the same command to go on."
-    rank, first = min(failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp))
+
+    def is_cause(failure: ProcessFailure) -> bool:  # others fail because that one was killed, or torchrun ends them
+        return failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+
+    rank, first = min(failures.items(), key=lambda item: (not is_cause(item[1]), item[1].timestamp))
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
         hint = " The system kills processes so if memory runs out." if name == "SIGKILL" else ""
@@ -60,25 +58,15 @@ def judge(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
     )
 
 
-def _is_consequence(failure: ProcessFailure) -> bool:
-    """Whether a worker may have failed only because another was killed: by an error of its own, or by torchrun."""
-    return failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM
-
-
 def _pass_on(number: int, frame: Any) -> None:
-    workers = [child for child in psutil.Process().children() if _is_worker(child)]
+    workers = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "TORCHELASTIC_RUN_ID" in child.environ():
+                child.send_signal(number)
+                workers.append(child)
     if not workers:  # nothing has begun that could be saved
         sys.exit(128 + number)
-    for worker in workers:
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            worker.send_signal(number)
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return "TORCHELASTIC_RUN_ID" in process.environ()
-    except psutil.Error:  # it has just ended
-        return False
 
 
 if __name__ == "__main__":
