@@ -157,6 +157,7 @@ def names_of(model: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
+        ({"target_modules": "lin1"}, ["lin1"]),
         ({"target_modules": "lin.*", "exclude_modules": "lin0"}, ["lin1"]),
         ({"target_modules": "all-linear", "exclude_modules": ["lin1"]}, ["lin0"]),
     ],
