@@ -19,7 +19,6 @@ from loramoe.balance.constraint import (
     rows_as_samples,
     squared_cv,
 )
-from loramoe.ops import route
 
 
 def draw_gates(*shape: int, seed: int = 0) -> Tensor:
@@ -85,16 +84,6 @@ def test_a_single_expert_has_no_constraint() -> None:
     assert localized_balance(torch.rand(3, 2, 1), torch.ones(2, 1)).tolist() == [0, 0, 0]
 
 
-def test_gradients_pass_gradcheck() -> None:
-    I_ME, samples = (
-        coefficient(torch.tensor([0, 1]), [1, 0, 0], 0.2).double(),
-        rows_as_samples(torch.tensor([[1, 1, 0], [1, 1, 1]])),
-    )
-    x = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    router = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: localized_balance(samples.importance(route(x, w)), I_ME), (router,))
-
-
 @given(a=st.floats(0, 0.9), seed=st.integers(0, 5))
 def test_with_two_types_the_directions_are_one_with_the_groups_swapped(a: float, seed: int) -> None:
     """1 / (1 ± a) = (1 ∓ a) / (1 − a²): a constant factor, which the squared coefficient of variation ignores."""
@@ -126,10 +115,9 @@ def minimise(
     return (logits.detach().softmax(-1) * match_types(task_types, expert_types)).sum(-1)
 
 
-@pytest.mark.parametrize("a", [0.1, 0.5])
 @pytest.mark.parametrize(("target", "sign"), [("match", 1), ("paper", -1)])
-@pytest.mark.parametrize("ratio", [1, 2, 4, 16])
-def test_the_mean_reaches_the_closed_form_whatever_the_lengths(ratio: int, target: str, sign: int, a: float) -> None:
+@pytest.mark.parametrize(("ratio", "a"), [(1, 0.1), (4, 0.5), (16, 0.1)])
+def test_the_mean_reaches_the_closed_form_whatever_the_lengths(ratio: int, a: float, target: str, sign: int) -> None:
     """Q_match / Q_other = (1 + a) / (1 − a) for "match", its inverse for "paper"."""
     samples = rows_as_samples(torch.arange(ratio) < torch.tensor([[1], [ratio]]))
     own_M = minimise(samples, torch.tensor([1, 0]), [1, 1, 0, 0], a, target)

@@ -45,13 +45,10 @@ def test_padding_never_counts(lengths: list[int], padding: int, left: bool) -> N
     torch.testing.assert_close(rows_as_samples(mask).importance(gates), expected, rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (6,)])
-def test_gates_that_are_covered(shape: tuple[int, ...]) -> None:
-    assert rows_as_samples(torch.ones(2, 3)).covers(torch.ones(*shape, 4))
-
-
-@pytest.mark.parametrize("shape", [(5,), (3, 2), (1, 3, 2), (2, 2)])
+@pytest.mark.parametrize("shape", [(5,), (3, 2)])
 def test_gates_of_other_tokens_are_not_covered(shape: tuple[int, ...]) -> None:
     samples, gates = rows_as_samples(torch.ones(2, 3)), torch.ones(*shape, 4)
+    assert samples.covers(torch.ones(2, 3, 4))
+    assert samples.covers(torch.ones(6, 4))
     assert not samples.covers(gates)
     assert f"the batch has [2, 3] = 6, not {list(shape)}" in samples.token_mismatch_message("up_proj", gates)

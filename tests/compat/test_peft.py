@@ -134,7 +134,7 @@ def test_positional_arguments_and_options_at_their_defaults() -> None:
 
 @pytest.mark.parametrize(
     "foreign",
-    [{"use_dora": True}, {"layer_replication": [[0, 1]]}, {"merge_weights": True}, {"lora_numbs": 3}],
+    [{"layer_replication": [[0, 1]]}, {"merge_weights": True}, {"lora_numbs": 3}],
 )
 def test_options_of_lora_alone_are_refused(foreign: dict[str, Any]) -> None:
     ((name, value),) = foreign.items()

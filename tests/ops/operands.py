@@ -9,7 +9,7 @@ from loramoe.ops import add_fused, mixture_reference, route
 
 SCALING = 2.0
 Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # x, router, A, B, weight of the linear layer
-SHAPES = [(2, 5), (7,), (2, 3, 4), (), (0, 5), (2, 0)]  # leading dimensions
+SHAPES = [(2, 3, 4), (), (2, 0)]  # leading dimensions
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from tests.ops.operands import SCALING, SHAPES, assert_equals_reference, draw, o
 
 
 @pytest.mark.parametrize("leading", SHAPES)
-@pytest.mark.parametrize(("R", "E"), [(4, 8), (1, 3), (3, 1)])
+@pytest.mark.parametrize(("R", "E"), [(4, 8), (3, 1)])
 def test_equals_the_loop_over_experts(leading: tuple[int, ...], R: int, E: int) -> None:
     x, router, A, B, base = operands(leading, R=R, E=E)
     assert_equals_reference(add_eager(x @ base.T, x, router, A, B, SCALING), (x, router, A, B, base))

@@ -17,19 +17,15 @@ from tests.helpers import layers_of
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
 LLAMA = SIZE | {"intermediate_size": 48, "num_key_value_heads": 1, "pad_token_id": 0, "max_position_embeddings": 64}
-HEAD = {"head_dim": 16}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "n_positions": 64, "bos_token_id": 1}
 GPT2 |= {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 OPT = SIZE | {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64, "dropout": 0}
 # Of each architecture: a tiny configuration, the linear layers of its attention.
 ARCHITECTURES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "llama": (LLAMA, ["q_proj", "k_proj", "v_proj", "o_proj"]),
-    "mistral": (LLAMA | HEAD, ["q_proj", "k_proj", "v_proj", "o_proj"]),
-    "qwen3": (LLAMA | HEAD, ["q_proj", "k_proj", "v_proj", "o_proj"]),
-    "gemma3_text": (LLAMA | HEAD, ["q_proj", "k_proj", "v_proj", "o_proj"]),
+    "gemma3_text": (LLAMA | {"head_dim": 16}, ["q_proj", "k_proj", "v_proj", "o_proj"]),
     "phi3": (LLAMA, ["qkv_proj", "o_proj"]),
     "gpt2": (GPT2, ["c_attn", "attn.c_proj"]),
-    "gpt_neox": (SIZE | {"intermediate_size": 48}, ["query_key_value", "attention.dense"]),
     "opt": (OPT, ["q_proj", "k_proj", "v_proj", "out_proj"]),
 }
 
@@ -42,13 +38,11 @@ def tiny(architecture: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("targets", ["attention and MLP", "all-linear"])
-def test_any_linear_layer_can_be_a_target(architecture: str, targets: Any, ids: Tensor, perturb: Any) -> None:
+def test_any_linear_layer_can_be_a_target(architecture: str, ids: Tensor, perturb: Any) -> None:
     base = tiny(architecture)
     head, logits = base.get_output_embeddings(), base(ids).logits
     linear = {n for n, m in base.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
-    if targets != "all-linear":
-        targets = [*ARCHITECTURES[architecture][1], *DEFAULT_TARGETS[architecture]]
+    targets = [*ARCHITECTURES[architecture][1], *DEFAULT_TARGETS[architecture]]
     model = get_peft_model(base, LoraMoeConfig(target_modules=targets, lora_nums=3, r=2))
     assert layers_of(base).keys() == linear
     assert torch.equal(model(ids).logits, logits)  # B is zero; x + 0 is exact

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +23,27 @@ def test_defaults() -> None:
     assert (config.blc_target, config.blc_importance) == ("match", "mean")
 
 
-@pytest.mark.parametrize(("lora_nums", "expected"), [(2, (1, 0)), (5, (1, 1, 0, 0, 0))])
-def test_default_expert_types(lora_nums: int, expected: tuple[int, ...]) -> None:
-    assert LoraMoeConfig(lora_nums=lora_nums).types_of_experts == expected
-
-
-def test_expert_types() -> None:
-    assert LoraMoeConfig(lora_nums=3, expert_types=(2, 0, 1)).types_of_experts == (2, 0, 1)
-
-
-def test_one_expert_without_constraint() -> None:
-    assert LoraMoeConfig(lora_nums=1, blc_weight=0).types_of_experts == (0,)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"lora_nums": 5}, (1, 1, 0, 0, 0)),
+        ({"lora_nums": 3, "expert_types": (2, 0, 1)}, (2, 0, 1)),
+        ({"lora_nums": 1, "blc_weight": 0}, (0,)),
+    ],
+)
+def test_types_of_experts(options: dict[str, Any], expected: tuple[int, ...]) -> None:
+    assert LoraMoeConfig(**options).types_of_experts == expected
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"r": 0}, "r must be a whole number of at least 1; got 0"),
-        ({"r": "4"}, "got '4'"),
         ({"lora_nums": 2.5}, "lora_nums must be a whole number of at least 1; got 2.5"),
         ({"lora_nums": 1}, "lora_nums=1 with blc_weight=0.1. Set blc_weight=0, or lora_nums=2 or more"),
         ({"lora_alpha": "32"}, "lora_alpha='32'"),
-        ({"lora_alpha": math.nan}, "lora_alpha=nan"),
-        ({"lora_dropout": 1.0}, "lora_dropout=1.0"),
+        ({"lora_dropout": 1.5}, "lora_dropout=1.5"),
+        ({"blc_alpha": -0.5}, "blc_alpha=-0.5"),
         ({"rank_pattern": {"up_proj": 0}}, r"rank_pattern\['up_proj'\] must be a whole number of at least 1; got 0"),
         ({"alpha_pattern": {"up_proj": None}}, r"alpha_pattern\['up_proj'\]=None"),
         ({"blc_weight": -0.1}, "blc_weight=-0.1"),
@@ -72,11 +69,9 @@ def test_values_that_mean_the_default() -> None:
     assert LoraMoeConfig(layers_pattern=[], bias="none", rank_pattern=None) == LoraMoeConfig()
 
 
-@pytest.mark.parametrize("reader", [PeftConfig, LoraMoeConfig])
 @pytest.mark.parametrize(
     "config",
     [
-        LoraMoeConfig(),
         LoraMoeConfig(blc_target="paper", blc_importance="sum"),
         LoraMoeConfig(
             r=np.int64(2),
@@ -91,21 +86,20 @@ def test_values_that_mean_the_default() -> None:
         ),
         LoraMoeConfig(target_modules=["up_proj"], layers_to_transform=np.int64(1), layers_pattern=["h"]),
     ],
-    ids=["defaults", "original constraint", "numpy", "one layer"],
+    ids=["original constraint", "numpy", "one layer"],
 )
-def test_save_and_load(config: LoraMoeConfig, reader: Any, tmp_path: Path) -> None:
+def test_save_and_load(config: LoraMoeConfig, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / FILE).read_text())["blc_target"] == config.blc_target
-    assert reader.from_pretrained(tmp_path) == config
+    assert LoraMoeConfig.from_pretrained(tmp_path) == PeftConfig.from_pretrained(tmp_path) == config
 
 
-@pytest.mark.parametrize("reader", [PeftConfig, LoraMoeConfig])
 @pytest.mark.parametrize(("fields", "target"), [({}, "paper"), ({"blc_target": "match"}, "match")])
 def test_a_file_without_the_newer_fields_keeps_what_held_then(
-    fields: dict[str, str], target: str, reader: Any, tmp_path: Path
+    fields: dict[str, str], target: str, tmp_path: Path
 ) -> None:
     (tmp_path / FILE).write_text(json.dumps({"peft_type": "LORAMOE", "lora_nums": 4, **fields}))
-    config = reader.from_pretrained(tmp_path)
+    config = LoraMoeConfig.from_pretrained(tmp_path)
     assert (config.blc_target, config.blc_importance) == (target, "sum")
 
 

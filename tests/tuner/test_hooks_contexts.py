@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from loramoe import balance_loss, collect_aux_loss, last_balance
 from loramoe.tuner.forward_pass import thread_state
+from loramoe.tuner.hooks import _takes_use_cache
 from tests.constrained import batch, llama, without
 
 IDS = torch.arange(12).reshape(3, 4)
@@ -173,6 +175,19 @@ def test_a_row_of_several_samples_needs_no_argument_named_use_cache() -> None:
     packed = {"input_ids": IDS[:1], "labels": IDS[:1], "task_types": TYPES[:2]}
     assert loss_of(model(**packed, position_ids=positions)).isfinite()
     assert last_balance(model).tokens_M.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("open_signature", [False, True])
+def test_use_cache_reaches_a_model_by_its_name_or_by_open_keywords(open_signature: bool) -> None:
+    class Model(nn.Module):
+        config = SimpleNamespace(use_cache=True)
+
+        def forward(self, ids: Tensor) -> None: ...
+
+    class Open(Model):
+        def forward(self, ids: Tensor, **options: Any) -> None: ...
+
+    assert _takes_use_cache(Open() if open_signature else Model()) == open_signature
 
 
 def test_collect_aux_loss() -> None:

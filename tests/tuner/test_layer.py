@@ -36,8 +36,10 @@ def expected(layer: LoraMoeLayer, x: Tensor, name: str = "default") -> Tensor:
     return layer.base_layer(x) + mixture_reference(x, route(x, router), A, B, layer.scaling[name])
 
 
-@pytest.mark.parametrize("base", [nn.Linear(D, F), nn.Linear(D, F, bias=False), Conv1D(F, D)], ids=str)
-@pytest.mark.parametrize("implementation", ["fused", "eager"])
+@pytest.mark.parametrize(
+    ("base", "implementation"),
+    [(nn.Linear(D, F), "fused"), (Conv1D(F, D), "fused"), (nn.Linear(D, F), "eager")],
+)
 def test_equals_the_loop_over_experts(base: nn.Module, implementation: str) -> None:
     layer = make_layer(base).double()
     layer.implementation = implementation
@@ -75,7 +77,7 @@ def test_starting_weights(zero_B: bool) -> None:
     router, A, B = layer.weights("default")
     for weight, fan_in in ((router, 400), (A, 400), *(() if zero_B else ((B, 3 * 2),))):
         bound = 1 / math.sqrt(fan_in)
-        assert 0.8 * bound < weight.abs().max() <= bound
+        assert (0.8 if weight is B else 0.97) * bound < weight.abs().max() <= bound
         assert weight.mean().abs() < 0.3 * bound
     x = torch.randn(3, 400)
     assert bool(B.any()) != zero_B

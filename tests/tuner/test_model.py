@@ -17,8 +17,6 @@ from tests.helpers import layers_of
 
 Maker = Callable[..., Any]
 TYPES = torch.tensor([0, 1])
-HALF = [torch.float16, torch.bfloat16]
-HEADS = [("SEQ_CLS", "score"), ("TOKEN_CLS", "score"), ("QUESTION_ANS", "qa_outputs")]
 
 
 def test_all_linear_gives_every_adapter_the_same_layers(tiny_llama: Maker) -> None:
@@ -56,9 +54,15 @@ def loaded(base: Any, config: LoraMoeConfig, folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
-@pytest.mark.parametrize("make", [created, pytest.param(added, marks=later_peft), from_pretrained, loaded])
+@pytest.mark.parametrize(
+    ("make", "name", "dtype"),
+    [
+        (created, "embed_tokens", torch.float16),
+        pytest.param(added, "lm_head", torch.bfloat16, marks=later_peft),
+        (from_pretrained, "lm_head", torch.bfloat16),
+        (loaded, "embed_tokens", torch.bfloat16),
+    ],
+)
 def test_modules_to_save_are_trained_in_float32(
     make: Maker, name: str, dtype: torch.dtype, tiny_llama: Maker, tmp_path: Path
 ) -> None:
@@ -87,8 +91,8 @@ class Scale(nn.Module):
         return self.linear(x), [x, positions]
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_modules_to_save_that_are_called_by_keyword_and_return_several_tensors(dtype: torch.dtype) -> None:
+def test_modules_to_save_that_are_called_by_keyword_and_return_several_tensors() -> None:
+    dtype = torch.float16
     base = nn.ModuleDict({"lin0": nn.Linear(10, 10), "scale": Scale()}).to(dtype)
     config = LoraMoeConfig(target_modules=["lin0"], modules_to_save=["scale"])
     model = get_peft_model(base, config).get_base_model()
@@ -100,14 +104,11 @@ def test_modules_to_save_that_are_called_by_keyword_and_return_several_tensors(d
     assert positions_again is positions
 
 
-@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize(
     ("task_type", "head"), [("SEQ_CLS", "score"), ("TOKEN_CLS", "score"), ("QUESTION_ANS", "qa_outputs")]
 )
-def test_the_head_of_a_task_is_trained_in_float32(
-    task_type: str, head: str, dtype: torch.dtype, tmp_path: Path
-) -> None:
-    case = TASKS[task_type]
+def test_the_head_of_a_task_is_trained_in_float32(task_type: str, head: str, tmp_path: Path) -> None:
+    case, dtype = TASKS[task_type], torch.bfloat16
     model = get_peft_model(case.base().to(dtype), case.config())
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(case.base().to(dtype), tmp_path, is_trainable=True)
@@ -119,10 +120,10 @@ def test_the_head_of_a_task_is_trained_in_float32(
         assert case.output(each).dtype == dtype
 
 
-@pytest.mark.parametrize("dtype", HALF)
 def test_modules_to_save_for_inference_and_without_autocast_keep_the_dtype(
-    dtype: torch.dtype, tiny_llama: Maker, tmp_path: Path, ids: Tensor
+    tiny_llama: Maker, tmp_path: Path, ids: Tensor
 ) -> None:
+    dtype = torch.bfloat16
     config = LoraMoeConfig(lora_nums=2, modules_to_save=["lm_head", "embed_tokens"])
     model = get_peft_model(tiny_llama().to(dtype), config)
     model.save_pretrained(tmp_path)

@@ -30,7 +30,7 @@ def prompt(ids: Tensor) -> dict[str, Any]:
     return {"input_ids": ids[:, :4] * mask, "attention_mask": mask, "max_new_tokens": 8, "eos_token_id": None}
 
 
-@pytest.mark.parametrize("how", [{}, {"do_sample": True}, {"num_beams": 3}, {"num_beams": 2, "do_sample": True}])
+@pytest.mark.parametrize("how", [{}, {"num_beams": 2, "do_sample": True}])
 def test_generation_with_and_without_cache(
     how: dict[str, Any], adapted: Maker, tiny_llama: Maker, prompt: dict[str, Any]
 ) -> None:

@@ -16,9 +16,8 @@ from loramoe.training.model import BY_SAMPLE, enable_varlen_attention
 from tests.constrained import adapted
 from tests.tuner.test_architectures import ARCHITECTURES
 
-ATTENTION = ("eager", "sdpa", BY_SAMPLE)
 # transformers makes no mask of packed samples for opt; `attention_by_sample` does without (see test_packing.py).
-CASES = [(name, attention) for name in ARCHITECTURES for attention in ATTENTION if name != "opt"] + [("opt", BY_SAMPLE)]
+CASES = [("llama", "eager"), ("llama", "sdpa"), ("gemma3_text", "sdpa"), *((name, BY_SAMPLE) for name in ARCHITECTURES)]
 LENGTHS = (7, 2, 9, 4)
 
 
@@ -65,21 +64,9 @@ def test_loss_gradients_constraint_and_shares(architecture: str, attention: str)
     assert_same(packed, padded, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("architecture", "attention"), CASES)
-def test_no_sample_sees_another(architecture: str, attention: str) -> None:
-    model, rows = model_of(architecture, attention).eval(), samples()
-    others = samples(seed=1)
-    for changed in range(len(LENGTHS)):
-        mixed = [*rows[:changed], others[changed], *rows[changed + 1 :]]
-        before, after = (model(**PackedCollator()(batch)).logits[0].split(LENGTHS) for batch in (rows, mixed))
-        for m in range(len(LENGTHS)):
-            assert torch.equal(before[m], after[m]) == (m != changed)
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_several_packed_rows(attention: str) -> None:
+def test_several_packed_rows() -> None:
     """Two rows of two samples each, as other collators make them."""
-    model, rows = model_of("llama", attention), samples((7, 2, 4, 5))
+    model, rows = model_of("llama", "sdpa"), samples((7, 2, 4, 5))
     one = PackedCollator()(rows)
     two = {name: one[name].view(2, 9) for name in ("input_ids", "position_ids", "labels")}
     assert_same(step(model, {**two, "task_types": one["task_types"]}), step(model, one), rtol=1e-5, atol=1e-7)

@@ -63,8 +63,7 @@ def as_0_1(folder: Path, **config: Any) -> dict[str, Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("blc_target", ["paper", "match"])
-@pytest.mark.parametrize("by_transformers", [False, True])
+@pytest.mark.parametrize(("blc_target", "by_transformers"), [("paper", False), ("match", True)])
 def test_an_adapter_of_version_0_1(
     blc_target: str, by_transformers: bool, adapted: Maker, tiny_llama: Maker, saved: Path, ids: Tensor
 ) -> None:
@@ -105,15 +104,12 @@ def misfit(
 B = "model.layers.1.mlp.up_proj.loramoe_experts.B"
 VOCABULARY = r"has the shape \[70, 32\] in the adapter, and \[64, 32\] in this model"
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    "other features": ({"hidden_size": 64}, r"loramoe_experts.B has the shape \[64, 6\] .* \[32, 6\]"),
     "other rank": ({"edits": {"r": 4}}, r"loramoe_experts.A has the shape \[6, 48\] .* \[12, 48\]"),
-    "other experts": ({"edits": {"lora_nums": 8}}, r"loramoe_experts.A has the shape \[6, 48\] .* \[16, 48\]"),
     "fewer layers": ({"num_hidden_layers": 1}, r"holds no model.layers.1.mlp.\w+.* and 8 more"),
     "more layers": ({"num_hidden_layers": 3}, r"holds model.layers.2.mlp.\w+.* and 8 more"),
     "missing part": ({"tensors": {B: None}}, f"holds no {B}, which this model needs"),
     "unknown name": ({"tensors": {"a.foo": torch.ones(1)}}, "holds a.foo, which this model does not have"),
     "other vocabulary": ({"vocab_size": 70, "whole": True}, VOCABULARY),
-    "other head": ({"vocab_size": 70, "head": True}, f"lm_head.weight {VOCABULARY}"),
     "missing head": ({"head": True, "tensors": {"lm_head.weight": None}}, "holds no lm_head.weight, which this model"),
 }
 
@@ -123,9 +119,11 @@ def test_a_file_that_does_not_fit_changes_no_weight(kind: str, tmp_path: Path) -
     options, message = MISFITS[kind]
     misfit(tmp_path, **options)
     model = get_peft_model(llama(), LoraMoeConfig.from_pretrained(tmp_path))
+    model.peft_config["default"].base_model_name_or_path = "some/base"
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message) as caught:
         set_peft_model_state_dict(model, load_file(tmp_path / SAFE))
+    assert "some/base" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -149,7 +147,7 @@ def as_second(base: Any, folder: Path, **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", ["other rank", "missing part", "unknown name", "other vocabulary"])
+@pytest.mark.parametrize("kind", ["other rank", "missing part"])
 @pytest.mark.parametrize("load", [from_pretrained, low_memory, by_transformers, as_second])
 def test_every_entry_point_checks(load: Callable[..., Any], kind: str, tmp_path: Path) -> None:
     options, message = MISFITS[kind]

@@ -26,7 +26,7 @@ CHECKPOINTING = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs"
 
 
 @pytest.mark.parametrize(
-    ("accumulation", "options"), [(1, {}), (4, {}), (2, CHECKPOINTING), (1, {"label_smoothing_factor": 0.1})]
+    ("accumulation", "options"), [(4, {}), (2, CHECKPOINTING), (1, {"label_smoothing_factor": 0.1})]
 )
 def test_trainer(accumulation: int, options: dict[str, Any], tmp_path: Path) -> None:
     model, rows = make_model(), make_rows()
@@ -42,20 +42,17 @@ def own_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> An
     return summed / num_items_in_batch + loramoe.balance_loss(outputs, labels, num_items_in_batch)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_trainer_with_a_loss_of_one_s_own(accumulation: int, tmp_path: Path) -> None:
+def test_trainer_with_a_loss_of_one_s_own(tmp_path: Path) -> None:
     model, rows = make_model(), make_rows()
-    expected = plain_loop(model, rows, 2, accumulation)
-    args = TrainingArguments(**settings(tmp_path, gradient_accumulation_steps=accumulation))
+    expected = plain_loop(model, rows, 2, 4)
+    args = TrainingArguments(**settings(tmp_path, gradient_accumulation_steps=4))
     data = {"train_dataset": Dataset.from_list(rows), "data_collator": SftCollator(0)}
     trainer = OrderedTrainer(model, args, compute_loss_func=own_loss, eval_dataset=data["train_dataset"], **data)
     assert_same_run(trainer, expected)
     assert "eval_loss" in trainer.evaluate()
 
 
-@pytest.mark.parametrize(
-    "head", ["LlamaForCausalLM", "LlamaForSequenceClassification", "BertForMaskedLM", "GPT2LMHeadModel", "LlamaModel"]
-)
+@pytest.mark.parametrize("head", ["LlamaForCausalLM", "LlamaForSequenceClassification", "BertForMaskedLM"])
 def test_labels_are_counted_as_the_trainer_does(head: str, tmp_path: Path) -> None:
     kind = getattr(transformers, head)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
