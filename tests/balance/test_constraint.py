@@ -19,6 +19,7 @@ from loramoe.balance.constraint import (
     rows_as_samples,
     squared_cv,
 )
+from loramoe.ops import route
 
 
 def draw_gates(*shape: int, seed: int = 0) -> Tensor:
@@ -82,6 +83,16 @@ def test_a_batch_of_padding_alone_is_zero_with_finite_gradients() -> None:
 
 def test_a_single_expert_has_no_constraint() -> None:
     assert localized_balance(torch.rand(3, 2, 1), torch.ones(2, 1)).tolist() == [0, 0, 0]
+
+
+def test_gradients_pass_gradcheck() -> None:
+    I_ME, samples = (
+        coefficient(torch.tensor([0, 1]), [1, 0, 0], 0.2).double(),
+        rows_as_samples(torch.tensor([[1, 1, 0], [1, 1, 1]])),
+    )
+    x = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    router = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: localized_balance(samples.importance(route(x, w)), I_ME), (router,))
 
 
 @given(a=st.floats(0, 0.9), seed=st.integers(0, 5))

@@ -34,6 +34,16 @@ def test_equals_the_loop_for_any_size(tokens: int, D: int, F: int, R: int, E: in
     assert_equals_reference(fused(*given), given)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_gradients_pass_gradcheck(p: float) -> None:
+    def with_the_same_dropout(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        return fused(*tensors, base, p)
+
+    *given, base = operands((2, 3))
+    assert torch.autograd.gradcheck(with_the_same_dropout, given)
+
+
 def test_checkpointing_reproduces_the_dropout() -> None:
     given = operands()
     torch.manual_seed(3)
