@@ -20,14 +20,13 @@ from benchmarks.sides import OURS, LlamaShape, Mixture, model_side, trained
 SIZES = {  # model, rows, tokens of a row, dtype
     "quick": (LlamaShape(2, 32, 48, 2, 64, 32), 2, 8, "float32"),
     "cpu": (LlamaShape(8, 512, 1376, 8, 4096, 256), 4, 256, "float32"),
+    "cpu_compiled": (LlamaShape(2, 512, 1376, 8, 4096, 256), 4, 256, "float32"),  # eight layers compile for minutes
+    "cpu_bfloat16": (LlamaShape(2, 256, 688, 4, 1024, 128), 2, 128, "bfloat16"),  # small: many CPUs emulate it
     "cuda": (LlamaShape(16, 4096, 11008, 32, 32000, 4096), 4, 4096, "bfloat16"),  # half of Llama-2-7B
+    "cuda_compiled": (LlamaShape(16, 4096, 11008, 32, 32000, 4096), 4, 4096, "bfloat16"),
 }
-SETTINGS = (  # dropout, compiled, sides; the slow sides run once
-    (0.05, False, ("base", "lora", "naive", *OURS)),
-    (0.0, False, ("base", "lora", *OURS)),
-    (0.05, True, ("lora", "fused")),
-    (0.0, True, ("lora", "fused")),
-)
+SETTINGS = (("base", "lora", "naive", *OURS), 0.05), (("base", "lora", *OURS), 0.0)  # the slow sides run once
+COMPILED = ("lora", "fused")
 
 
 def training_step(model: Any, batches: list[dict[str, Any]]) -> Callable[[], None]:
@@ -72,19 +71,23 @@ def measure(size: str, dropout: float, compiled: bool, sides: tuple[str, ...], d
     models = {name: model_side(name, base, Mixture(dropout=dropout)) for name in sides}
     built = {name: build(name, model, ids, compiled, dropout) for name, model in models.items()}
     steps = {name: step for name, step in built.items() if step is not None}
-    pairs = 2 if size == "quick" else 9
+    pairs = 2 if size == "quick" else 15
     setting = {"shape": asdict(shape), "rows": rows, "length": length, "dtype": dtype}
     return setting | {
         "dropout": dropout,
         "compiled": compiled,
         "out_of_memory": [name for name in sides if name not in steps],
         "peak_bytes": {name: peak_bytes(step, device) for name, step in steps.items()},
-        "seconds": paired(steps, pairs, warmup=1, name=f"training step, dropout {dropout}"),
+        "seconds": paired(steps, pairs, warmup=1, name=f"training step, {dtype}, dropout {dropout}"),
     }
 
 
 def run(device: torch.device, quick: bool) -> dict[str, Any]:
     """Measure all settings; a quick run compiles nothing."""
     size = "quick" if quick else device.type
-    todo = [setting for setting in SETTINGS if not (quick and setting[1])]
-    return {"mixture": asdict(Mixture()), "settings": [measure(size, *setting, device) for setting in todo]}
+    todo = [(size, dropout, False, sides) for sides, dropout in SETTINGS]
+    if not quick:
+        todo += [(f"{size}_compiled", dropout, True, COMPILED) for _, dropout in SETTINGS]
+    if size == "cpu":
+        todo += [("cpu_bfloat16", dropout, False, sides) for sides, dropout in SETTINGS]
+    return {"mixture": asdict(Mixture()), "settings": [measure(*setting, device) for setting in todo]}

@@ -27,7 +27,7 @@ ROOMS = (
 HEART = ("__init__", "registration", "tuner", "compat", "balance", "ops", "overlays")
 FILE_LINES, FUNCTION_LINES, PACKAGE_FILES = 300, 60, 9
 # What the parts may have today. A change may lower these numbers; the library is to have 7,000 lines.
-MOST_LINES = {"heart": 2_500, "library": 10_600, "tests": 15_700, "experiments": 1_800, "benchmarks": 1_000}
+MOST_LINES = {"heart": 2_500, "library": 9_400, "tests": 14_700, "experiments": 1_800, "benchmarks": 1_000}
 
 
 def modules() -> dict[str, ast.Module]:
