@@ -40,7 +40,7 @@ def draw(scales: Mapping[str, tuple[Plan, Sequence[Mapping[str, Any]]]], titles:
         inset.set_xlabel("KL to the base model", fontsize=7, labelpad=1)
         inset.tick_params(labelsize=6)
     figure.legend(
-        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=5, fontsize=8, frameon=False
+        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=8, frameon=False
     )
     figure.savefig(file, dpi=140, metadata={"Software": None})
     plt.close(figure)
