@@ -34,6 +34,11 @@ COLUMNS: Final = {
     "seeds": ("seeds", "{:.0f}"),
 }
 
+VARIANTS: Final = (  # of LoRAMoE, with the names that README.md and README_zh.md give them
+    ("equal_gates", "the same experts with equal, frozen gates", "门控相等且冻结的同样专家"),
+    ("no_constraint", "LoRAMoE without the constraint", "没有约束的 LoRAMoE"),
+)
+
 
 def blocks(results: Mapping[str, Results]) -> dict[tuple[str, str], str]:
     """Write the generated parts of the pages.
@@ -172,21 +177,18 @@ def _table(name: str, results: Results) -> str:
 
 
 def _summary(results: Mapping[str, Results]) -> list[str]:
-    routing = contrast(PLANS["tiny"], results["tiny"], "loramoe", "equal_gates")
-    if routing is None:
-        return []
-    return [_compared("LoRAMoE", "the same experts with equal, frozen gates", routing)]
+    known = ((contrast(PLANS["tiny"], results["tiny"], "loramoe", name), label) for name, label, _ in VARIANTS)
+    return [_compared("LoRAMoE", label, difference) for difference, label in known if difference]
 
 
 def _chinese(primary: Mapping[str, Interval | None], results: Mapping[str, Results]) -> list[str]:
-    routing = contrast(PLANS["tiny"], results["tiny"], "loramoe", "equal_gates")
-    where = (("在虚构世界上", primary["tiny"], "LoRA"), ("在真实文本上", primary["real"], "LoRA"))
+    compared = [("在虚构世界上", primary["tiny"], "LoRA"), ("在真实文本上", primary["real"], "LoRA")]
+    for name, _, label in VARIANTS:
+        if difference := contrast(PLANS["tiny"], results["tiny"], "loramoe", name):
+            compared.append(("在虚构世界上", difference, label))
     return [
         f"{place}，{_chinese_compared(reference, difference)}" if difference else f"{place}的比较尚未运行。"
-        for place, difference, reference in (
-            *where,
-            *([("在虚构世界上", routing, "门控相等且冻结的同样专家")] if routing else []),
-        )
+        for place, difference, reference in compared
     ]
 
 

@@ -32,8 +32,8 @@ def test_the_prompt_is_that_of_the_training(adapter: Path, capsys: pytest.Captur
     turns = conversation("w1 w2", "w4", "")[:1]
     texts = {name: answer(model, tokenizer, get_template(name, tokenizer), turns, 5) for name in ("chat", "release")}
     assert texts["chat"] != texts["release"]
-    for wish, name in (([], "chat"), (["--template", "release"], "release")):
-        main(["--adapter", str(adapter), "--prompt", "w1 w2", "--input", "w4", "--max_new_tokens", "5", *wish])
+    for wanted, name in (([], "chat"), (["--template", "release"], "release")):
+        main(["--adapter", str(adapter), "--prompt", "w1 w2", "--input", "w4", "--max_new_tokens", "5", *wanted])
         assert capsys.readouterr().out.strip() == texts[name]
 
 

@@ -45,7 +45,7 @@ def write_report(
         config: The adapter's configuration.
         type_names: Names of the task types; one without a name is called `type2`.
         folder: Folder to write.
-        observed: Names of `adapter`, `base_model` and `data`; without paths a report can be published as it is.
+        observed: Names of `adapter`, `base_model` and `data`; without paths a report can be published unchanged.
 
     Returns:
         The sentence that concludes.

@@ -123,9 +123,9 @@ def test_another_number_of_processes_goes_on_with_the_same_product_without_deeps
 )
 def test_a_checkpoint_without_the_optimizers_state_is_refused(file: str, deepspeed: str | None, tmp_path: Path):
     folder = make(tmp_path, 10, file=file)
-    for wish in (None, "true", str(folder)):
+    for wanted in (None, "true", str(folder)):
         with pytest.raises(FileExistsError, match="the state of the optimizer: another engine"):
-            resume_point(tmp_path, wish, False, {"deepspeed": deepspeed})
+            resume_point(tmp_path, wanted, False, {"deepspeed": deepspeed})
 
 
 def test_a_finished_run_is_not_overwritten_unasked(tmp_path: Path):
@@ -148,9 +148,9 @@ def test_a_named_folder_must_be_complete(tmp_path: Path):
 
 def test_checkpoints_of_two_runs_never_stand_together(tmp_path: Path):
     first, second = make(tmp_path, 10), make(tmp_path, 20)
-    for wish in ("false", str(first), str(make(tmp_path / "elsewhere", 5))):
+    for wanted in ("false", str(first), str(make(tmp_path / "elsewhere", 5))):
         with pytest.raises(FileExistsError, match=r"holds checkpoint-20: .*--overwrite_output_dir true"):
-            resume_point(tmp_path, wish, False, {})
+            resume_point(tmp_path, wanted, False, {})
     assert resume_point(tmp_path, "false", True, {}) is None
     assert resume_point(tmp_path, str(first), True, {}) == first
     assert resume_point(tmp_path, str(second), False, {}) == second

@@ -126,8 +126,8 @@ CPU = torch.device("cpu")
 def model_of(architecture: str, attention: str | None = None, **changes: Any) -> Any:
     torch.manual_seed(0)
     sizes = ARCHITECTURES.get(architecture, (LLAMA,))[0] | changes
-    wish = {} if attention is None else {"attn_implementation": attention}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes), **wish)
+    wanted = {} if attention is None else {"attn_implementation": attention}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **sizes), **wanted)
 
 
 @pytest.mark.parametrize(("masked", "window"), [(True, 2), (False, 9)])
